@@ -1,0 +1,69 @@
+"""The scaling study: sweeps -> table -> figures. One job measures one variant at one p, along n."""
+
+from benchmarks import config as configuration
+from benchmarks import figures, study
+
+configfile: "config.yaml"
+
+STUDY = study.load(config)
+STUDY.withdraw_stamps()
+SWEEPS = [STUDY.stamp(variant, p) for variant, p in STUDY.sweeps()]
+OVERRIDES = configuration.overrides(config)
+
+
+rule all:
+    input:
+        SWEEPS,
+        STUDY.root / "summary.csv",
+        figures.paths(STUDY),
+
+
+rule sweep:
+    output:
+        touch(STUDY.stamp("{variant}", "{p}")),
+    log:
+        STUDY.root / "logs" / "{variant}" / "p{p}.log",
+    wildcard_constraints:
+        variant="[^/]+",
+        p=r"\d+",
+    params:
+        overrides=OVERRIDES,
+    conda:
+        "environment.yaml"
+    # Every core, so that no other job of the workflow runs beside a timed cell.
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    shell:
+        "python -m benchmarks sweep {params.overrides} --variant {wildcards.variant} --p {wildcards.p} | tee -i {log}"
+
+
+rule table:
+    input:
+        SWEEPS,
+    output:
+        STUDY.root / "summary.csv",
+        STUDY.root / "summary.parquet",
+    log:
+        STUDY.root / "logs" / "table.log",
+    params:
+        overrides=OVERRIDES,
+    conda:
+        "environment.yaml"
+    shell:
+        "python -m benchmarks table {params.overrides} | tee -i {log}"
+
+
+rule figures:
+    input:
+        STUDY.root / "summary.parquet",
+    output:
+        report(figures.paths(STUDY), category="Figures"),
+    log:
+        STUDY.root / "logs" / "figures.log",
+    params:
+        overrides=OVERRIDES,
+    conda:
+        "environment.yaml"
+    shell:
+        "python -m benchmarks figures {params.overrides} | tee -i {log}"

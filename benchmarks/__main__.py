@@ -1,0 +1,104 @@
+"""The command line: python -m benchmarks {check,plan,sweep,table,figures}; every step of the workflow without it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import config as configuration
+from benchmarks import machine
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 1 (cannot write), 2 (bad input) or 130 (interrupted)."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = configuration.read(options.config, options.set)
+        _set_threads(config.get("cpu_threads", "auto"))
+        from benchmarks import study  # imports PyTorch, which reads the number of threads
+
+        options.run(study.load(config), options)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: every finished cell is on disk", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _check(study, options) -> None:  # noqa: ANN001
+    print(f"{options.config} is valid; it asks for the study {study.name!r} on {study.device}")
+
+
+def _plan(study, options) -> None:  # noqa: ANN001
+    from benchmarks import plan
+
+    print(plan.describe(study))
+
+
+def _sweep(study, options) -> None:  # noqa: ANN001
+    from benchmarks import progress
+
+    deadline = None if options.budget_s is None else time.monotonic() + options.budget_s
+    progress.run_sweeps(study, options.variant, options.p, options.n, deadline)
+
+
+def _table(study, options) -> None:  # noqa: ANN001
+    from benchmarks import table
+
+    print(table.count_statuses(table.write_summary(study.root)))
+
+
+def _figures(study, options) -> None:  # noqa: ANN001
+    from benchmarks import figures
+
+    for path in figures.draw_all(study):
+        print(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, default=configuration.DEFAULT_CONFIG, help="default: %(default)s")
+    shared.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a top-level key, e.g. study=survey"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, text in (
+        ("check", _check, "check the configuration"),
+        ("plan", _plan, "what would run, what is known, about how long it takes"),
+        ("sweep", _sweep, "measure the cells that are not known (all sweeps of the study, or some)"),
+        ("table", _table, "write summary.csv and summary.parquet, count the statuses"),
+        ("figures", _figures, "draw the figures from the table"),
+    ):
+        command = commands.add_parser(name, help=text, description=text, parents=[shared])
+        command.set_defaults(run=run)
+        if name == "sweep":
+            command.add_argument("--variant", nargs="+", help="default: all of the study")
+            command.add_argument("--p", nargs="+", type=int, help="default: all of the study")
+            command.add_argument("--n", nargs="+", type=int, help="default: all of the study")
+            command.add_argument("--budget-s", type=float, help="start or continue no cell after so many seconds")
+    return parser
+
+
+def _set_threads(threads: int | str) -> None:
+    """For OpenMP, which reads it when it is loaded; Snakemake exports 1 for it under --cores 1."""
+    number = machine.available_threads() if threads == "auto" else threads
+    os.environ.update(OMP_NUM_THREADS=str(number), MKL_NUM_THREADS=str(number), OPENBLAS_NUM_THREADS=str(number))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(main())

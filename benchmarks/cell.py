@@ -1,0 +1,147 @@
+"""The measurement itself: make the data, prepare, warm up, time epochs, probe memory. Runs in a child of the guard."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import mmdma_core
+from benchmarks import memory
+from mmdma_core import LossTerms, MissingDependency, Settings, Unsupported
+
+EARLY_EPOCHS = 3  # every measured cell does that many: a warm-up and at least MIN_TIMED
+MIN_TIMED = 2
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is asked of one measurement.
+
+    variant, n, p  one point of the grid
+    source         digest of the variant's source, see benchmarks.sources
+    absent         modules that the variant requires and that cannot be imported here
+    shape, seed    of mmdma_core.simulate; the same seed draws the starting values
+    data_mode      its `noise`: 'exact' or 'fast'
+    epochs         epochs of a full run
+    budget_s       timed epochs stop after this many seconds, though never before MIN_TIMED of them
+    timeout_s      seconds after which the whole cell is ended
+    device         'cpu' or 'cuda'
+    threads        CPU threads of the measuring process
+    host_gib       host memory the cell may add; None: 80 % of what is free
+    gpu_gib        device memory the cell may take, which emulates a smaller card; None: all of it
+    """
+
+    variant: str
+    n: int
+    p: int
+    source: str
+    absent: tuple[str, ...]
+    settings: Settings
+    shape: str
+    seed: int
+    data_mode: str
+    epochs: int
+    budget_s: float
+    timeout_s: float
+    device: str
+    threads: int
+    host_gib: float | None
+    gpu_gib: float | None
+
+    @property
+    def key(self) -> str:
+        """Digest of all of the above: the same question has the same key."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measure(cell: Cell, report: Report) -> None:
+    """Measure the cell and report the fields of its record as they become known; `status` comes last.
+
+    What the variant raises passes through, except that it lacks something or cannot treat the problem.
+    """
+    torch.set_num_threads(cell.threads)
+    _limit_memory(cell)
+    try:
+        _measure(cell, report)
+    except MissingDependency as error:
+        report({"status": "missing_dependency", "detail": str(error)})
+    except Unsupported as error:
+        report({"status": "unsupported", "detail": str(error)})
+
+
+def _measure(cell: Cell, report: Report) -> None:
+    device = torch.device(cell.device)
+    missing = mmdma_core.variant(cell.variant).missing(device)
+    if missing:
+        raise MissingDependency(missing)
+    before = memory.host_bytes()
+    report({"stage": "data", "host_before": before})
+    views, data_s = _timed(
+        device, mmdma_core.simulate, cell.shape, cell.n, cell.p, cell.seed, noise=cell.data_mode, device=device
+    )
+    _reset_peaks(device)
+    report({"data_s": data_s, "stage": "prepare"})
+    run, prepare_s = _timed(device, mmdma_core.start, cell.variant, views.x, views.y, cell.settings, device, cell.seed)
+    del views  # what the variant needs of the data, it holds
+    report({"prepare_s": prepare_s, "stage": "warm-up"})
+    report({"warmup_s": _timed(device, run.step)[1], "stage": "epochs"})
+    report(_timed_epochs(cell, run, device))
+    report({"peak_host_bytes": max(0, memory.host_peak_bytes() - before)})
+    if device.type == "cuda":
+        report({"peak_torch_bytes": torch.cuda.max_memory_allocated()})
+    report({"status": "ok"})
+
+
+def _timed(device: torch.device, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> tuple[Any, float]:
+    """What the work returns and the wall seconds it took, with the device's queue empty before and after."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    begin = time.perf_counter()
+    result = work(*arguments, **options)
+    wait()
+    return result, time.perf_counter() - begin
+
+
+def _timed_epochs(cell: Cell, run: mmdma_core.Run, device: torch.device) -> dict[str, Any]:
+    seconds: list[float] = []
+    losses = {}
+    while len(seconds) < cell.epochs and (len(seconds) < MIN_TIMED or math.fsum(seconds) < cell.budget_s):
+        seconds.append(round(_timed(device, run.step)[1], 9))
+        if run.epoch == EARLY_EPOCHS:
+            losses["early"] = _loss(run)
+    losses["final"] = losses["early"] if run.epoch == EARLY_EPOCHS else _loss(run)
+    return {"epoch_s": seconds, "losses": losses}
+
+
+def _loss(run: mmdma_core.Run) -> dict[str, float]:
+    """The terms at this epoch. A loss that is no number is an error of the variant, not a result."""
+    terms: LossTerms = run.loss()
+    if not math.isfinite(terms.total):
+        raise FloatingPointError(f"the loss is {terms.total} after {run.epoch} epochs: {terms}")
+    return {"epoch": run.epoch, **terms._asdict()}
+
+
+def _limit_memory(cell: Cell) -> None:
+    if cell.device == "cuda":
+        if cell.gpu_gib is not None:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, cell.gpu_gib * memory.GIB / total))
+    else:
+        memory.limit_host_memory(int(cell.host_gib * memory.GIB))
+
+
+def _reset_peaks(device: torch.device) -> None:
+    memory.reset_host_peak()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

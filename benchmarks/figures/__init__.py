@@ -1,0 +1,76 @@
+"""The figures of a study, drawn from its table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from benchmarks.study import Study
+
+NAMES = ("figure_1a", "fastest_of_all", "figure_1b", "figure_a1", "memory")
+PUBLISHED = Path(__file__).parents[2] / "results" / "published-v100" / "runtimes.csv"
+
+
+def paths(study: Study) -> list[Path]:
+    """The files that draw_all writes."""
+    return [study.root / "figures" / f"{name}.{suffix}" for name in NAMES for suffix in ("png", "svg")]
+
+
+def draw_all(study: Study) -> list[Path]:
+    """Draw every figure of the study. Raises ValueError if its table is missing or has no cell of the study."""
+    from benchmarks.figures.style import save
+    from benchmarks.table import read_summary
+
+    table = read_summary(study.root)
+    table = table[table["variant"].isin(study.variants) & table["n"].isin(study.n) & table["p"].isin(study.p)]
+    if table.empty:
+        raise ValueError(f"{study.root} holds no cell of the study {study.name!r}")
+    for name, figure in zip(NAMES, _figures(study, table), strict=True):
+        save(figure, study.root / "figures", name)
+    return paths(study)
+
+
+def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
+    import mmdma_core
+    from benchmarks.figures import curves, heatmap
+    from benchmarks.figures.style import PAPER_VARIANTS
+
+    where = _where(study, table)
+    exact = [variant for variant in study.variants if mmdma_core.variant(variant).exact]
+    paper = [variant for variant in study.variants if variant in PAPER_VARIANTS]
+    yield heatmap.draw(table, study.n, study.p, paper, f"Fastest of the paper's variants, {where}")
+    yield heatmap.draw(table, study.n, study.p, exact, f"Fastest of all exact variants, {where}")
+    runtime = ("runtime_s", f"seconds for {study.epochs} epochs", study.n)
+    few = [p for p in study.p if p in study.figure_1b_p] or list(study.p)
+    yield curves.draw(table, *runtime, few, study.variants, f"Runtime, {where}")
+    behind = _published(study) if study.published else None
+    yield curves.draw(table, *runtime, study.p, study.variants, f"Runtime, {where}", behind)
+    held = table["peak_device_bytes"] if study.device == "cuda" else table["peak_host_bytes"]
+    memory = table.assign(memory_gib=held / 2**30)
+    cap = study.gpu_gib if study.device == "cuda" else study.host_gib
+    limit = (cap, f"limit of the study, {cap:g} GiB") if cap else None
+    kind = "device" if study.device == "cuda" else "host"
+    yield curves.draw(
+        memory, "memory_gib", f"peak {kind} memory, GiB", study.n, few, study.variants, f"Memory, {where}", limit=limit
+    )
+
+
+def _where(study: Study, table: pd.DataFrame) -> str:
+    machine = table["gpu"].dropna().iloc[0] if study.device == "cuda" else table["cpu"].iloc[0]
+    threads = "" if study.device == "cuda" else f", {study.threads} threads"
+    return f"{machine}{threads}"
+
+
+def _published(study: Study) -> pd.DataFrame | None:
+    """The published runtimes within the study's grid; None if they have nothing there."""
+    import pandas as pd
+
+    published = pd.read_csv(PUBLISHED)
+    within = published["n"].between(study.n[0], study.n[-1]) & published["p"].isin(study.p)
+    within &= published["variant"].isin(study.variants)
+    return published[within] if within.any() else None

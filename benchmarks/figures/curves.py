@@ -1,0 +1,109 @@
+"""Runtime and memory against n, one panel for each p: Figure 1B, Figure A1, and the memory figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from benchmarks.figures.style import count, legend_line, log_axis, style
+
+_ENDS = {"oom": ("x", "out of memory"), "timeout": ("|", "out of time"), "budget": ("|", "out of time")}
+
+
+def draw(
+    table: pd.DataFrame,
+    column: str,
+    label: str,
+    ns: Sequence[int],
+    ps: Sequence[int],
+    variants: Sequence[str],
+    title: str,
+    behind: pd.DataFrame | None = None,
+    limit: tuple[float, str] | None = None,
+) -> Figure:
+    """`column` against n on log axes. Hollow points were extrapolated; where a line ends, the reason is marked.
+
+    behind  another table (variant, p, n, column) drawn faint
+    limit   (value, its name) of a horizontal line
+    """
+    across = min(len(ps), 4)
+    down = math.ceil(len(ps) / across)
+    figure = Figure(figsize=(1.2 + 2.5 * across, 1.2 + 2.2 * down))
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(ps) :]:
+        axes.set_visible(False)
+    for axes, p in zip(grid.flat, ps, strict=False):
+        if behind is not None:
+            _faint(axes, behind[behind["p"] == p], column)
+        for variant in variants:
+            _line(axes, table[(table["variant"] == variant) & (table["p"] == p)], variant, column)
+        if limit:
+            axes.axhline(limit[0], color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set_title(f"p = {count(p)}")
+        axes.grid(True, color="0.92", linewidth=0.6)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        log_axis(axes, "x", ns)
+        axes.margins(y=0.12)
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("number of cells n", fontsize=9)
+    figure.supylabel(label, fontsize=9)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=10)
+    figure.tight_layout(rect=(0, 0, 1, 1))
+    _legend(figure, table, variants, behind, limit)
+    return figure
+
+
+def _line(axes: Axes, rows: pd.DataFrame, variant: str, column: str) -> None:
+    look = style(variant)
+    ok = rows[(rows["status"] == "ok") & rows[column].notna()].sort_values("n")
+    if ok.empty:
+        return
+    axes.plot(ok["n"], ok[column], color=look.color, linestyle=look.dash, linewidth=1.3)
+    for extrapolated, fill in ((False, look.color), (True, "white")):
+        part = ok[ok["extrapolated"] == extrapolated]
+        axes.plot(
+            part["n"], part[column], look.marker, color=look.color, markerfacecolor=fill, markersize=4, linestyle="none"
+        )
+    last = ok.iloc[-1]
+    beyond = rows[rows["n"] > last["n"]].sort_values("n")
+    if not beyond.empty and beyond.iloc[0]["outcome"] in _ENDS:
+        marker, _ = _ENDS[beyond.iloc[0]["outcome"]]
+        axes.plot(
+            [last["n"]], [last[column]], marker, color=look.color, markersize=11, markeredgewidth=1.6, linestyle="none"
+        )
+
+
+def _faint(axes: Axes, rows: pd.DataFrame, column: str) -> None:
+    for variant, points in rows.sort_values("n").groupby("variant"):
+        axes.plot(points["n"], points[column], color=style(variant).color, linewidth=2.5, alpha=0.25)
+
+
+def _legend(
+    figure: Figure,
+    table: pd.DataFrame,
+    variants: Sequence[str],
+    behind: pd.DataFrame | None,
+    limit: tuple[float, str] | None,
+) -> None:
+    def key(marker: str, text: str, **more: object) -> Line2D:
+        return Line2D([], [], color="0.3", marker=marker, linestyle="none", label=text, **more)
+
+    handles = [legend_line(variant) for variant in variants]
+    if table["extrapolated"].fillna(False).astype(bool).any():
+        handles.append(key("o", "extrapolated from fewer epochs", markerfacecolor="white"))
+    seen = {_ENDS[outcome] for outcome in table["outcome"].unique() if outcome in _ENDS}
+    handles += [key(marker, f"line ends: {text}", markersize=9, markeredgewidth=1.6) for marker, text in sorted(seen)]
+    if behind is not None:
+        handles.append(Line2D([], [], color="0.3", linewidth=2.5, alpha=0.25, label="published, one V100 (16 GB)"))
+    if limit:
+        handles.append(Line2D([], [], color="0.4", linewidth=0.8, linestyle=(0, (4, 3)), label=limit[1]))
+    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))

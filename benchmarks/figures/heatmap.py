@@ -1,0 +1,87 @@
+"""Figure 1A: the fastest variant over n and p. A second map takes every exact variant of the study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from benchmarks.figures.style import log_axis, style
+
+_NOTHING_FITS = {"facecolor": "white", "edgecolor": "0.35", "hatch": "////", "linewidth": 0}
+_TOO_SLOW = {"facecolor": "0.82", "edgecolor": "none"}
+_UNTESTED = {"facecolor": "none", "edgecolor": "0.8", "linestyle": ":", "linewidth": 0.6}
+
+
+def draw(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], variants: Sequence[str], title: str) -> Figure:
+    """The map: colour = the variant with the lowest runtime_s among `variants`.
+
+    Hatched: every variant ran out of memory there. Grey: none came to an end, and time was a reason. Dotted: no
+    variant was tried.
+    """
+    figure = Figure(figsize=(6.4, 3.6))
+    axes = figure.add_subplot()
+    edges_n, edges_p = _edges(ns), _edges(ps)
+    cells = {point: group for point, group in table[table["variant"].isin(variants)].groupby(["n", "p"])}
+    used: set[str] = set()
+    for i, n in enumerate(ns):
+        for j, p in enumerate(ps):
+            what = winner(cells.get((n, p)), len(variants))
+            used.add(what)
+            corner = (edges_n[i], edges_p[j])
+            size = (edges_n[i + 1] - edges_n[i], edges_p[j + 1] - edges_p[j])
+            axes.add_patch(Rectangle(corner, *size, **_look(what)))
+    axes.set_xlim(edges_n[0], edges_n[-1])
+    axes.set_ylim(edges_p[0], edges_p[-1])
+    log_axis(axes, "x", ns)
+    log_axis(axes, "y", ps)
+    axes.set_xlabel("number of cells n")
+    axes.set_ylabel("number of features p")
+    axes.set_title(title, loc="left")
+    _legend(axes, [*(v for v in variants if v in used), *(s for s in _SPECIAL if s in used)])
+    return figure
+
+
+def winner(cell: pd.DataFrame | None, expected: int) -> str:
+    """The fastest variant of a cell, or 'nothing fits', 'too slow', 'untested'."""
+    if cell is None:
+        return "untested"
+    ok = cell[cell["status"] == "ok"]
+    if len(ok):
+        return ok.loc[ok["runtime_s"].idxmin(), "variant"]
+    if len(cell) == expected and (cell["outcome"] == "oom").all():
+        return "nothing fits"
+    return "too slow" if cell["outcome"].isin(["oom", "timeout", "budget"]).any() else "untested"
+
+
+_SPECIAL = {
+    "nothing fits": ("every variant ran out of memory", _NOTHING_FITS),
+    "too slow": ("none ended in the time given", _TOO_SLOW),
+    "untested": ("not tested", _UNTESTED),
+}
+
+
+def _look(what: str) -> dict:
+    if what in _SPECIAL:
+        return _SPECIAL[what][1]
+    return {"facecolor": style(what).color, "edgecolor": "white", "linewidth": 0.8}
+
+
+def _legend(axes: Axes, used: Sequence[str]) -> None:
+    handles = [
+        Patch(label=_SPECIAL[what][0] if what in _SPECIAL else style(what).label, **_look(what)) for what in used
+    ]
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), title="fastest")
+
+
+def _edges(values: Sequence[int]) -> np.ndarray:
+    """Borders of the cells: halfway between neighbours on the log axis."""
+    logs = np.log(np.asarray(values, dtype=float))
+    if len(logs) == 1:
+        return np.exp([logs[0] - 0.5, logs[0] + 0.5])
+    middle = (logs[1:] + logs[:-1]) / 2
+    return np.exp(np.concatenate([[2 * logs[0] - middle[0]], middle, [2 * logs[-1] - middle[-1]]]))

@@ -1,0 +1,99 @@
+"""One fixed colour, marker and dash for each variant, safe for colour-blind readers, and what all figures share."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+import mmdma_core
+
+PAPER_VARIANTS = ("primal", "primal-keops", "dual", "dual-keops")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a variant is drawn."""
+
+    label: str
+    color: str
+    marker: str
+    dash: str | tuple
+
+
+# The colours are those of Okabe and Ito 2008.
+_FIXED = {
+    "primal": ("#0072B2", "o", "-"),
+    "primal-keops": ("#D55E00", "s", "-"),
+    "dual": ("#009E73", "^", "--"),
+    "dual-keops": ("#CC79A7", "D", "--"),
+}
+_SPARE_COLORS = ("#E69F00", "#56B4E9", "#000000", "#7F6000", "#5B3794")
+_SPARE_MARKERS = ("v", "P", "X", "*", "h", "<", ">")
+_SPARE_DASHES = ("-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
+
+matplotlib.rcParams |= {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+    "svg.hashsalt": "lsmmd-ma",  # the same picture is the same file
+}
+
+
+def style(variant: str) -> Style:
+    """The style of a variant; one that is not in the fixed list gets its own from its name."""
+    label = mmdma_core.variant(variant).label if variant in mmdma_core.variants() else variant
+    if label != variant and not mmdma_core.variant(variant).exact:
+        label += " (approximate)"
+    if variant in _FIXED:
+        return Style(label, *_FIXED[variant])
+    number = zlib.crc32(variant.encode())
+    spare = (_SPARE_COLORS, _SPARE_MARKERS, _SPARE_DASHES)
+    return Style(label, *(choices[number // 7**i % len(choices)] for i, choices in enumerate(spare)))
+
+
+def legend_line(variant: str) -> Line2D:
+    """The legend's entry of a variant."""
+    look = style(variant)
+    return Line2D([], [], color=look.color, marker=look.marker, linestyle=look.dash, markersize=5, label=look.label)
+
+
+def log_axis(axes: Axes, which: str, values: Sequence[int]) -> None:
+    """A log axis with ticks at grid values that stand far enough apart to be read."""
+    axis = getattr(axes, f"{which}axis")
+    getattr(axes, f"set_{which}scale")("log")
+    shown: list[int] = []
+    room = 0.12 * max(1.0, np.log10(max(values) / min(values)))
+    for value in sorted(values, key=lambda v: (str(v).strip("0") != "1", v)):  # powers of ten first
+        if all(abs(np.log10(value / other)) >= room for other in shown):
+            shown.append(value)
+    axis.set_ticks(sorted(shown))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_tick_params(which="minor", length=0)
+
+
+def count(value: float) -> str:
+    """1000 -> '1k', 1000000 -> '1M'."""
+    for size, suffix in ((1_000_000, "M"), (1_000, "k")):
+        if value >= size:
+            return f"{value / size:g}{suffix}"
+    return f"{value:g}"
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write the figure as PNG and SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", bbox_inches="tight")
+    figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})

@@ -1,0 +1,96 @@
+"""What a study has still to measure, and about how long that takes."""
+
+from __future__ import annotations
+
+import math
+
+from benchmarks.cell import EARLY_EPOCHS
+from benchmarks.records import Record
+from benchmarks.study import Study
+
+_OVERHEAD_S = 0.7  # most that the harness adds to a cell
+Point = tuple[str, int, int]  # variant, p, n
+
+
+class Plan:
+    """The cells of a study: those that are known, those that remain, and the time these will take.
+
+    A remaining cell is estimated from the nearest measured cell of its variant, with an epoch that grows as n^2; a
+    variant that has not been measured yet is taken to use up its budget.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.total = len(study.variants) * len(study.p) * len(study.n)
+        self.known: dict[Point, Record] = {}
+        for variant, p in study.sweeps():
+            for n in study.n:
+                record = study.known(variant, n, p)
+                if record is not None:
+                    self.known[variant, p, n] = record
+
+    def add(self, record: Record) -> None:
+        """Take note of a cell that has just ended."""
+        self.known[record.variant, record.p, record.n] = record
+
+    def remaining(self) -> list[Point]:
+        """The cells that are not known, in the order in which they run."""
+        points = ((variant, p, n) for variant, p in self.study.sweeps() for n in self.study.n)
+        return [point for point in points if point not in self.known]
+
+    def seconds_left(self) -> float:
+        """Estimated time of the remaining cells; no sweep takes more than its budget."""
+        sweeps: dict[tuple[str, int], float] = {}
+        for variant, p, n in self.remaining():
+            sweeps[variant, p] = sweeps.get((variant, p), 0.0) + self._cell_seconds(variant, p, n)
+        return sum(min(seconds, self.study.sweep_budget_s) for seconds in sweeps.values())
+
+    def _cell_seconds(self, variant: str, p: int, n: int) -> float:
+        if any(self._ends(variant, p, smaller) for smaller in self.study.n if smaller < n):
+            return 0.0
+        epoch = self._epoch_seconds(variant, p, n)
+        if epoch is None:
+            return self.study.cell_budget_s + _OVERHEAD_S
+        timed = min(self.study.epochs * epoch, self.study.cell_budget_s)
+        return min(max(EARLY_EPOCHS * epoch, timed) + _OVERHEAD_S, self.study.cell_timeout_s)
+
+    def _ends(self, variant: str, p: int, n: int) -> bool:
+        record = self.known.get((variant, p, n))
+        return self.study.stop_after_failure and record is not None and record.status in ("oom", "timeout")
+
+    def _epoch_seconds(self, variant: str, p: int, n: int) -> float | None:
+        def distance(record: Record) -> float:
+            return abs(math.log(record.n / n)) + abs(math.log(record.p / p))
+
+        measured = [r for (name, _, _), r in self.known.items() if name == variant and r.status == "ok"]
+        nearest = min(measured, key=distance, default=None)
+        return nearest and nearest.median_epoch_s * (n / nearest.n) ** 2
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: '45 s', '12 min', '3.4 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def describe(study: Study) -> str:
+    """The plan in words, for `python -m benchmarks plan`."""
+    plan = Plan(study)
+    remaining = plan.remaining()
+    lines = [
+        f"study {study.name} on {study.device} ({study.threads} CPU threads), results in {study.root}",
+        f"{len(study.n)} n in [{study.n[0]}, {study.n[-1]}] x {len(study.p)} p in [{study.p[0]}, {study.p[-1]}]"
+        f" x {len(study.variants)} variants = {plan.total} cells: {len(plan.known)} known, {len(remaining)} to run",
+    ]
+    for variant in study.variants:
+        count = sum(name == variant for name, _, _ in remaining)
+        lines.append(f"  {variant:<24} {count:>5} to run")
+    if remaining:
+        lines.append(
+            f"about {duration(plan.seconds_left())} (from the cells measured so far; a variant without any is taken to "
+            f"use its budget of {study.cell_budget_s:g} s a cell)"
+        )
+    return "\n".join(lines)

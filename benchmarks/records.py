@@ -1,0 +1,147 @@
+"""The record of one cell, and the table of many.
+
+A record is one JSON file, written atomically: results/MACHINE/records/VARIANT/pP/nN.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+SCHEMA = 1
+
+Status = Literal["ok", "oom", "timeout", "error", "missing_dependency", "unsupported", "skipped"]
+STATUSES: tuple[str, ...] = Status.__args__
+
+
+@dataclass
+class Record:
+    """What one cell gave. Times in seconds, memory in bytes; None where the cell did not get that far.
+
+    key               digest of what was asked for: a record is reused only for the same question
+    status, detail    how the cell ended, and why in words (the last lines of stderr for an error)
+    data_mode         'exact': the published random numbers; 'fast': the counter-based ones
+    data_s            making the two views on the device
+    prepare_s         what the variant forms once (kernel matrices and the like)
+    warmup_s          the first epoch, compilation included
+    epoch_s           each timed epoch after it
+    runtime_s         prepare_s + the sum of `epochs` timed epochs; if extrapolated, prepare_s + epochs x median
+    extrapolated      True if fewer than `epochs` were timed; epochs_measured says how many
+    peak_device_bytes most that the process held on the GPU, read from the driver (None on a CPU)
+    peak_torch_bytes  most that PyTorch's CUDA allocator had allocated (None on a CPU)
+    peak_host_bytes   most that the process held in host memory beyond what it held before the data were made
+    losses            'early': the loss and its terms after the cell's first 3 epochs, 'final': after its last
+    cell_s            wall time of the whole cell as the guard saw it
+    machine           who measured, see benchmarks.machine
+    """
+
+    variant: str
+    n: int
+    p: int
+    d: int
+    epochs: int
+    seed: int
+    key: str
+    status: Status
+    detail: str = ""
+    data_mode: str | None = None
+    data_s: float | None = None
+    prepare_s: float | None = None
+    warmup_s: float | None = None
+    epoch_s: list[float] = field(default_factory=list)
+    runtime_s: float | None = None
+    extrapolated: bool | None = None
+    epochs_measured: int = 0
+    peak_device_bytes: int | None = None
+    peak_torch_bytes: int | None = None
+    peak_host_bytes: int | None = None
+    losses: dict[str, Any] = field(default_factory=dict)
+    cell_s: float | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def median_epoch_s(self) -> float | None:
+        """Median of the timed epochs, in seconds."""
+        return median(self.epoch_s) if self.epoch_s else None
+
+    def set_runtime(self) -> None:
+        """Fill runtime_s, extrapolated and epochs_measured from prepare_s and epoch_s."""
+        self.epochs_measured = len(self.epoch_s)
+        self.extrapolated = self.epochs_measured < self.epochs
+        all_epochs = self.epochs * self.median_epoch_s if self.extrapolated else math.fsum(self.epoch_s)
+        self.runtime_s = self.prepare_s + all_epochs
+
+
+class UnreadableRecord(ValueError):
+    """A record file that is truncated, not JSON, or of another schema version."""
+
+
+def record_path(root: Path, variant: str, p: int, n: int) -> Path:
+    """Where the record of a cell lies below results/MACHINE."""
+    return root / "records" / variant / f"p{p}" / f"n{n}.json"
+
+
+def write(record: Record, path: Path) -> None:
+    """Write the record so that a reader sees the whole file or none, even after a crash."""
+    write_atomically(path, json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace path's content in one step. Raises OSError (a full disk, a folder that is not writable)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Record:
+    """The record in a file. Raises UnreadableRecord."""
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UnreadableRecord(f"{path}: {error}") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else None
+        raise UnreadableRecord(f"{path}: schema version {found}, this program reads {SCHEMA}")
+    try:
+        return Record(**content)
+    except TypeError as error:
+        raise UnreadableRecord(f"{path}: {error}") from None
+
+
+def read_or_set_aside(path: Path) -> Record | None:
+    """The record, or None if there is none. An unreadable one is renamed to *.unreadable, and said so."""
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except UnreadableRecord as error:
+        aside = path.with_suffix(".unreadable")
+        path.replace(aside)
+        print(f"unreadable record set aside as {aside}: {error}", file=sys.stderr)
+        return None
+
+
+def read_all(root: Path) -> list[Record]:
+    """Every readable record below results/MACHINE; a sentence on stderr for each that is left out."""
+    found = []
+    for path in sorted((root / "records").glob("*/p*/n*.json")):
+        try:
+            found.append(read(path))
+        except UnreadableRecord as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return found

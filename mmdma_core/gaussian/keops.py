@@ -1,0 +1,49 @@
+"""Gaussian kernel sums as symbolic KeOps reductions: O(n) memory, 3 forward and 6 gradient reductions per epoch.
+
+KeOps (Charlier et al. 2021) needs a C++ compiler at run time and compiles each formula once per machine. On CUDA
+the reductions name their backend, so that KeOps can never fall back to the CPU unnoticed.
+"""
+
+from __future__ import annotations
+
+import torch
+
+Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> Sums:
+    """See mmdma_core.gaussian."""
+    # A point's distance to itself is exactly 0 here, so the diagonal of a view sums to its n.
+    sum_xx = _sum(e_x, e_x, sigma) - len(e_x)
+    sum_yy = _sum(e_y, e_y, sigma) - len(e_y)
+    return sum_xx, sum_yy, _sum(e_x, e_y, sigma)
+
+
+def _sum(a: torch.Tensor, b: torch.Tensor, sigma: float) -> torch.Tensor:
+    from pykeops.torch import LazyTensor
+
+    scale = (0.5 / sigma) ** 0.5
+    a_i = LazyTensor((a * scale)[:, None, :])
+    b_j = LazyTensor((b * scale)[None, :, :])
+    kernel = (-((a_i - b_j) ** 2).sum(2)).exp()
+    backend = "GPU" if a.is_cuda else "CPU"
+    return kernel.sum(1, backend=backend).sum(dtype=torch.float64)
+
+
+def works_on(device: torch.device) -> str | None:
+    """None if KeOps runs on the device, else the reason why it does not.
+
+    On CUDA a small reduction is run on the GPU and compared with PyTorch: KeOps switches to the CPU in silence when
+    it finds no nvrtc or no cudart.
+    """
+    if device.type != "cuda":
+        return None
+    points = torch.arange(12.0, device=device).reshape(4, 3) / 10
+    try:
+        found = _sum(points, points, 1.0)
+    except (RuntimeError, ValueError, OSError) as error:
+        return f"KeOps does not run on the GPU ({error}): it needs CUDA_PATH, and nvrtc and cudart on LD_LIBRARY_PATH"
+    expected = torch.exp(-torch.cdist(points.double(), points.double()).square() / 2).sum()
+    if found.device.type != "cuda" or not torch.isclose(found, expected, rtol=1e-5):
+        return f"KeOps gives {found.item()} on the GPU where {expected.item()} is right"
+    return None

@@ -1,0 +1,125 @@
+"""The variants by name: `register` adds one, `start` runs one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mmdma_core.inputs import as_device, as_views
+from mmdma_core.run import Run
+from mmdma_core.settings import Settings
+
+Requirement = str | Callable[[torch.device], str | None]
+
+
+class MissingDependency(ImportError):
+    """What a variant requires is not there; the message says what to install."""
+
+
+class Unsupported(ValueError):
+    """A variant cannot treat this problem, for a reason other than memory; the message says which."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute the objective of MMD-MA.
+
+    name       as it stands in config.yaml and in records
+    label      as it stands in figures
+    reference  where the algorithm comes from
+    requires   modules that must be importable, and functions of the device that return None or the reason why not
+    exact      False for an approximation of the objective: it never competes in a heat map of exact ones
+    start      start(x, y, settings, device, seed, parameters) -> Run, with both views checked and on the device
+    module     the module that registered it
+    """
+
+    name: str
+    label: str
+    reference: str
+    requires: tuple[Requirement, ...]
+    exact: bool
+    start: Callable[..., Run]
+    module: str
+
+    def absent(self) -> tuple[str, ...]:
+        """The required modules that cannot be imported here."""
+        return tuple(r for r in self.requires if isinstance(r, str) and importlib.util.find_spec(r) is None)
+
+    def missing(self, device: torch.device) -> str | None:
+        """None if all that the variant requires is there on this device, else what is missing."""
+        absent = self.absent()
+        if absent:
+            return f"variant {self.name!r} needs {', '.join(absent)}: pip install {' '.join(absent)}"
+        reasons = (requirement(device) for requirement in self.requires if callable(requirement))
+        return next(filter(None, reasons), None)
+
+
+_VARIANTS: dict[str, Variant] = {}
+
+
+def register(
+    name: str, *, label: str, reference: str, requires: Sequence[Requirement] = (), exact: bool = True
+) -> Callable[[Callable[..., Run]], Callable[..., Run]]:
+    """Decorator that makes a `start` function a variant, see `Variant`. Raises ValueError if the name is taken."""
+    module = sys._getframe(1).f_globals["__name__"]
+
+    def add(function: Callable[..., Run]) -> Callable[..., Run]:
+        if name in _VARIANTS:
+            raise ValueError(f"a variant named {name!r} is registered already")
+        _VARIANTS[name] = Variant(name, label, reference, tuple(requires), exact, function, module)
+        return function
+
+    return add
+
+
+def variants() -> list[str]:
+    """The names of all variants, in the order in which they were registered."""
+    return list(_VARIANTS)
+
+
+def variant(name: str) -> Variant:
+    """The variant of that name. Raises ValueError with the nearest name if there is none."""
+    if name not in _VARIANTS:
+        near = difflib.get_close_matches(name, _VARIANTS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown variant {name!r}; {hint}variants: {', '.join(_VARIANTS)}")
+    return _VARIANTS[name]
+
+
+def start(
+    name: str,
+    x: torch.Tensor | np.ndarray,
+    y: torch.Tensor | np.ndarray,
+    settings: Settings | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+) -> Run:
+    """Prepare a run of the variant on x (n_x, p_x) and y (n_y, p_y), rows are cells; nothing is trained yet.
+
+    parameters gives the starting values; without it the seed alone decides them, the same on CPU and CUDA.
+    Raises ValueError for bad input, RuntimeError for a GPU that is absent, MissingDependency for a variant that
+    cannot run here, Unsupported for a problem that the variant cannot treat.
+    """
+    chosen = variant(name)
+    settings = settings or Settings()
+    device = as_device(device)
+    missing = chosen.missing(device)
+    if missing:
+        raise MissingDependency(missing)
+    x, y = as_views(x, y, device)
+    for view_name, view in (("x", x), ("y", y)):
+        if settings.n_components > min(view.shape):
+            warnings.warn(
+                f"n_components = {settings.n_components} exceeds the shape {tuple(view.shape)} of {view_name}: "
+                "its penalty cannot vanish",
+                stacklevel=2,
+            )
+    return chosen.start(x, y, settings, device, seed, parameters)

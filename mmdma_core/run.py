@@ -1,0 +1,121 @@
+"""A run of MMD-MA: one epoch at a time, and the one Adam loop that every PyTorch variant shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from mmdma_core.adam import Adam
+from mmdma_core.formulations import Formulation
+from mmdma_core.objective import LossTerms, squared_mmd, total_loss
+from mmdma_core.settings import Settings
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+Sums = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+class Run(Protocol):
+    """What a variant's `start` returns: the harness times `step` and needs nothing else to be measured.
+
+    epoch       epochs done so far
+    parameters  (theta_x, theta_y), the current values: W (p, d) in the primal, alpha (n, d) in the dual
+    """
+
+    epoch: int
+    parameters: Pair
+
+    def step(self) -> None:
+        """One epoch: the loss on all cells, its gradient, one update of the parameters."""
+
+    def loss(self) -> LossTerms:
+        """The loss and its terms at the current parameters."""
+
+    def gradients(self) -> Pair:
+        """The gradient of the loss at the current parameters, in their shapes."""
+
+    def embeddings(self) -> Pair:
+        """(E_x, E_y) of shapes (n_x, d) and (n_y, d) at the current parameters."""
+
+
+class TorchRun:
+    """A run composed of a formulation for each view and a way to sum the Gaussian kernel; full-batch Adam.
+
+    views       the two views in their formulation
+    sums        Gaussian kernel sums, see mmdma_core.gaussian
+    parameters  starting values (theta_x, theta_y); without them the seed decides (Settings.draw)
+
+    Raises ValueError if a starting value has the wrong shape.
+    """
+
+    def __init__(
+        self,
+        views: tuple[Formulation, Formulation],
+        sums: Sums,
+        settings: Settings,
+        like: torch.Tensor,
+        seed: int = 0,
+        parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+    ) -> None:
+        self.views, self.sums, self.settings = views, sums, settings
+        rows = [view.rows for view in views]
+        start = settings.draw(*rows, seed) if parameters is None else parameters
+        self.parameters = tuple(
+            _leaf(value, (row, settings.n_components), like) for value, row in zip(start, rows, strict=True)
+        )
+        self.epoch = 0
+        self._adam = Adam(self.parameters, settings.learning_rate)
+
+    def step(self) -> None:
+        self._adam.step(self.gradients())
+        self.epoch += 1
+
+    def loss(self) -> LossTerms:
+        with torch.no_grad():
+            terms = [term.item() for term in self._terms()]
+        return LossTerms(total_loss(self.settings, *terms), *terms)
+
+    def gradients(self) -> Pair:
+        return torch.autograd.grad(total_loss(self.settings, *self._terms()), self.parameters)
+
+    def embeddings(self) -> Pair:
+        with torch.no_grad():
+            return self._embed()
+
+    def _embed(self) -> Pair:
+        return tuple(view.embed(theta) for view, theta in zip(self.views, self.parameters, strict=True))
+
+    def _terms(self) -> tuple[torch.Tensor, ...]:
+        """MMD2, the two penalties and the two distortions, differentiable."""
+        embeddings = self._embed()
+        n_x, n_y = map(len, embeddings)
+        mmd = squared_mmd(*self.sums(*embeddings, self.settings.sigma), n_x, n_y, self.settings.unbiased)
+        each = list(zip(self.views, self.parameters, embeddings, strict=True))
+        penalties = [view.penalty(theta, e) for view, theta, e in each]
+        distortions = [view.distortion(theta, e) for view, theta, e in each]
+        return mmd, *penalties, *distortions
+
+
+def compose(formulation: Callable[[torch.Tensor], Formulation], sums: Sums) -> Callable[..., TorchRun]:
+    """The `start` function of the variant that has this formulation for both views and these Gaussian sums."""
+
+    def start(
+        x: torch.Tensor,
+        y: torch.Tensor,
+        settings: Settings,
+        device: torch.device,
+        seed: int = 0,
+        parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+    ) -> TorchRun:
+        return TorchRun((formulation(x), formulation(y)), sums, settings, x, seed, parameters)
+
+    return start
+
+
+def _leaf(value: torch.Tensor | np.ndarray, shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+    tensor = torch.as_tensor(value).detach().to(device=like.device, dtype=like.dtype, copy=True)
+    if tensor.shape != shape:
+        raise ValueError(f"parameters must have shape {shape}, got {tuple(tensor.shape)}")
+    return tensor.requires_grad_()

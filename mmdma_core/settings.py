@@ -1,0 +1,84 @@
+"""The hyper-parameters of the objective, and how starting values are drawn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+# Initialiser -> (torch function, the arguments it takes after the tensor), as in the published package.
+_INITIALISERS = {
+    "uniform": (torch.nn.init.uniform_, ("low", "high")),
+    "normal": (torch.nn.init.normal_, ("mean", "std")),
+    "xavier_uniform": (torch.nn.init.xavier_uniform_, ("gain",)),
+    "xavier_normal": (torch.nn.init.xavier_normal_, ("gain",)),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of MMD-MA; the defaults are those of the published scaling study.
+
+    n_components   d, the dimension of the embeddings
+    sigma          variance-like width of the Gaussian kernel k(a, b) = exp(-|a - b|^2 / (2 sigma))
+    lambda1        weight of the two non-collapsing penalties
+    lambda2        weight of the two distortions
+    learning_rate  of Adam
+    unbiased       unbiased MMD2 (without the diagonals) or biased (with them, clipped at 0)
+    init           how the parameters are drawn: (name, *arguments), name one of uniform (low, high),
+                   normal (mean, std), xavier_uniform (gain), xavier_normal (gain); arguments may be left out
+
+    Raises ValueError, naming the argument and what is allowed.
+    """
+
+    n_components: int = 10
+    sigma: float = 1.0
+    lambda1: float = 1e-4
+    lambda2: float = 1e-4
+    learning_rate: float = 1e-5
+    unbiased: bool = True
+    init: tuple = ("uniform", 0.0, 0.1)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_components, bool) or not isinstance(self.n_components, int) or self.n_components < 1:
+            raise ValueError(f"n_components must be an integer of at least 1, got {self.n_components!r}")
+        if not _is_number(self.sigma) or self.sigma <= 0:
+            raise ValueError(f"sigma must be a positive number, got {self.sigma!r}")
+        for name in ("lambda1", "lambda2", "learning_rate"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        if not isinstance(self.unbiased, bool):
+            raise ValueError(f"unbiased must be true or false, got {self.unbiased!r}")
+        self._check_init()
+
+    def _check_init(self) -> None:
+        init = (self.init,) if isinstance(self.init, str) else tuple(self.init)
+        object.__setattr__(self, "init", init)
+        if not init or init[0] not in _INITIALISERS:
+            raise ValueError(f"init must start with one of {', '.join(_INITIALISERS)}, got {self.init!r}")
+        arguments = _INITIALISERS[init[0]][1]
+        if len(init) - 1 > len(arguments) or not all(map(_is_number, init[1:])):
+            raise ValueError(f"init {init[0]!r} takes at most the numbers ({', '.join(arguments)}), got {init[1:]!r}")
+        if init[0] == "uniform" and len(init) == 3 and init[1] > init[2]:
+            raise ValueError(f"init 'uniform' needs low <= high, got {init[1:]!r}")
+        if init[0] == "normal" and len(init) == 3 and init[2] < 0:
+            raise ValueError(f"init 'normal' needs std >= 0, got {init[2]!r}")
+
+    def draw(self, rows_x: int, rows_y: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Starting values of shapes (rows_x, d) and (rows_y, d), float32 on the CPU.
+
+        The first view is drawn first, from torch's CPU generator: the seed alone decides the values, whatever
+        device they go to, and they are those of the published package for the same seed.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        function = _INITIALISERS[self.init[0]][0]
+        return tuple(
+            function(torch.empty(rows, self.n_components), *self.init[1:], generator=generator)
+            for rows in (rows_x, rows_y)
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,89 @@
+"""Every registered variant passes the common checks; a plugin listed in config.yaml is one of them."""
+
+import common
+import pytest
+import torch
+
+from mmdma_core import Settings, simulate, start, variant, variants
+
+CPU = torch.device("cpu")
+EXACT = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=str(missing)))
+    for name in variants()
+    if variant(name).exact
+    for missing in [variant(name).missing(CPU)]
+]
+
+
+@pytest.mark.parametrize("case", common.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("name", EXACT)
+def test_loss_and_gradients(name, case):
+    common.check_loss_and_gradients(name, case)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_training(name):
+    common.check_training(name)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_starting_values(name):
+    common.check_starting_values(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", common.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("name", variants())
+def test_on_the_gpu(name, case):
+    missing = variant(name).missing(torch.device("cuda"))
+    assert missing is None
+    common.check_loss_and_gradients(name, case, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", variants())
+def test_training_on_the_gpu(name):
+    common.check_training(name, "cuda")
+    common.check_starting_values(name, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", variants())
+def test_the_seed_gives_the_same_start_on_cpu_and_gpu(name):
+    x, y, _ = simulate("branch", 30, 11)
+    on_cpu, on_gpu = (start(name, x, y, device=device, seed=5).parameters for device in ("cpu", "cuda"))
+    for a, b in zip(on_cpu, on_gpu, strict=True):
+        assert torch.equal(a, b.cpu())
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize(("primal", "dual"), [("primal", "dual"), ("primal-keops", "dual-keops")])
+def test_primal_is_dual_at_w_equals_x_transposed_alpha(primal, dual, unbiased):
+    x, y, _ = simulate("branch", 67, 23, p_y=31)
+    x = x[:45]
+    settings = Settings(unbiased=unbiased, sigma=2.0)
+    alpha = tuple(a / 20 for a in settings.draw(len(x), len(y), seed=0))
+    w = tuple(view.T @ a for view, a in zip((x, y), alpha, strict=True))
+    in_dual = start(dual, x, y, settings, parameters=alpha).loss()
+    in_primal = start(primal, x, y, settings, parameters=w).loss()
+    # The embeddings are of order 1 here, so that no term cancels: float32 rounding of sums of 67 products.
+    assert in_dual == pytest.approx(in_primal, rel=2e-4, abs=2e-6)
+
+
+def test_float64_views_are_computed_in_float64():
+    x, y, _ = simulate("branch", 45, 23)
+    x, y = x.double(), y.double()
+    settings = Settings(n_components=2)
+    for name in ("primal", "dual", "primal-keops"):
+        run = start(name, x, y, settings)
+        expected = common.reference_loss(common.formulation_of(run, x), x, y, *run.parameters, settings)
+        assert run.loss() == pytest.approx(expected, rel=1e-10, abs=1e-13)
+
+
+def test_the_distortion_has_a_gradient_at_zero():
+    """W = I reproduces the data: R = 0, where a plain square root has an infinite derivative."""
+    x, y, _ = simulate("branch", 40, 3)
+    identity = torch.eye(3)
+    run = start("primal", x, y, Settings(n_components=3), parameters=(identity, identity))
+    assert run.loss().dis_x == 0
+    assert all(torch.isfinite(gradient).all() for gradient in run.gradients())
