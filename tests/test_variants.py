@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmdma_core import Settings, simulate, start, variant, variants
+from mmdma_core.gaussian import keops
 
 CPU = torch.device("cpu")
 EXACT = [
@@ -68,6 +69,20 @@ def test_primal_is_dual_at_w_equals_x_transposed_alpha(primal, dual, unbiased):
     in_primal = start(primal, x, y, settings, parameters=w).loss()
     # The embeddings are of order 1 here, so that no term cancels: float32 rounding of sums of 67 products.
     assert in_dual == pytest.approx(in_primal, rel=2e-4, abs=2e-6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_keops_without_cuda_is_a_missing_dependency_on_a_gpu():
+    """The proof that KeOps runs on the GPU fails here, in words, and does not fall back to the CPU."""
+    pytest.importorskip("pykeops")
+    assert "KeOps does not run on the GPU" in keops._runs_on_gpu(torch.ones(4, 3))
+
+
+def test_a_keops_that_computes_elsewhere_or_wrongly_is_found_out(monkeypatch):
+    monkeypatch.setattr(keops, "_sum", lambda *arguments, **options: torch.tensor(3.0, dtype=torch.float64))
+    assert "KeOps gives 3.0 on cpu where 16.0" in keops._runs_on_gpu(torch.ones(4, 3))
+    monkeypatch.setattr(keops, "_sum", lambda *arguments, **options: torch.tensor(16.0, dtype=torch.float64))
+    assert keops._runs_on_gpu(torch.ones(4, 3)) is None
 
 
 def test_float64_views_are_computed_in_float64():

@@ -47,6 +47,7 @@ matplotlib.rcParams |= {
     "axes.titlesize": 9,
     "legend.frameon": False,
     "savefig.dpi": 160,
+    "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "lsmmd-ma",  # the same picture is the same file
 }
 

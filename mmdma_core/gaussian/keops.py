@@ -19,14 +19,14 @@ def sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> Sums:
     return sum_xx, sum_yy, _sum(e_x, e_y, sigma)
 
 
-def _sum(a: torch.Tensor, b: torch.Tensor, sigma: float) -> torch.Tensor:
+def _sum(a: torch.Tensor, b: torch.Tensor, sigma: float, backend: str | None = None) -> torch.Tensor:
     from pykeops.torch import LazyTensor
 
     scale = (0.5 / sigma) ** 0.5
     a_i = LazyTensor((a * scale)[:, None, :])
     b_j = LazyTensor((b * scale)[None, :, :])
     kernel = (-((a_i - b_j) ** 2).sum(2)).exp()
-    backend = "GPU" if a.is_cuda else "CPU"
+    backend = backend or ("GPU" if a.is_cuda else "CPU")
     return kernel.sum(1, backend=backend).sum(dtype=torch.float64)
 
 
@@ -36,14 +36,16 @@ def works_on(device: torch.device) -> str | None:
     On CUDA a small reduction is run on the GPU and compared with PyTorch: KeOps switches to the CPU in silence when
     it finds no nvrtc or no cudart.
     """
-    if device.type != "cuda":
-        return None
-    points = torch.arange(12.0, device=device).reshape(4, 3) / 10
+    return _runs_on_gpu(torch.arange(12.0, device=device).reshape(4, 3) / 10) if device.type == "cuda" else None
+
+
+def _runs_on_gpu(points: torch.Tensor) -> str | None:
     try:
-        found = _sum(points, points, 1.0)
-    except (RuntimeError, ValueError, OSError) as error:
-        return f"KeOps does not run on the GPU ({error}): it needs CUDA_PATH, and nvrtc and cudart on LD_LIBRARY_PATH"
+        found = _sum(points, points, 1.0, backend="GPU")
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        return f"KeOps does not run on the GPU ({reason}): it needs CUDA_PATH, and nvrtc and cudart on LD_LIBRARY_PATH"
     expected = torch.exp(-torch.cdist(points.double(), points.double()).square() / 2).sum()
-    if found.device.type != "cuda" or not torch.isclose(found, expected, rtol=1e-5):
-        return f"KeOps gives {found.item()} on the GPU where {expected.item()} is right"
+    if found.device != points.device or not torch.isclose(found, expected, rtol=1e-5):
+        return f"KeOps gives {found.item()} on {found.device} where {expected.item()} on {points.device} is right"
     return None

@@ -1,0 +1,95 @@
+"""A typo in a key or a value is refused with its name and the allowed ones, before anything runs."""
+
+import copy
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from benchmarks import config as configuration
+from benchmarks import study
+from benchmarks.config import ConfigError
+
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def changed(path, value):
+    config = copy.deepcopy(CONFIG)
+    *parents, key = path.split(".")
+    place = config
+    for parent in parents:
+        place = place[parent]
+    place[key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("studdy", "smoke", "unknown key 'studdy'; did you mean 'study'"),
+        ("studies.laptop.epcohs", 5, "studies.laptop: unknown key 'epcohs'; did you mean 'epochs'"),
+        ("settings.sigmas", 5, "settings: unknown key 'sigmas'; did you mean 'sigma'"),
+        ("study", "laptp", "unknown study 'laptp'; did you mean 'laptop'"),
+        ("device", "cudda", "device: 'cudda' is not allowed; did you mean 'cuda'"),
+        ("cpu_threads", 0, "cpu_threads: 0 is not allowed; allowed: 'auto' or an integer"),
+        ("studies.laptop.variants", ["primal", "duall"], "unknown variant 'duall'; did you mean 'dual'"),
+        ("studies.laptop.n", [2], "studies.laptop.n.0: 2 is less than the minimum of 4"),
+        ("studies.laptop.n", [], "studies.laptop.n"),
+        ("studies.laptop.cell_budget_s", -1, "studies.laptop.cell_budget_s: -1"),
+        ("gpu_memory_gib", "16", "gpu_memory_gib: '16' is not of type 'number', 'null'"),
+        ("machine", "../elsewhere", "machine: '../elsewhere' does not match"),
+        ("plugins", ["no_such_module"], "plugins: 'no_such_module' cannot be imported"),
+        ("settings", {"sigma": 0}, "settings: sigma must be a positive number, got 0"),
+    ],
+)
+def test_typos_are_named(path, value, message):
+    config = changed(path, value) | {"device": "cpu"} if path != "device" else changed(path, value)
+    if path.startswith("studies.laptop"):
+        config["study"] = "laptop"
+    with pytest.raises(ConfigError) as error:
+        study.load(config)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_line_says_it_in_one_line(command, project):
+    for arguments, words in (
+        (("plan", "--set", "studdy=smoke"), "error: config: unknown key 'studdy'"),
+        (("plan", "--set", "study"), "error: --set study: KEY=VALUE is expected"),
+        (("plan", "--config", "none.yaml"), "error: none.yaml: No such file"),
+        (("sweep", "--set", "device=cpu", "--variant", "duall"), "error: unknown variant 'duall'; did you mean 'dual'"),
+        (("sweep", "--set", "device=cpu", "--n", "1"), "error: --p must be at least 1 and --n at least 4"),
+        (("figures", "--set", "device=cpu"), "run `python -m benchmarks table` first"),
+        (("table", "--set", "device=cpu"), "holds no readable record: run a sweep first"),
+    ):
+        output = command(*arguments, status=2)
+        assert words in output
+        assert output.count("\n") == 1
+    assert not list((project / "results").glob("*/records"))
+
+
+@pytest.mark.parametrize("name", CONFIG["studies"])
+def test_every_study_of_config_yaml_loads(name):
+    loaded = study.load(CONFIG | {"study": name, "device": "cpu"})
+    assert set(loaded.variants) >= {"primal", "primal-keops", "dual", "dual-keops"}
+
+
+def test_the_paper_study_is_the_published_grid_and_ends_within_12_hours():
+    paper = study.load(CONFIG | {"study": "paper", "device": "cpu"})
+    assert (len(paper.n), len(paper.p), paper.epochs) == (26, 12, 500)
+    assert (paper.n[0], paper.n[-1], paper.p[0], paper.p[-1]) == (1000, 1_000_000, 10, 10_000)
+    assert len(list(paper.sweeps())) * paper.sweep_budget_s < 12 * 3600
+
+
+def test_auto_is_the_laptop_study_on_a_cpu():
+    assert study.load(CONFIG | {"device": "cpu"}).name == "laptop"
+
+
+def test_overrides_travel_from_snakemake_to_our_commands():
+    config = CONFIG | {"study": "smoke", "gpu_memory_gib": 16, "machine": "it's"}
+    options = configuration.overrides(config, ROOT / "config.yaml")
+    import shlex
+
+    words = shlex.split(options)
+    assert words[::2] == ["--set"] * 3
+    assert configuration.read(ROOT / "config.yaml", words[1::2]) == config

@@ -1,0 +1,75 @@
+"""What a figure claims: who wins a cell, what is hatched, where a line ends and why."""
+
+import pandas as pd
+import pytest
+from matplotlib.patches import Rectangle
+from test_records import record
+
+from benchmarks.figures import curves, heatmap, style
+from benchmarks.table import to_frame
+
+
+def cells(**outcomes):
+    rows = []
+    for variant, (status, runtime) in outcomes.items():
+        made = record(variant.replace("_", "-"), status="skipped" if status == "oom later" else status)
+        made.detail = "oom at n = 500" if status == "oom later" else ""
+        made.runtime_s = runtime
+        rows.append(made)
+    return to_frame(rows)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ({"primal": ("ok", 3.0), "dual": ("ok", 2.0)}, "dual"),
+        ({"primal": ("ok", 3.0), "dual": ("oom", None)}, "primal"),
+        ({"primal": ("oom later", None), "dual": ("oom", None)}, "nothing fits"),
+        ({"primal": ("timeout", None), "dual": ("oom", None)}, "too slow"),
+        ({"primal": ("oom", None)}, "too slow"),  # the other variant was not tried: nobody knows
+        ({"primal": ("missing_dependency", None), "dual": ("error", None)}, "untested"),
+    ],
+)
+def test_the_winner_of_a_cell(outcomes, expected):
+    assert heatmap.winner(cells(**outcomes), expected=2) == expected
+
+
+def test_a_cell_that_nobody_tried():
+    assert heatmap.winner(None, expected=2) == "untested"
+
+
+def test_the_map_has_every_cell_and_a_legend_for_what_it_shows():
+    frame = to_frame([record("primal", 100, 10), record("dual", 200, 10, "oom"), record("primal", 200, 10, "oom")])
+    figure = heatmap.draw(frame, [100, 200, 300], [10, 20], ["primal", "dual"], "title")
+    axes = figure.axes[0]
+    assert sum(isinstance(patch, Rectangle) for patch in axes.patches) == 6
+    assert sum(patch.get_hatch() == "////" for patch in axes.patches) == 1
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "primal",
+        "every variant ran out of memory",
+        "not tested",
+    ]
+
+
+def test_curves_mark_extrapolation_and_the_end_of_a_line():
+    frame = to_frame([record("primal", 100, 10), record("primal", 200, 10, "oom"), record("dual", 100, 10)])
+    figure = curves.draw(frame, "runtime_s", "seconds", [100, 200], [10], ["primal", "dual"], "title")
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["primal", "dual", "extrapolated from fewer epochs", "line ends: out of memory"]
+    markers = [line.get_marker() for line in figure.axes[0].lines]
+    assert markers.count("x") == 1
+
+
+def test_published_curves_lie_behind():
+    published = pd.DataFrame({"variant": ["dual"], "p": [10], "n": [100], "runtime_s": [3.0]})
+    frame = to_frame([record("primal", 100, 10)])
+    figure = curves.draw(frame, "runtime_s", "seconds", [100], [10], ["primal"], "title", behind=published)
+    assert any("published" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_styles_are_fixed_and_apart():
+    looks = [style.style(variant) for variant in style.PAPER_VARIANTS]
+    for part in ("color", "marker", "label"):
+        assert len({getattr(look, part) for look in looks}) == len(looks)
+    assert style.style("some-plugin") == style.style("some-plugin")
+    assert style.style("some-plugin").label == "some-plugin"

@@ -1,0 +1,121 @@
+"""Bad input gets one line that names the argument and what is allowed."""
+
+import numpy as np
+import pytest
+import torch
+
+import mmdma_core
+from mmdma_core import MissingDependency, Settings, simulate, start
+
+X, Y, _ = simulate("branch", 20, 12)
+
+
+def with_value(value):
+    x = X.clone()
+    x[3, 2] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (with_value(float("nan")), Y, "x must be finite"),
+        (X, with_value(float("inf")), "y must be finite"),
+        (X[:1], Y, "x must have at least 2 cells"),
+        (X, Y[:, :0], "y must have at least 2 cells and 1 feature"),
+        (X[0], Y, "x must be a matrix"),
+        (X, "text", "y must be a numeric matrix, got str"),
+        (X, torch.complex(Y, Y), "y must be a dense real matrix"),
+        (X.to_sparse(), Y, "x must be a dense real matrix"),
+        (X, Y.to("meta"), "x is on cpu and y on meta"),
+    ],
+)
+def test_bad_views(x, y, message):
+    with pytest.raises(ValueError, match=message):
+        start("primal", x, y)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sigma": 0}, "sigma must be a positive number, got 0"),
+        ({"sigma": float("nan")}, "sigma must be a positive number"),
+        ({"n_components": 0}, "n_components must be an integer of at least 1, got 0"),
+        ({"n_components": 2.5}, "n_components must be an integer"),
+        ({"lambda1": -1}, "lambda1 must be a number of at least 0"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number"),
+        ({"unbiased": 1}, "unbiased must be true or false"),
+        ({"init": ("unifrom",)}, "init must start with one of uniform, normal"),
+        ({"init": ("uniform", 0, 1, 2)}, "takes at most the numbers"),
+        ({"init": ("uniform", 1, 0)}, "low <= high"),
+        ({"init": ("normal", 0, -1)}, "std >= 0"),
+    ],
+)
+def test_bad_settings(changed, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**changed)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(AttributeError):
+        Settings().sigma = 2.0
+
+
+def test_an_unknown_variant_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown variant 'primal-keop'; did you mean 'primal-keops'\?"):
+        start("primal-keop", X, Y)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there():
+    with pytest.raises(RuntimeError, match="device 'cuda': no such GPU here"):
+        start("primal", X, Y, device="cuda")
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps"])
+def test_an_unknown_device(device):
+    with pytest.raises(ValueError, match="device must be 'cpu', 'cuda' or 'cuda:INDEX'"):
+        start("primal", X, Y, device=device)
+
+
+def test_starting_values_of_the_wrong_shape():
+    with pytest.raises(ValueError, match=r"parameters must have shape \(12, 10\), got \(4, 10\)"):
+        start("primal", X, Y, parameters=(torch.ones(4, 10), torch.ones(12, 10)))
+
+
+def test_a_large_embedding_dimension_only_warns():
+    with pytest.warns(UserWarning, match=r"n_components = 13 exceeds the shape \(20, 12\) of x"):
+        run = start("primal", X, Y[:, :12].repeat(1, 2), Settings(n_components=13))
+    run.step()
+
+
+def test_dtypes_are_converted():
+    integers = (X * 10).round().to(torch.int64)
+    run = start("primal", integers, Y.double().numpy())
+    assert {p.dtype for p in run.parameters} == {torch.float32}
+    assert start("primal", X.double(), Y.double()).parameters[0].dtype == torch.float64
+    assert start("dual", X.numpy().astype(np.float16), Y).parameters[0].dtype == torch.float32
+
+
+def test_a_missing_dependency_says_what_to_install():
+    mmdma_core.register("needs-nothing-known", label="", reference="", requires=("no_such_module",))(None)
+    try:
+        with pytest.raises(MissingDependency, match="pip install no_such_module"):
+            start("needs-nothing-known", X, Y)
+        with pytest.raises(ValueError, match="registered already"):
+            mmdma_core.register("needs-nothing-known", label="", reference="")(None)
+    finally:
+        del mmdma_core.registry._VARIANTS["needs-nothing-known"]
+
+
+@pytest.mark.parametrize(
+    "init", [("uniform", 0.0, 0.1), ("uniform",), ("normal", 1.0, 2.0), ("xavier_uniform", 2.0), "xavier_normal"]
+)
+def test_starting_values_are_those_of_the_published_package(init):
+    """It seeds PyTorch's global generator and fills the first view's parameters, then the second's."""
+    settings = Settings(n_components=3, init=init)
+    name, *arguments = settings.init
+    torch.manual_seed(7)
+    expected = [getattr(torch.nn.init, name + "_")(torch.empty(rows, 3), *arguments) for rows in (20, 30)]
+    for drawn, right in zip(settings.draw(20, 30, seed=7), expected, strict=True):
+        assert torch.equal(drawn, right)

@@ -1,0 +1,146 @@
+"""Records, the digest of a variant's source, the table, the plan."""
+
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+
+from benchmarks import records, sources, study, table
+from benchmarks.plan import Plan, describe, duration
+from benchmarks.records import Record, UnreadableRecord
+
+
+def record(variant="primal", n=1000, p=100, status="ok", **fields):
+    made = Record(variant, n, p, 10, 500, 4, "key", status, **fields)
+    if status == "ok":
+        made.prepare_s = made.prepare_s or 0.0
+        made.epoch_s = made.epoch_s or [0.1, 0.1]
+        made.set_runtime()
+    return made
+
+
+def test_a_record_survives_writing_and_reading(tmp_path):
+    first = record(losses={"final": {"total": 1.5}}, machine={"gpu": None})
+    path = records.record_path(tmp_path, "primal", 100, 1000)
+    records.write(first, path)
+    assert path == tmp_path / "records" / "primal" / "p100" / "n1000.json"
+    assert records.read(path) == first
+    assert [entry.name for entry in path.parent.iterdir()] == ["n1000.json"]
+
+
+def test_runtime_is_measured_or_extrapolated():
+    part = record(prepare_s=2.0, epoch_s=[0.3, 0.1, 0.2])
+    assert (part.extrapolated, part.epochs_measured) == (True, 3)
+    assert part.runtime_s == pytest.approx(2 + 500 * 0.2)
+    whole = record(prepare_s=2.0, epoch_s=[0.1] * 499 + [5.1])
+    assert (whole.extrapolated, whole.epochs_measured) == (False, 500)
+    assert whole.runtime_s == pytest.approx(2 + 49.9 + 5.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expecting value"),
+        ("[]", "schema version None"),
+        ('{"schema": 99}', "schema version 99"),
+        ('{"schema": 1}', "missing"),
+    ],
+)
+def test_unreadable_records_say_why(tmp_path, text, message):
+    path = tmp_path / "records" / "primal" / "p1" / "n1.json"
+    records.write_atomically(path, text)
+    with pytest.raises(UnreadableRecord, match=message):
+        records.read(path)
+
+
+def test_an_unreadable_record_is_left_out_of_the_table_and_said_so(tmp_path, capsys):
+    records.write(record(), records.record_path(tmp_path, "primal", 100, 1000))
+    records.write_atomically(records.record_path(tmp_path, "primal", 100, 2000), "{")
+    frame = table.write_summary(tmp_path)
+    assert len(frame) == 1
+    assert "left out: " in capsys.readouterr().err
+    pd.testing.assert_frame_equal(table.read_summary(tmp_path), frame)
+    assert len(pd.read_csv(tmp_path / "summary.csv")) == 1
+
+
+def test_the_table_says_what_a_skipped_cell_was_skipped_for():
+    frame = table.to_frame(
+        [
+            record(n=1000, status="oom"),
+            record(n=2000, status="skipped", detail="oom at n = 1000"),
+            record(n=3000, status="skipped", detail="no time left in the sweep's budget"),
+        ]
+    )
+    assert list(frame["outcome"]) == ["oom", "oom", "budget"]
+
+
+def test_the_digest_follows_the_code_of_a_variant_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "one_variant.py"
+
+    def digest(text):
+        path.write_text(text)
+        sources.source_digest.cache_clear()
+        return sources.source_digest("one_variant")
+
+    first = digest('"""A variant."""\nfrom mmdma_core.gaussian import dense\n\nx = 1\n')
+    assert first == digest('"""Another word."""\n# a comment\nfrom mmdma_core.gaussian import dense\nx = 1\n')
+    assert first != digest("from mmdma_core.gaussian import dense\nx = 2\n")
+    without = digest("x = 1\n")
+    assert first != without  # dense.py counts
+
+    real = sources._parse
+    import ast
+
+    def changed(module):
+        return ast.parse("y = 2") if module == "mmdma_core.gaussian.dense" else real(module)
+
+    monkeypatch.setattr(sources, "_parse", changed)
+    assert first != digest("from mmdma_core.gaussian import dense\nx = 1\n")
+    assert without == digest("x = 1\n")
+
+
+@pytest.fixture
+def small(tmp_path):
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config |= {"study": "smoke", "device": "cpu", "results": str(tmp_path), "machine": "here"}
+    return study.load(config)
+
+
+def known(small, variant, n, p, **fields):
+    made = dataclasses.replace(record(variant, n, p, **fields), key=small.cell(variant, n, p).key)
+    records.write(made, small.path(variant, n, p))
+
+
+def test_the_plan_counts_and_estimates(small):
+    assert len(Plan(small).remaining()) == Plan(small).total == 16
+    known(small, "primal", 100, 10, epoch_s=[0.01, 0.01])
+    known(small, "dual", 100, 10, status="oom")
+    plan = Plan(small)
+    assert len(plan.remaining()) == 14
+    # n = 200 after n = 100: an epoch four times as long, 5 of them, and the harness' own time
+    assert plan._cell_seconds("primal", 10, 200) == pytest.approx(5 * 0.04 + 0.7)
+    assert plan._cell_seconds("dual", 10, 200) == 0
+    assert plan._cell_seconds("dual", 150, 100) == pytest.approx(small.cell_budget_s + 0.7)
+    assert "16 cells: 2 known, 14 to run" in describe(small)
+
+
+def test_durations_in_words():
+    assert [duration(s) for s in (4.4, 600, 12_000)] == ["4 s", "10 min", "3.3 h"]
+
+
+def test_a_stamp_without_its_records_is_withdrawn(small):
+    for n in small.n:
+        known(small, "primal", n, 10)
+    for p in small.p:
+        records.write_atomically(small.stamp("primal", p), "")
+    small.withdraw_stamps()
+    assert small.stamp("primal", 10).exists()
+    assert not small.stamp("primal", 150).exists()
+    small.path("primal", 100, 10).unlink()
+    small.withdraw_stamps()
+    assert not small.stamp("primal", 10).exists()
+    assert json.loads(small.path("primal", 200, 10).read_text())["n"] == 200

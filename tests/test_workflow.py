@@ -1,0 +1,160 @@
+"""The real Snakefile on the smoke study, as a user runs it, and a plugin exactly as README has it."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from conftest import ROOT
+
+from benchmarks import figures, records
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def snakemake(project):
+    """Run Snakemake in the project; the text of both streams in one."""
+
+    def run(*arguments, status=0, cores=1):
+        environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+        environment.pop("PYTHONPATH", None)
+        options = ["--cores", str(cores), "--resources", "gpu=1", *arguments]
+        done = subprocess.run(
+            [BIN / "snakemake", *options],
+            cwd=project,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == status, done.stdout
+        return done.stdout
+
+    return run
+
+
+SMOKE = ("--config", "study=smoke", "machine=here", "device=cpu")
+
+
+def test_the_study_end_to_end(snakemake, project):
+    root = project / "results" / "here"
+    output = snakemake(*SMOKE)
+    summary = pd.read_csv(root / "summary.csv")
+    assert len(summary) == 16
+    assert set(summary["status"]) == {"ok"}
+    assert (summary["runtime_s"] > 0).all()
+    assert "primal-keops" in output
+    assert "s/epoch" in output
+    for name in figures.NAMES:
+        assert (root / "figures" / f"{name}.png").stat().st_size > 5_000
+    legend = (root / "figures" / "figure_1b.svg").read_text()
+    assert "LSMMD-MA" in legend
+    # The measuring process sets its own threads, whatever Snakemake exports.
+    one = records.read(records.record_path(root, "primal", 10, 100))
+    assert one.machine["cpu_threads"] == len(os.sched_getaffinity(0))
+
+    paths = sorted(root.glob("records/*/*/*.json"))
+    assert max(beyond_its_own_work(records.read(path)) for path in paths) < 0.7
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    assert "Nothing to be done" in snakemake(*SMOKE)
+
+    deleted = records.record_path(root, "dual", 150, 200)
+    deleted.unlink()
+    snakemake(*SMOKE)
+    after = {path: path.stat().st_mtime_ns for path in paths}
+    assert {path for path in paths if after[path] != before[path]} == {deleted}
+
+    snakemake(*SMOKE, "--report", "report.zip")
+    assert (project / "report.zip").stat().st_size > 10_000
+
+
+def beyond_its_own_work(record):
+    """Seconds of a cell that the harness took for itself: fork, imports, limits, the record."""
+    return record.cell_s - record.data_s - record.prepare_s - record.warmup_s - sum(record.epoch_s)
+
+
+def test_no_two_sweeps_share_the_machine_whatever_cores_says(snakemake, project):
+    snakemake(*SMOKE, cores=4)
+    spans = []
+    for path in (project / "results" / "here").glob("records/*/*/*.json"):
+        end = path.stat().st_mtime
+        spans.append((end - records.read(path).cell_s, end))
+    spans.sort()
+    assert len(spans) == 16
+    assert all(first[1] <= second[0] + 0.05 for first, second in itertools.pairwise(spans))
+
+
+def test_a_typo_stops_snakemake_before_anything_runs(snakemake, project):
+    output = snakemake("--config", "studdy=smoke", status=1)
+    assert "unknown key 'studdy'; did you mean 'study'" in output
+    assert not (project / "results" / "here").exists()
+
+
+def test_the_workflow_lints(snakemake):
+    assert "good condition" in snakemake("--lint")
+
+
+def test_ctrl_c_ends_snakemake_and_leaves_no_child(project):
+    """A terminal sends SIGINT to the whole group of processes."""
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    study = subprocess.Popen(
+        [BIN / "snakemake", "--cores", "1", "--resources", "gpu=1", *SMOKE],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    root = project / "results" / "here"
+    from test_faults import wait_until
+
+    wait_until(lambda: list(root.glob("records/*/*/*.json")), seconds=60)
+    descendants = psutil.Process(study.pid).children(recursive=True)
+    os.killpg(study.pid, 2)
+    assert study.wait(timeout=60) != 0
+    _, alive = psutil.wait_procs(descendants, timeout=5)
+    assert not alive
+    for path in root.glob("records/*/*/*.json"):
+        assert records.read(path).status == "ok"
+    assert not list(root.rglob("*.part"))
+
+
+def test_the_plugin_of_readme_is_in_grid_figures_and_checks(command, configure, project):
+    code = re.search(r"```python\n(\"\"\"primal-blocked.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    (project / "primal_blocked.py").write_text(code)
+    root = configure({"n": [100, 150], "p": [10], "variants": ["all"]}, plugins=["primal_blocked"])
+    command("sweep", "--variant", "primal", "primal-blocked")
+    assert records.read(records.record_path(root, "primal-blocked", 10, 150)).status == "ok"
+    assert "primal-blocked" in command("table")
+    command("figures")
+    assert "primal, row blocks" in (root / "figures" / "figure_1b.svg").read_text()
+    checks = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/test_variants.py", "-k", "primal-blocked", "-o", "pythonpath=."],
+        cwd=project,
+        capture_output=True,
+        text=True,
+    )
+    assert checks.returncode == 0, checks.stdout
+    assert re.search(r"\b12 passed", checks.stdout), checks.stdout
+
+
+def test_the_python_of_readme_runs():
+    code = re.search(
+        r"```python\n(from mmdma_core import Settings.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )[1]
+    exec(code.replace("n=1000, p=100", "n=60, p=20").replace("range(500)", "range(2)"), {})
+
+
+def test_config_yaml_comments_every_key():
+    text = (ROOT / "config.yaml").read_text()
+    for key in yaml.safe_load(text):
+        if key not in ("figures", "studies"):
+            assert re.search(rf"^{key}:.*#", text, re.MULTILINE), key
