@@ -36,7 +36,13 @@ def run_sweeps(
     with alone(study.root):
         _preload(variants, study.device)
         plan = Plan(study)
-        bar = tqdm(total=plan.total, initial=len(plan.known), unit="cell", disable=None, dynamic_ncols=True)
+        bar = tqdm(
+            total=plan.total,
+            initial=len(plan.known),
+            disable=None,  # no bar in a file
+            dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} cells |{bar}|{postfix}",
+        )
         with bar:
             for variant in variants:
                 for p in ps:
