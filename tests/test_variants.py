@@ -100,5 +100,5 @@ def test_the_distortion_has_a_gradient_at_zero():
     x, y, _ = simulate("branch", 40, 3)
     identity = torch.eye(3)
     run = start("primal", x, y, Settings(n_components=3), parameters=(identity, identity))
-    assert run.loss().dis_x == 0
+    assert run.loss().dis_x < 1e-15
     assert all(torch.isfinite(gradient).all() for gradient in run.gradients())
