@@ -63,6 +63,7 @@ rule figures:
         STUDY.root / "logs" / "figures.log",
     params:
         overrides=OVERRIDES,
+        shows=figures.question(STUDY),
     conda:
         "environment.yaml"
     shell:

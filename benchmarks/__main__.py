@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 from benchmarks import config as configuration
@@ -18,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         config = configuration.read(options.config, options.set)
-        _set_threads(config.get("cpu_threads", "auto"))
+        _set_environment(config.get("cpu_threads", "auto"))
         from benchmarks import study  # imports PyTorch, which reads the number of threads
 
         options.run(study.load(config), options)
@@ -45,10 +44,9 @@ def _plan(study, options) -> None:  # noqa: ANN001
 
 
 def _sweep(study, options) -> None:  # noqa: ANN001
-    from benchmarks import progress
+    from benchmarks import sweep
 
-    deadline = None if options.budget_s is None else time.monotonic() + options.budget_s
-    progress.run_sweeps(study, options.variant, options.p, options.n, deadline)
+    sweep.run_sweeps(study, options.variant, options.p, options.n, options.budget_s, options.retry)
 
 
 def _table(study, options) -> None:  # noqa: ANN001
@@ -85,14 +83,16 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--variant", nargs="+", help="default: all of the study")
             command.add_argument("--p", nargs="+", type=int, help="default: all of the study")
             command.add_argument("--n", nargs="+", type=int, help="default: all of the study")
-            command.add_argument("--budget-s", type=float, help="start or continue no cell after so many seconds")
+            command.add_argument("--budget-s", type=float, default=float("inf"), help="seconds after which it ends")
+            command.add_argument("--retry", action="store_true", help="measure cells again that ended in an error")
     return parser
 
 
-def _set_threads(threads: int | str) -> None:
-    """For OpenMP, which reads it when it is loaded; Snakemake exports 1 for it under --cores 1."""
+def _set_environment(threads: int | str) -> None:
+    """What OpenMP and CUDA read when they are loaded; Snakemake exports 1 thread under --cores 1."""
     number = machine.available_threads() if threads == "auto" else threads
     os.environ.update(OMP_NUM_THREADS=str(number), MKL_NUM_THREADS=str(number), OPENBLAS_NUM_THREADS=str(number))
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver counts
 
 
 def _interrupt(number: int, frame: object) -> None:

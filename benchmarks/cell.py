@@ -19,8 +19,26 @@ from mmdma_core import LossTerms, MissingDependency, Settings, Unsupported
 
 EARLY_EPOCHS = 3  # every measured cell does that many: a warm-up and at least MIN_TIMED
 MIN_TIMED = 2
+MEASUREMENT = 1  # to be raised when cells are measured differently, so that no older record is used again
+_CONTEXT_AT_MOST = memory.GIB  # a CUDA context takes less; what other processes hold is not this one's
 
 Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a measurement may go.
+
+    budget_s   timed epochs stop after this many seconds, though never before MIN_TIMED of them
+    timeout_s  seconds after which the whole cell is ended
+    host_gib   host memory the cell may add, on a CPU; None: 80 % of what is free
+    gpu_gib    device memory the cell may take, which emulates a smaller card; None: all of it
+    """
+
+    budget_s: float
+    timeout_s: float
+    host_gib: float | None
+    gpu_gib: float | None
 
 
 @dataclass(frozen=True)
@@ -33,12 +51,8 @@ class Cell:
     shape, seed    of mmdma_core.simulate; the same seed draws the starting values
     data_mode      its `noise`: 'exact' or 'fast'
     epochs         epochs of a full run
-    budget_s       timed epochs stop after this many seconds, though never before MIN_TIMED of them
-    timeout_s      seconds after which the whole cell is ended
     device         'cpu' or 'cuda'
     threads        CPU threads of the measuring process
-    host_gib       host memory the cell may add; None: 80 % of what is free
-    gpu_gib        device memory the cell may take, which emulates a smaller card; None: all of it
     """
 
     variant: str
@@ -51,17 +65,15 @@ class Cell:
     seed: int
     data_mode: str
     epochs: int
-    budget_s: float
-    timeout_s: float
     device: str
     threads: int
-    host_gib: float | None
-    gpu_gib: float | None
+    limits: Limits
 
     @property
     def key(self) -> str:
-        """Digest of all of the above: the same question has the same key."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """Digest of all of the above but the limits: the same question has the same key."""
+        question = dataclasses.asdict(self) | {"limits": None, "measurement": MEASUREMENT}
+        return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def measure(cell: Cell, report: Report) -> None:
@@ -84,6 +96,7 @@ def _measure(cell: Cell, report: Report) -> None:
     missing = mmdma_core.variant(cell.variant).missing(device)
     if missing:
         raise MissingDependency(missing)
+    _wake(device)
     before = memory.host_bytes()
     report({"stage": "data", "host_before": before})
     views, data_s = _timed(
@@ -102,6 +115,13 @@ def _measure(cell: Cell, report: Report) -> None:
     report({"status": "ok"})
 
 
+def _wake(device: torch.device) -> None:
+    """Load what the first product and sum on a GPU load, so that no variant pays for it in its times."""
+    if device.type == "cuda":
+        small = torch.ones(64, 64, device=device)
+        (small @ small).sum().item()
+
+
 def _timed(device: torch.device, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> tuple[Any, float]:
     """What the work returns and the wall seconds it took, with the device's queue empty before and after."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -115,7 +135,7 @@ def _timed(device: torch.device, work: Callable[..., Any], /, *arguments: Any, *
 def _timed_epochs(cell: Cell, run: mmdma_core.Run, device: torch.device) -> dict[str, Any]:
     seconds: list[float] = []
     losses = {}
-    while len(seconds) < cell.epochs and (len(seconds) < MIN_TIMED or math.fsum(seconds) < cell.budget_s):
+    while len(seconds) < cell.epochs and (len(seconds) < MIN_TIMED or math.fsum(seconds) < cell.limits.budget_s):
         seconds.append(round(_timed(device, run.step)[1], 9))
         if run.epoch == EARLY_EPOCHS:
             losses["early"] = _loss(run)
@@ -133,11 +153,13 @@ def _loss(run: mmdma_core.Run) -> dict[str, float]:
 
 def _limit_memory(cell: Cell) -> None:
     if cell.device == "cuda":
-        if cell.gpu_gib is not None:
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, cell.gpu_gib * memory.GIB / total))
+        if cell.limits.gpu_gib is not None:
+            free, total = torch.cuda.mem_get_info()
+            context = min(total - free, _CONTEXT_AT_MOST)
+            fraction = (cell.limits.gpu_gib * memory.GIB - context) / total
+            torch.cuda.set_per_process_memory_fraction(min(1.0, max(fraction, 0.0)))
     else:
-        memory.limit_host_memory(int(cell.host_gib * memory.GIB))
+        memory.limit_host_memory(int(cell.limits.host_gib * memory.GIB))
 
 
 def _reset_peaks(device: torch.device) -> None:

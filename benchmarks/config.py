@@ -34,7 +34,10 @@ def read(path: Path = DEFAULT_CONFIG, overrides: Iterable[str] = ()) -> dict[str
         key, separator, value = override.partition("=")
         if not separator:
             raise ConfigError(f"--set {override}: KEY=VALUE is expected")
-        config[key] = yaml.safe_load(value)
+        try:
+            config[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {override}: {value!r} is not YAML") from None
     return config
 
 

@@ -1,19 +1,22 @@
 """A cell's child process: forked, limited, watched, and its end put into words.
 
-The process that calls `measure_cell` is the fork server: it has imported PyTorch but never used it, so that it holds
-no thread and no CUDA context and a child starts in milliseconds.
+The process that calls `measure_cell` is the fork server: it has imported PyTorch but never computed with it, so that
+it holds no pool of threads and no CUDA context, and a child starts in milliseconds.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import faulthandler
+import importlib
 import multiprocessing
 import os
 import re
 import signal
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -21,9 +24,10 @@ from typing import IO, Any
 
 import psutil
 
+import mmdma_core
 from benchmarks import cell as cell_module
 from benchmarks import memory
-from benchmarks.cell import Cell
+from benchmarks.cell import Cell, Limits
 from benchmarks.records import Record
 
 POLL_S = 0.05
@@ -35,7 +39,8 @@ _OUT_OF_MEMORY = re.compile(
     r"^[\w.]*MemoryError\b"
     r"|^torch\.(cuda\.)?OutOfMemoryError\b"
     r"|(can't allocate|not enough) memory: you tried to allocate"
-    r"|CUDA_ERROR_OUT_OF_MEMORY|failed with error .*out of memory"
+    r"|CUDA error: out of memory|failed with error .*out of memory"
+    r"|(CUDA_ERROR|NVRTC_ERROR)_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
     r"|std::bad_alloc",
     re.MULTILINE,
 )
@@ -52,24 +57,42 @@ class _Watch:
     ended_for: tuple[str, str] | None = None  # (status, detail) when the guard ended it
 
 
+def preload(variants: Iterable[str], device: str) -> None:
+    """Import here, once, what the children would each import for themselves.
+
+    Not on a GPU: KeOps opens CUDA when it is imported, and CUDA does not survive a fork.
+    """
+    if device == "cpu":
+        for name in variants:
+            variant = mmdma_core.variant(name)
+            for module in variant.requires:
+                if isinstance(module, str) and module not in variant.absent():
+                    importlib.import_module(module)
+
+
 def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float) -> Record:
     """The record of a cell, measured in a child of this process. Whatever the variant does, this returns.
 
     The child is ended after timeout_s, and with this process, if that is interrupted or ended.
     """
-    limited = cell if cell.host_gib else replace(cell, host_gib=memory.default_host_limit() / memory.GIB)
+    limited = replace(cell, limits=_with_host_limit(cell.limits))
     begin = time.perf_counter()
+    probe = memory.DeviceProbe() if cell.device == "cuda" else None
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         receiver, sender = _fork.Pipe(duplex=False)
         child = _fork.Process(target=_child, args=(limited, sender, output.fileno()))
         child.start()
         sender.close()
         try:
-            watch = _watch(child, receiver, limited, timeout_s)
+            watch = _watch(child, receiver, probe, limited, timeout_s)
         finally:
             _end(child)
         status, detail = _verdict(watch, child.exitcode, _read(output), limited)
     return _record(cell, watch, status, detail, time.perf_counter() - begin, machine)
+
+
+def _with_host_limit(limits: Limits) -> Limits:
+    return limits if limits.host_gib else replace(limits, host_gib=memory.default_host_limit() / memory.GIB)
 
 
 def _child(cell: Cell, sender: Connection, output: int) -> None:
@@ -83,22 +106,28 @@ def _child(cell: Cell, sender: Connection, output: int) -> None:
     cell_module.measure(cell, sender.send)
 
 
-def _watch(child: multiprocessing.Process, receiver: Connection, cell: Cell, timeout_s: float) -> _Watch:
+def _watch(
+    child: multiprocessing.Process,
+    receiver: Connection,
+    probe: memory.DeviceProbe | None,
+    cell: Cell,
+    timeout_s: float,
+) -> _Watch:
     watch = _Watch()
     begin = time.perf_counter()
     process = psutil.Process(child.pid)
-    probe = memory.DeviceProbe(child.pid) if cell.device == "cuda" else None
     while True:
         wait([receiver, child.sentinel], timeout=POLL_S)
-        with suppress(EOFError):
+        alive = child.is_alive()  # asked first: what a child says before it ends is then in the pipe
+        with suppress(EOFError, OSError):
             while receiver.poll():
                 watch.facts.update(receiver.recv())
-        if not child.is_alive():
+        if not alive:
             return watch
         with suppress(psutil.NoSuchProcess):
             watch.host_bytes = process.memory_info().rss - watch.facts.get("host_before", 0)
         if probe:
-            watch.device_bytes = probe.peak(watch.facts.get("stage"))
+            watch.device_bytes = probe.peak(child.pid, watch.facts.get("stage"))
             watch.facts["sm_clock_mhz"] = probe.sm_clock_mhz
         watch.ended_for = _breach(watch, cell, time.perf_counter() - begin > timeout_s)
         if watch.ended_for:
@@ -110,10 +139,10 @@ def _breach(watch: _Watch, cell: Cell, late: bool) -> tuple[str, str] | None:
     stage = watch.facts.get("stage", "start")
     if late:
         return "timeout", f"ended by its time limit during {stage}"
-    if cell.device == "cpu" and watch.host_bytes > cell.host_gib * memory.GIB:
-        return "oom", f"host memory over the limit of {cell.host_gib:.3g} GiB during {stage}"
-    if cell.gpu_gib is not None and (watch.device_bytes or 0) > cell.gpu_gib * memory.GIB:
-        return "oom", f"device memory over the limit of {cell.gpu_gib:g} GiB during {stage}"
+    if cell.device == "cpu" and watch.host_bytes > cell.limits.host_gib * memory.GIB:
+        return "oom", f"host memory over the limit of {cell.limits.host_gib:.3g} GiB during {stage}"
+    if cell.limits.gpu_gib is not None and (watch.device_bytes or 0) > cell.limits.gpu_gib * memory.GIB:
+        return "oom", f"device memory over the limit of {cell.limits.gpu_gib:g} GiB during {stage}"
     return None
 
 
@@ -137,7 +166,7 @@ def _verdict(watch: _Watch, exit_code: int, output: str, cell: Cell) -> tuple[st
     if evidence:
         line = next(line for line in output[evidence.start() :].splitlines() if line)
         return "oom", f"during {stage}: {line[:300]}"
-    if exit_code == -signal.SIGKILL and watch.host_bytes > 0.9 * cell.host_gib * memory.GIB:
+    if exit_code == -signal.SIGKILL and watch.host_bytes > 0.9 * cell.limits.host_gib * memory.GIB:
         return "oom", f"killed during {stage} with {watch.host_bytes / memory.GIB:.3g} GiB of host memory in use"
     how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit status {exit_code}"
     tail = "\n".join(output.strip().splitlines()[-_TAIL_LINES:])
@@ -172,7 +201,9 @@ def new_record(cell: Cell, status: str, detail: str, machine: dict[str, Any]) ->
         d=cell.settings.n_components,
         epochs=cell.epochs,
         seed=cell.seed,
+        device=cell.device,
         key=cell.key,
+        limits=dataclasses.asdict(cell.limits),
         status=status,
         detail=detail,
         data_mode=cell.data_mode,

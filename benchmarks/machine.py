@@ -12,37 +12,71 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pynvml
 
 _PACKAGES = ("torch", "pykeops", "numpy")
 
 
 @cache
 def gpu() -> dict[str, Any] | None:
-    """Model, memory, driver and clocks (MHz) of the first visible GPU as the driver tells them; None without one.
+    """Model, memory, driver and clocks (MHz) of the GPU that PyTorch calls cuda:0; None without one.
 
     Asks NVML and never CUDA: a process that has a CUDA context cannot fork cells.
     """
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(gpu_index())
-    except pynvml.NVMLError:
+    handle = _handle()
+    if handle is None:
         return None
+    memory = _ask("nvmlDeviceGetMemoryInfo")
     return {
-        "name": pynvml.nvmlDeviceGetName(handle),
-        "memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+        "name": _ask("nvmlDeviceGetName"),
+        "memory_bytes": memory and memory.total,
         "driver": pynvml.nvmlSystemGetDriverVersion(),
-        "sm_clock_mhz": _or_none(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
-        "max_sm_clock_mhz": _or_none(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": _or_none(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
+        "sm_clock_mhz": sm_clock_mhz(),
+        "max_sm_clock_mhz": _ask("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": _ask("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
     }
 
 
-def gpu_index() -> int:
-    """NVML's index of the GPU that PyTorch calls cuda:0."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return int(first) if first.isdigit() else 0
+def sm_clock_mhz() -> int | None:
+    """The clock of the GPU's multiprocessors now."""
+    return _ask("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM)
+
+
+def device_used_bytes() -> int | None:
+    """What all processes together hold on the GPU."""
+    memory = _ask("nvmlDeviceGetMemoryInfo")
+    return memory and memory.used
+
+
+def device_process_bytes(pid: int) -> int | None:
+    """What one process holds on the GPU; None if the driver does not list it."""
+    processes = _ask("nvmlDeviceGetComputeRunningProcesses") or []
+    return next((process.usedGpuMemory for process in processes if process.pid == pid), None)
+
+
+@cache
+def _handle() -> Any:
+    """NVML's handle of the first visible GPU, None without one. CUDA counts as NVML does under PCI_BUS_ID order."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if first in ("", "-1"):
+        return None
+    try:
+        pynvml.nvmlInit()
+        if first.isdigit():
+            return pynvml.nvmlDeviceGetHandleByIndex(int(first))
+        return pynvml.nvmlDeviceGetHandleByUUID(first)
+    except pynvml.NVMLError:
+        return None
+
+
+def _ask(query: str, *arguments: Any) -> Any:
+    """The driver's answer about the GPU, None where it has none."""
+    if _handle() is None:
+        return None
+    try:
+        return getattr(pynvml, query)(_handle(), *arguments)
+    except pynvml.NVMLError:
+        return None
 
 
 def available_threads() -> int:
@@ -50,10 +84,10 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def describe(threads: int) -> dict[str, Any]:
-    """The machine as it goes into every record; `threads` is what the measuring process is given."""
+def describe(device: str, threads: int) -> dict[str, Any]:
+    """The machine as it goes into every record: the GPU only if it measures, `threads` what the process is given."""
     return {
-        "gpu": gpu(),
+        "gpu": gpu() if device == "cuda" else None,
         "cpu": cpu_model(),
         "cpu_threads": threads,
         "memory_bytes": psutil.virtual_memory().total,
@@ -64,10 +98,9 @@ def describe(threads: int) -> dict[str, Any]:
     }
 
 
-def default_name() -> str:
-    """A folder name made from the model of the GPU, else of the CPU and its threads."""
-    found = gpu()
-    name = found["name"] if found else f"{cpu_model()} {available_threads()} cores"
+def default_name(device: str) -> str:
+    """A folder name made from the model of the GPU or of the CPU and its cores, whichever measures."""
+    name = gpu()["name"] if device == "cuda" else f"{cpu_model()} {available_threads()} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -94,13 +127,4 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _or_none(query: Any, *arguments: Any) -> Any:
-    import pynvml
-
-    try:
-        return query(*arguments)
-    except pynvml.NVMLError:
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.machine import gpu_index
+from benchmarks.machine import device_process_bytes, device_used_bytes, sm_clock_mhz
 
 GIB = 2**30
 
@@ -41,38 +41,33 @@ def default_host_limit() -> int:
 
 
 class DeviceProbe:
-    """The most that one process has held on the GPU, as the driver tells it when asked.
+    """The most that a process holds on the GPU, as the driver tells it when asked; made before the process starts.
 
     In a container the driver may not know the process by our number; then what the whole GPU has in use beyond what
-    it had at the start is taken.
+    it had before is taken. None where the driver tells neither.
     """
 
-    def __init__(self, pid: int) -> None:
-        import pynvml
+    def __init__(self) -> None:
+        self._before = device_used_bytes()
+        self._peak: int | None = None
+        self._measured = False
+        self.sm_clock_mhz: int | None = None
 
-        pynvml.nvmlInit()
-        self._nvml, self._pid = pynvml, pid
-        self._handle = pynvml.nvmlDeviceGetHandleByIndex(gpu_index())
-        self._before = pynvml.nvmlDeviceGetMemoryInfo(self._handle).used
-        self._peak, self._stage = 0, None
-        self.sm_clock_mhz = 0
-
-    def peak(self, stage: str | None) -> int:
-        """Look now; the peak in bytes. It starts anew when the data have been made (stage 'prepare')."""
-        if stage != self._stage:
-            self._peak = 0 if stage == "prepare" else self._peak
-            self._stage = stage
-        self._peak = max(self._peak, self._now())
-        clock = self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM)
-        self.sm_clock_mhz = max(self.sm_clock_mhz, clock)
+    def peak(self, pid: int, stage: str | None) -> int | None:
+        """Look now; the peak in bytes. It starts anew once the data have been made."""
+        if not self._measured and stage not in (None, "data"):
+            self._peak, self._measured = None, True
+        known = [value for value in (self._peak, self._now(pid)) if value is not None]
+        self._peak = max(known, default=None)
+        self.sm_clock_mhz = max(self.sm_clock_mhz or 0, sm_clock_mhz() or 0)
         return self._peak
 
-    def _now(self) -> int:
-        processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        own = next((process.usedGpuMemory for process in processes if process.pid == self._pid), None)
+    def _now(self, pid: int) -> int | None:
+        own = device_process_bytes(pid)
         if own is not None:
             return own
-        return max(0, self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used - self._before)
+        used = device_used_bytes()
+        return None if used is None or self._before is None else max(0, used - self._before)
 
 
 def _status_bytes(name: str) -> int:

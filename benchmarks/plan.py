@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import mmdma_core
 from benchmarks.cell import EARLY_EPOCHS
 from benchmarks.records import Record
-from benchmarks.study import Study
+from benchmarks.study import ENDS_A_SWEEP, Study
 
 _OVERHEAD_S = 0.7  # most that the harness adds to a cell
 Point = tuple[str, int, int]  # variant, p, n
@@ -56,7 +57,7 @@ class Plan:
 
     def _ends(self, variant: str, p: int, n: int) -> bool:
         record = self.known.get((variant, p, n))
-        return self.study.stop_after_failure and record is not None and record.status in ("oom", "timeout")
+        return self.study.stop_after_failure and record is not None and record.status in ENDS_A_SWEEP
 
     def _epoch_seconds(self, variant: str, p: int, n: int) -> float | None:
         def distance(record: Record) -> float:
@@ -87,7 +88,9 @@ def describe(study: Study) -> str:
     ]
     for variant in study.variants:
         count = sum(name == variant for name, _, _ in remaining)
-        lines.append(f"  {variant:<24} {count:>5} to run")
+        absent = mmdma_core.variant(variant).absent()
+        needs = f"; needs {', '.join(absent)}, not installed" if absent else ""
+        lines.append(f"  {variant:<24} {count:>5} to run{needs}")
     if remaining:
         lines.append(
             f"about {duration(plan.seconds_left())} (from the cells measured so far; a variant without any is taken to "

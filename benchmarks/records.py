@@ -25,8 +25,11 @@ STATUSES: tuple[str, ...] = Status.__args__
 class Record:
     """What one cell gave. Times in seconds, memory in bytes; None where the cell did not get that far.
 
-    key               digest of what was asked for: a record is reused only for the same question
+    device            'cpu' or 'cuda'
+    key               digest of what was asked for: a record is used again only for the same question
+    limits            time and memory it was given, see benchmarks.cell.Limits; for a skipped cell also sweep_budget_s
     status, detail    how the cell ended, and why in words (the last lines of stderr for an error)
+    implied_by        the smaller n that a skipped cell is skipped for, if it is for that
     data_mode         'exact': the published random numbers; 'fast': the counter-based ones
     data_s            making the two views on the device
     prepare_s         what the variant forms once (kernel matrices and the like)
@@ -48,9 +51,12 @@ class Record:
     d: int
     epochs: int
     seed: int
+    device: str
     key: str
     status: Status
     detail: str = ""
+    implied_by: int | None = None
+    limits: dict[str, float | None] = field(default_factory=dict)
     data_mode: str | None = None
     data_s: float | None = None
     prepare_s: float | None = None
@@ -123,17 +129,16 @@ def read(path: Path) -> Record:
         raise UnreadableRecord(f"{path}: {error}") from None
 
 
-def read_or_set_aside(path: Path) -> Record | None:
-    """The record, or None if there is none. An unreadable one is renamed to *.unreadable, and said so."""
+def set_aside_if_unreadable(path: Path) -> None:
+    """Rename a record file that cannot be read to *.unreadable, and say so."""
     if not path.exists():
-        return None
+        return
     try:
-        return read(path)
+        read(path)
     except UnreadableRecord as error:
         aside = path.with_suffix(".unreadable")
         path.replace(aside)
         print(f"unreadable record set aside as {aside}: {error}", file=sys.stderr)
-        return None
 
 
 def read_all(root: Path) -> list[Record]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import mmdma_core
 from benchmarks import machine, records
-from benchmarks.cell import Cell
+from benchmarks.cell import Cell, Limits
 from benchmarks.config import ConfigError, check, closest
-from benchmarks.records import Record
+from benchmarks.memory import GIB
+from benchmarks.records import Record, UnreadableRecord
 from benchmarks.sources import source_digest
 from mmdma_core import Settings
+
+ENDS_A_SWEEP = ("oom", "timeout")  # after one of these, larger n are skipped
 
 
 @dataclass(frozen=True)
@@ -62,12 +69,9 @@ class Study:
             seed=self.seed,
             data_mode="exact" if n * p <= self.exact_data_below else "fast",
             epochs=self.epochs,
-            budget_s=self.cell_budget_s,
-            timeout_s=self.cell_timeout_s,
             device=self.device,
             threads=self.threads,
-            host_gib=self.host_gib,
-            gpu_gib=self.gpu_gib,
+            limits=Limits(self.cell_budget_s, self.cell_timeout_s, self.host_gib, self.gpu_gib),
         )
 
     def path(self, variant: str, n: int, p: int) -> Path:
@@ -75,9 +79,37 @@ class Study:
         return records.record_path(self.root, variant, p, n)
 
     def known(self, variant: str, n: int, p: int) -> Record | None:
-        """The record that answers what is asked at this point now, if there is one."""
-        record = records.read_or_set_aside(self.path(variant, n, p))
-        return record if record is not None and record.key == self.cell(variant, n, p).key else None
+        """The record that answers what is asked at this point now, if there is one; an unreadable one does not."""
+        path = self.path(variant, n, p)
+        try:
+            record = records.read(path) if path.exists() else None
+        except UnreadableRecord:
+            return None
+        if record is None:
+            return None
+        cell = self.cell(variant, n, p)
+        return record if record.key == cell.key and self._answers(record, cell) else None
+
+    def _answers(self, record: Record, cell: Cell) -> bool:
+        """Whether a record of the same question would come out the same under the limits that are set now."""
+        now, then = cell.limits, Limits(**{f.name: record.limits.get(f.name) for f in dataclasses.fields(Limits)})
+        if record.status == "ok":
+            return _fits(record, now) and (not record.extrapolated or now.budget_s <= then.budget_s)
+        if record.status == "oom":
+            return (now.host_gib, now.gpu_gib) == (then.host_gib, then.gpu_gib)
+        if record.status == "timeout":
+            return now.timeout_s <= then.timeout_s
+        if record.status == "missing_dependency":
+            return bool(cell.absent)
+        if record.status == "skipped":
+            return self._still_skipped(record)
+        return True
+
+    def _still_skipped(self, record: Record) -> bool:
+        if record.implied_by is None:
+            return self.sweep_budget_s <= record.limits["sweep_budget_s"]
+        reason = self.known(record.variant, record.implied_by, record.p)
+        return self.stop_after_failure and reason is not None and reason.status in ENDS_A_SWEEP
 
     def stamp(self, variant: str, p: int | str) -> Path:
         """The file that says that every cell of a sweep is known."""
@@ -89,6 +121,13 @@ class Study:
             stamp = self.stamp(variant, p)
             if stamp.exists() and not all(self.known(variant, n, p) for n in self.n):
                 stamp.unlink()
+
+
+def _fits(record: Record, limits: Limits) -> bool:
+    """Whether what an ok cell held stays within the limits."""
+    held = ((record.peak_device_bytes, limits.gpu_gib), (record.peak_host_bytes, limits.host_gib))
+    used, limit = held[0] if record.device == "cuda" else held[1]
+    return limit is None or used is None or used <= limit * GIB
 
 
 def load(config: dict[str, Any]) -> Study:
@@ -107,11 +146,11 @@ def load(config: dict[str, Any]) -> Study:
     figures = config.get("figures", {})
     return Study(
         name=name,
-        root=Path(config.get("results", "results")) / (machine.default_name() if folder == "auto" else folder),
-        n=tuple(sorted(study["n"])),
-        p=tuple(sorted(study["p"])),
+        root=Path(config.get("results", "results")) / (machine.default_name(device) if folder == "auto" else folder),
+        n=tuple(sorted(map(int, study["n"]))),
+        p=tuple(sorted(map(int, study["p"]))),
         variants=_variants(name, study["variants"]),
-        epochs=study["epochs"],
+        epochs=int(study["epochs"]),
         cell_budget_s=study["cell_budget_s"],
         cell_timeout_s=study["cell_timeout_s"],
         sweep_budget_s=study["sweep_budget_s"],
@@ -133,27 +172,32 @@ def _import_plugins(modules: list[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"plugins: {module!r} cannot be imported: {error}") from None
+        except Exception as error:  # a plugin is anybody's code: whatever it raises is named, with the plugin
+            raise ConfigError(f"plugins: {module!r} cannot be imported: {type(error).__name__}: {error}") from None
 
 
 def _device(device: str) -> str:
+    """'cuda' if it is asked for or 'auto', the driver has a GPU and this PyTorch can use it; asked without CUDA."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # PyTorch asks the driver and opens no context
     found = machine.gpu() is not None
-    if device == "cuda" and not found:
-        raise ConfigError("device: 'cuda' is asked for, but the driver knows no GPU here; allowed: auto, cpu")
-    return "cuda" if found and device == "auto" else device.replace("auto", "cpu")
+    usable = found and torch.cuda.is_available()
+    if device == "cuda" and not usable:
+        why = "this PyTorch is built without CUDA or finds no GPU" if found else "the driver knows no GPU here"
+        raise ConfigError(f"device: 'cuda' is asked for, but {why}; allowed: auto, cpu")
+    return "cuda" if usable and device != "cpu" else "cpu"
 
 
 def _variants(study: str, names: list[str]) -> tuple[str, ...]:
-    allowed = mmdma_core.variants()
-    for name in names:
-        if name not in ("all", *allowed):
-            raise ConfigError(f"studies.{study}.variants: unknown variant {name!r}; {closest(name, ['all', *allowed])}")
-    return tuple(allowed) if "all" in names else tuple(names)
+    if "all" in names:
+        return tuple(mmdma_core.variants())
+    try:
+        return tuple(mmdma_core.variant(name).name for name in names)
+    except ValueError as error:
+        raise ConfigError(f"studies.{study}.variants: {error}") from None
 
 
 def _settings(changed: dict[str, Any]) -> Settings:
     try:
         return Settings(**changed)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"settings: {error}") from None

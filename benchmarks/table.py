@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks.records import STATUSES, Record, read_all
 
-_NESTED = ("epoch_s", "losses", "machine")
+_NESTED = ("epoch_s", "losses", "limits", "machine")
 
 
 def to_frame(records: list[Record]) -> pd.DataFrame:
@@ -22,6 +22,7 @@ def to_frame(records: list[Record]) -> pd.DataFrame:
         row = {f.name: getattr(record, f.name) for f in dataclasses.fields(Record) if f.name not in _NESTED}
         row["median_epoch_s"] = record.median_epoch_s
         row["outcome"] = _outcome(record)
+        row |= {f"limit_{name}": value for name, value in record.limits.items()}
         for when, losses in record.losses.items():
             row |= {f"{when}_{name}": value for name, value in losses.items()}
         gpu = record.machine.get("gpu")

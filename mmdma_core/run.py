@@ -10,11 +10,11 @@ import torch
 
 from mmdma_core.adam import Adam
 from mmdma_core.formulations import Formulation
+from mmdma_core.gaussian import Sums
 from mmdma_core.objective import LossTerms, squared_mmd, total_loss
 from mmdma_core.settings import Settings
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-Sums = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 class Run(Protocol):

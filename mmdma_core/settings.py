@@ -54,10 +54,11 @@ class Settings:
         self._check_init()
 
     def _check_init(self) -> None:
-        init = (self.init,) if isinstance(self.init, str) else tuple(self.init)
-        object.__setattr__(self, "init", init)
-        if not init or init[0] not in _INITIALISERS:
+        init = (self.init,) if isinstance(self.init, str) else self.init
+        if not isinstance(init, (tuple, list)) or not init or init[0] not in tuple(_INITIALISERS):
             raise ValueError(f"init must start with one of {', '.join(_INITIALISERS)}, got {self.init!r}")
+        init = tuple(init)
+        object.__setattr__(self, "init", init)
         arguments = _INITIALISERS[init[0]][1]
         if len(init) - 1 > len(arguments) or not all(map(_is_number, init[1:])):
             raise ValueError(f"init {init[0]!r} takes at most the numbers ({', '.join(arguments)}), got {init[1:]!r}")

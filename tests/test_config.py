@@ -39,6 +39,8 @@ def changed(path, value):
         ("gpu_memory_gib", "16", "gpu_memory_gib: '16' is not of type 'number', 'null'"),
         ("machine", "../elsewhere", "machine: '../elsewhere' does not match"),
         ("plugins", ["no_such_module"], "plugins: 'no_such_module' cannot be imported"),
+        ("settings", {"init": 5}, "settings: init must start with one of uniform"),
+        ("settings", {"init": [[1]]}, "settings: init must start with one of uniform"),
         ("settings", {"sigma": 0}, "settings: sigma must be a positive number, got 0"),
     ],
 )
@@ -56,6 +58,7 @@ def test_the_command_line_says_it_in_one_line(command, project):
     for arguments, words in (
         (("plan", "--set", "studdy=smoke"), "error: config: unknown key 'studdy'"),
         (("plan", "--set", "study"), "error: --set study: KEY=VALUE is expected"),
+        (("plan", "--set", "settings={sigma: 2"), "'{sigma: 2' is not YAML"),
         (("plan", "--config", "none.yaml"), "error: none.yaml: No such file"),
         (("sweep", "--set", "device=cpu", "--variant", "duall"), "error: unknown variant 'duall'; did you mean 'dual'"),
         (("sweep", "--set", "device=cpu", "--n", "1"), "error: --p must be at least 1 and --n at least 4"),

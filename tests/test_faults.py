@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,9 @@ EXPECTED = {
     "allocates-without-end": ("oom", "", "skipped"),
     "one-large-allocation": ("oom", "you tried to allocate", "skipped"),
     "keops-oom": ("oom", "CUDA_ERROR_OUT_OF_MEMORY", "skipped"),
+    "cuda-oom": ("oom", "CUDA error: out of memory", "skipped"),
+    "cublas-oom": ("oom", "CUBLAS_STATUS_ALLOC_FAILED", "skipped"),
+    "nvrtc-oom": ("oom", "NVRTC_ERROR_OUT_OF_MEMORY", "skipped"),
     "bad-alloc": ("oom", "std::bad_alloc", "skipped"),
     "hangs": ("timeout", "time limit during warm-up", "skipped"),
     "segfaults": ("error", "SIGSEGV during warm-up", "error"),
@@ -152,17 +156,40 @@ def test_an_unwritable_results_folder_is_one_line(faulty, command, project):
     assert "Traceback" not in output
 
 
-def test_a_full_disk_is_one_line(faulty, command, monkeypatch, tmp_path):
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_no_part(faulty, project):
+    """Files of this process may have 100 bytes, so that the first record does not fit."""
     root = faulty(["primal"], [100])
-    record = records.Record("primal", 100, 10, 10, 5, 4, "key", "ok")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "sweep"],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "error: output: File too large"
+    assert "Traceback" not in done.stderr
+    assert not [path for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
 
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        records.write(record, root / "records" / "n.json")
-    assert list((root / "records").iterdir()) == []
+def test_errors_are_tried_again_only_when_asked(faulty, command):
+    root = faulty(["raises"], [200])
+    path = records.record_path(root, "raises", 10, 200)
+    command("sweep")
+    first = path.stat().st_mtime_ns
+    command("sweep")
+    assert path.stat().st_mtime_ns == first
+    command("sweep", "--retry")
+    assert path.stat().st_mtime_ns > first
+
+
+def test_a_lifted_limit_measures_what_it_had_skipped(faulty, command):
+    root = faulty(["raises-oom"], [200, 300])
+    command("sweep")
+    assert read(root, "raises-oom", 300).implied_by == 200
+    command("sweep", "--set", "stop_after_failure=false")
+    assert read(root, "raises-oom", 300).status == "oom"
 
 
 def test_a_record_holds_what_was_asked_and_measured(faulty, command):

@@ -1,5 +1,7 @@
 """What a figure claims: who wins a cell, what is hatched, where a line ends and why."""
 
+import types
+
 import pandas as pd
 import pytest
 from matplotlib.patches import Rectangle
@@ -26,8 +28,8 @@ def cells(**outcomes):
         ({"primal": ("ok", 3.0), "dual": ("oom", None)}, "primal"),
         ({"primal": ("oom later", None), "dual": ("oom", None)}, "nothing fits"),
         ({"primal": ("timeout", None), "dual": ("oom", None)}, "too slow"),
-        ({"primal": ("oom", None)}, "too slow"),  # the other variant was not tried: nobody knows
-        ({"primal": ("missing_dependency", None), "dual": ("error", None)}, "untested"),
+        ({"primal": ("oom", None)}, "not all"),  # the other variant was not tried: nobody knows
+        ({"primal": ("oom", None), "dual": ("missing_dependency", None)}, "not all"),
     ],
 )
 def test_the_winner_of_a_cell(outcomes, expected):
@@ -73,3 +75,10 @@ def test_styles_are_fixed_and_apart():
         assert len({getattr(look, part) for look in looks}) == len(looks)
     assert style.style("some-plugin") == style.style("some-plugin")
     assert style.style("some-plugin").label == "some-plugin"
+
+
+def test_plugins_get_colours_of_their_own(monkeypatch):
+    names = [*style.PAPER_VARIANTS, *(f"plugin-{i}" for i in range(5))]
+    monkeypatch.setattr(style.mmdma_core, "variants", lambda: names)
+    monkeypatch.setattr(style.mmdma_core, "variant", lambda name: types.SimpleNamespace(label=name, exact=True))
+    assert len({style.style(name).color for name in names}) == len(names)

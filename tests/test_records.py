@@ -8,13 +8,14 @@ import pytest
 import yaml
 from conftest import ROOT
 
+import mmdma_core
 from benchmarks import records, sources, study, table
 from benchmarks.plan import Plan, describe, duration
 from benchmarks.records import Record, UnreadableRecord
 
 
 def record(variant="primal", n=1000, p=100, status="ok", **fields):
-    made = Record(variant, n, p, 10, 500, 4, "key", status, **fields)
+    made = Record(variant, n, p, 10, 500, 4, "cpu", "key", status, **fields)
     if status == "ok":
         made.prepare_s = made.prepare_s or 0.0
         made.epoch_s = made.epoch_s or [0.1, 0.1]
@@ -105,20 +106,76 @@ def test_the_digest_follows_the_code_of_a_variant_and_nothing_else(tmp_path, mon
 
 @pytest.fixture
 def small(tmp_path):
+    return load(tmp_path)
+
+
+def load(folder, **keys):
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    config |= {"study": "smoke", "device": "cpu", "results": str(tmp_path), "machine": "here"}
+    config |= {"study": "smoke", "device": "cpu", "results": str(folder), "machine": "here"} | keys
     return study.load(config)
 
 
-def known(small, variant, n, p, **fields):
-    made = dataclasses.replace(record(variant, n, p, **fields), key=small.cell(variant, n, p).key)
+def known(small, variant, n, p, status="ok", **fields):
+    cell = small.cell(variant, n, p)
+    made = dataclasses.replace(record(variant, n, p, status, **fields), key=cell.key)
+    made.limits = dataclasses.asdict(cell.limits) | {"sweep_budget_s": small.sweep_budget_s}
     records.write(made, small.path(variant, n, p))
+
+
+def with_study(small, **fields):
+    return dataclasses.replace(small, **fields)
+
+
+def test_a_record_answers_a_question_that_it_would_answer_the_same(small):
+    point = ("primal", 100, 10)
+    assert small.known(*point) is None
+    known(small, *point, epoch_s=[0.1] * 3, peak_host_bytes=2**29)
+    assert small.known(*point)
+    assert with_study(small, name="other", epochs=small.epochs, cell_timeout_s=1).known(*point)
+    assert with_study(small, cell_budget_s=small.cell_budget_s / 2).known(*point)
+    assert not with_study(small, cell_budget_s=small.cell_budget_s * 2).known(*point)  # fewer epochs would be guessed
+    assert with_study(small, host_gib=0.6).known(*point)
+    assert not with_study(small, host_gib=0.4).known(*point)
+    assert not with_study(small, seed=5).known(*point)
+    assert not with_study(small, epochs=7).known(*point)
+    assert not with_study(small, threads=small.threads + 1).known(*point)
+
+
+def test_a_limit_that_ended_a_cell_is_tried_again_when_it_is_lifted(small):
+    known(small, "primal", 100, 10, "timeout")
+    known(small, "dual", 100, 10, "oom")
+    longer, larger = with_study(small, cell_timeout_s=9999), with_study(small, host_gib=64.0)
+    assert small.known("primal", 100, 10)
+    assert not longer.known("primal", 100, 10)
+    assert longer.known("dual", 100, 10)
+    assert larger.known("primal", 100, 10)
+    assert not larger.known("dual", 100, 10)
+
+
+def test_a_cell_stays_skipped_as_long_as_its_reason_holds(small):
+    known(small, "dual", 100, 10, "oom")
+    known(small, "dual", 200, 10, "skipped", detail="oom at n = 100", implied_by=100)
+    known(small, "dual", 100, 150, "skipped", detail="no time left in the sweep's budget")
+    assert small.known("dual", 200, 10)
+    assert not with_study(small, stop_after_failure=False).known("dual", 200, 10)
+    assert small.known("dual", 100, 150)
+    assert not with_study(small, sweep_budget_s=9999).known("dual", 100, 150)
+    small.path("dual", 100, 10).unlink()
+    assert not small.known("dual", 200, 10)
+
+
+def test_a_missing_dependency_is_tried_again_unless_a_package_is_absent(small, monkeypatch):
+    known(small, "primal-keops", 100, 10, "missing_dependency")
+    assert not small.known("primal-keops", 100, 10)  # KeOps is here: it was CUDA that was missing
+    monkeypatch.setattr(type(mmdma_core.variant("primal-keops")), "absent", lambda self: ("pykeops",))
+    known(small, "primal-keops", 100, 10, "missing_dependency")
+    assert small.known("primal-keops", 100, 10)
 
 
 def test_the_plan_counts_and_estimates(small):
     assert len(Plan(small).remaining()) == Plan(small).total == 16
-    known(small, "primal", 100, 10, epoch_s=[0.01, 0.01])
-    known(small, "dual", 100, 10, status="oom")
+    known(small, "primal", 100, 10, epoch_s=[0.01] * 5)
+    known(small, "dual", 100, 10, "oom")
     plan = Plan(small)
     assert len(plan.remaining()) == 14
     # n = 200 after n = 100: an epoch four times as long, 5 of them, and the harness' own time
@@ -144,3 +201,16 @@ def test_a_stamp_without_its_records_is_withdrawn(small):
     small.withdraw_stamps()
     assert not small.stamp("primal", 10).exists()
     assert json.loads(small.path("primal", 200, 10).read_text())["n"] == 200
+
+
+def test_the_digest_reaches_what_a_plugin_takes_from_the_core(tmp_path, monkeypatch):
+    """`from mmdma_core import Primal` counts formulations.py, and neither the reference nor another family."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "helper_of_it.py").write_text("y = 1\n")
+    (tmp_path / "some_plugin.py").write_text("import torch\nimport helper_of_it\nfrom mmdma_core import Primal\n")
+    parsed = []
+    real = sources._parse
+    monkeypatch.setattr(sources, "_parse", lambda module: parsed.append(module) or real(module))
+    sources.source_digest("some_plugin")
+    assert {"some_plugin", "helper_of_it", "mmdma_core.formulations", "mmdma_core.objective"} <= set(parsed)
+    assert not {"mmdma_core", "mmdma_core.reference", "mmdma_core.families.paper", "torch"} & set(parsed)

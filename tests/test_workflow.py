@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +26,7 @@ def snakemake(project):
     def run(*arguments, status=0, cores=1):
         environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
         environment.pop("PYTHONPATH", None)
-        options = ["--cores", str(cores), "--resources", "gpu=1", *arguments]
+        options = ["--cores", str(cores), *(["--resources", "gpu=1"] if cores == 1 else []), *arguments]
         done = subprocess.run(
             [BIN / "snakemake", *options],
             cwd=project,
@@ -72,6 +73,12 @@ def test_the_study_end_to_end(snakemake, project):
     after = {path: path.stat().st_mtime_ns for path in paths}
     assert {path for path in paths if after[path] != before[path]} == {deleted}
 
+    legend_before = (root / "figures" / "figure_1b.svg").read_text()
+    config = project / "config.yaml"
+    config.write_text(re.sub("figure_1b_p: .*", "figure_1b_p: [150]", config.read_text()))
+    snakemake(*SMOKE)
+    assert (root / "figures" / "figure_1b.svg").read_text() != legend_before
+
     snakemake(*SMOKE, "--report", "report.zip")
     assert (project / "report.zip").stat().st_size > 10_000
 
@@ -82,7 +89,7 @@ def beyond_its_own_work(record):
 
 
 def test_no_two_sweeps_share_the_machine_whatever_cores_says(snakemake, project):
-    snakemake(*SMOKE, cores=4)
+    assert "another sweep" not in snakemake(*SMOKE, cores=4)
     spans = []
     for path in (project / "results" / "here").glob("records/*/*/*.json"):
         end = path.stat().st_mtime
@@ -151,6 +158,15 @@ def test_the_python_of_readme_runs():
         r"```python\n(from mmdma_core import Settings.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
     )[1]
     exec(code.replace("n=1000, p=100", "n=60, p=20").replace("range(500)", "range(2)"), {})
+
+
+def test_environment_yaml_has_the_versions_of_constraints_txt():
+    environment = yaml.safe_load((ROOT / "environment.yaml").read_text())["dependencies"][-1]["pip"]
+    pinned = (ROOT / "constraints.txt").read_text().split()
+    assert set(environment) <= set(pinned)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split("[>=]", line)[0].lower() for line in project["dependencies"]} - {"snakemake"}
+    assert {line.split("==")[0].lower() for line in environment} == needed
 
 
 def test_config_yaml_comments_every_key():

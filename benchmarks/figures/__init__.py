@@ -21,6 +21,12 @@ def paths(study: Study) -> list[Path]:
     return [study.root / "figures" / f"{name}.{suffix}" for name in NAMES for suffix in ("png", "svg")]
 
 
+def question(study: Study) -> str:
+    """What the figures show, in words: when it changes they are drawn anew."""
+    shown = (study.name, study.n, study.p, study.variants, study.figure_1b_p, study.published)
+    return " ".join(map(str, shown))
+
+
 def draw_all(study: Study) -> list[Path]:
     """Draw every figure of the study. Raises ValueError if its table is missing or has no cell of the study."""
     from benchmarks.figures.style import save

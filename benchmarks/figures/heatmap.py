@@ -14,14 +14,15 @@ from benchmarks.figures.style import log_axis, style
 
 _NOTHING_FITS = {"facecolor": "white", "edgecolor": "0.35", "hatch": "////", "linewidth": 0}
 _TOO_SLOW = {"facecolor": "0.82", "edgecolor": "none"}
+_NOT_ALL = {"facecolor": "0.93", "edgecolor": "0.6", "hatch": "..", "linewidth": 0}
 _UNTESTED = {"facecolor": "none", "edgecolor": "0.8", "linestyle": ":", "linewidth": 0.6}
 
 
 def draw(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], variants: Sequence[str], title: str) -> Figure:
     """The map: colour = the variant with the lowest runtime_s among `variants`.
 
-    Hatched: every variant ran out of memory there. Grey: none came to an end, and time was a reason. Dotted: no
-    variant was tried.
+    Hatched: every variant ran out of memory there. Grey: none came to an end, and time was a reason. Stippled: none
+    came to an end, and some could not be tried. Dotted outline: no variant was tried.
     """
     figure = Figure(figsize=(6.4, 3.6))
     axes = figure.add_subplot()
@@ -47,7 +48,7 @@ def draw(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], variants: Se
 
 
 def winner(cell: pd.DataFrame | None, expected: int) -> str:
-    """The fastest variant of a cell, or 'nothing fits', 'too slow', 'untested'."""
+    """The fastest variant of a cell, or one of _SPECIAL."""
     if cell is None:
         return "untested"
     ok = cell[cell["status"] == "ok"]
@@ -55,12 +56,13 @@ def winner(cell: pd.DataFrame | None, expected: int) -> str:
         return ok.loc[ok["runtime_s"].idxmin(), "variant"]
     if len(cell) == expected and (cell["outcome"] == "oom").all():
         return "nothing fits"
-    return "too slow" if cell["outcome"].isin(["oom", "timeout", "budget"]).any() else "untested"
+    return "too slow" if cell["outcome"].isin(["timeout", "budget"]).any() else "not all"
 
 
 _SPECIAL = {
     "nothing fits": ("every variant ran out of memory", _NOTHING_FITS),
     "too slow": ("none ended in the time given", _TOO_SLOW),
+    "not all": ("none ended, not all could run", _NOT_ALL),
     "untested": ("not tested", _UNTESTED),
 }
 

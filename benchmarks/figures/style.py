@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,15 +52,15 @@ matplotlib.rcParams |= {
 
 
 def style(variant: str) -> Style:
-    """The style of a variant; one that is not in the fixed list gets its own from its name."""
+    """The style of a variant; those that are not in the fixed list take the spare ones in order of registration."""
     label = mmdma_core.variant(variant).label if variant in mmdma_core.variants() else variant
     if label != variant and not mmdma_core.variant(variant).exact:
         label += " (approximate)"
     if variant in _FIXED:
         return Style(label, *_FIXED[variant])
-    number = zlib.crc32(variant.encode())
-    spare = (_SPARE_COLORS, _SPARE_MARKERS, _SPARE_DASHES)
-    return Style(label, *(choices[number // 7**i % len(choices)] for i, choices in enumerate(spare)))
+    others = [name for name in mmdma_core.variants() if name not in _FIXED]
+    number = others.index(variant) if variant in others else len(others)
+    return Style(label, *(choices[number % len(choices)] for choices in (_SPARE_COLORS, _SPARE_MARKERS, _SPARE_DASHES)))
 
 
 def legend_line(variant: str) -> Line2D:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 
-Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+from mmdma_core.gaussian import ThreeSums
 
 
-def sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> Sums:
+def sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
     """See mmdma_core.gaussian."""
     centre = e_y.detach().mean(0)
     e_x, e_y = e_x - centre, e_y - centre

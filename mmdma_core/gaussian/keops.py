@@ -6,12 +6,14 @@ the reductions name their backend, so that KeOps can never fall back to the CPU 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
-Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+from mmdma_core.gaussian import ThreeSums
 
 
-def sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> Sums:
+def sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
     """See mmdma_core.gaussian."""
     # A point's distance to itself is exactly 0 here, so the diagonal of a view sums to its n.
     sum_xx = _sum(e_x, e_x, sigma) - len(e_x)
@@ -30,6 +32,7 @@ def _sum(a: torch.Tensor, b: torch.Tensor, sigma: float, backend: str | None = N
     return kernel.sum(1, backend=backend).sum(dtype=torch.float64)
 
 
+@functools.cache
 def works_on(device: torch.device) -> str | None:
     """None if KeOps runs on the device, else the reason why it does not.
 
@@ -42,7 +45,9 @@ def works_on(device: torch.device) -> str | None:
 def _runs_on_gpu(points: torch.Tensor) -> str | None:
     try:
         found = _sum(points, points, 1.0, backend="GPU")
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (ImportError, RuntimeError, ValueError, KeyError, OSError) as error:
         reason = f"{type(error).__name__}: {error}"
         return f"KeOps does not run on the GPU ({reason}): it needs CUDA_PATH, and nvrtc and cudart on LD_LIBRARY_PATH"
     expected = torch.exp(-torch.cdist(points.double(), points.double()).square() / 2).sum()

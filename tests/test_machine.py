@@ -1,0 +1,100 @@
+"""What the driver is asked and what is made of its answers, with a driver that is played; and on a real GPU."""
+
+import types
+
+import pynvml
+import pytest
+
+from benchmarks import machine, memory, records
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A driver with two GPUs and one process; NVML's handles are (kind, value)."""
+
+    def processes(handle):
+        return [types.SimpleNamespace(pid=77, usedGpuMemory=5_000)]
+
+    answers = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetHandleByIndex": lambda index: ("index", index),
+        "nvmlDeviceGetHandleByUUID": lambda uuid: ("uuid", uuid),
+        "nvmlDeviceGetName": lambda handle: "NVIDIA Test 9000",
+        "nvmlDeviceGetMemoryInfo": lambda handle: types.SimpleNamespace(total=100_000, used=9_000),
+        "nvmlSystemGetDriverVersion": lambda: "1.2",
+        "nvmlDeviceGetClockInfo": lambda handle, kind: 1_000 + kind,
+        "nvmlDeviceGetMaxClockInfo": lambda handle, kind: 2_000,
+        "nvmlDeviceGetComputeRunningProcesses": processes,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, name, answer)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for cached in (machine.gpu, machine._handle):
+        cached.cache_clear()
+    yield monkeypatch
+    for cached in (machine.gpu, machine._handle):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("visible", "handle"),
+    [(None, ("index", 0)), ("1,0", ("index", 1)), ("GPU-ab", ("uuid", "GPU-ab")), ("", None), ("-1", None)],
+)
+def test_the_first_visible_gpu_is_asked(driver, visible, handle):
+    if visible is not None:
+        driver.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine._handle() == handle
+    assert (machine.gpu() is None) == (handle is None)
+
+
+def test_names_and_records_say_who_measured(driver):
+    assert machine.default_name("cuda") == "nvidia-test-9000"
+    assert "nvidia" not in machine.default_name("cpu")
+    assert machine.describe("cuda", 2)["gpu"]["driver"] == "1.2"
+    assert machine.describe("cpu", 2)["gpu"] is None
+
+
+def test_a_query_that_the_driver_does_not_know_is_none(driver):
+    def refuse(*arguments):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    for name in ("nvmlDeviceGetClockInfo", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses"):
+        driver.setattr(pynvml, name, refuse)
+    probe = memory.DeviceProbe()
+    assert probe.peak(77, "warm-up") is None
+    assert machine.gpu()["memory_bytes"] is None
+
+
+def test_the_probe_takes_the_process_and_starts_anew_after_the_data(driver):
+    held = {"now": 100}
+    driver.setattr(memory, "device_process_bytes", lambda pid: held["now"])
+    probe = memory.DeviceProbe()
+    assert probe.peak(77, "data") == 100
+    held["now"] = 40
+    assert probe.peak(77, "data") == 100
+    assert probe.peak(77, "warm-up") == 40  # 'prepare' went by between two looks
+    held["now"] = 60
+    assert probe.peak(77, "epochs") == 60
+    held["now"] = 50
+    assert probe.peak(77, "epochs") == 60
+    assert probe.sm_clock_mhz == 1_000 + pynvml.NVML_CLOCK_SM
+
+
+def test_the_probe_of_a_process_that_the_driver_does_not_list(driver):
+    used = {"now": 9_000}
+    driver.setattr(memory, "device_used_bytes", lambda: used["now"])
+    probe = memory.DeviceProbe()
+    used["now"] = 12_000
+    assert probe.peak(1, "epochs") == 3_000
+
+
+@pytest.mark.gpu
+def test_a_cell_on_the_gpu_is_measured_and_capped(configure, command):
+    study = {"n": [1000, 20_000], "p": [10], "variants": ["primal"], "cell_budget_s": 2}
+    root = configure(study, device="cuda", gpu_memory_gib=4)
+    command("sweep")
+    small, large = (records.read(records.record_path(root, "primal", 10, n)) for n in (1000, 20_000))
+    assert (small.status, small.device) == ("ok", "cuda")
+    assert small.peak_device_bytes >= small.peak_torch_bytes > 0
+    assert small.machine["gpu"]["sm_clock_mhz"] > 0
+    assert large.status == "oom"  # six n x n matrices alone are 9 GiB
