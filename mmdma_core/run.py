@@ -60,11 +60,9 @@ class TorchRun:
         parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
     ) -> None:
         self.views, self.sums, self.settings = views, sums, settings
-        rows = [view.rows for view in views]
-        start = settings.draw(*rows, seed) if parameters is None else parameters
-        self.parameters = tuple(
-            _leaf(value, (row, settings.n_components), like) for value, row in zip(start, rows, strict=True)
-        )
+        self.parameters = starting_values([view.rows for view in views], settings, like, seed, parameters)
+        for parameter in self.parameters:
+            parameter.requires_grad_()
         self.epoch = 0
         self._adam = Adam(self.parameters, settings.learning_rate)
 
@@ -114,8 +112,22 @@ def compose(formulation: Callable[[torch.Tensor], Formulation], sums: Sums) -> C
     return start
 
 
-def _leaf(value: torch.Tensor | np.ndarray, shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
-    tensor = torch.as_tensor(value).detach().to(device=like.device, dtype=like.dtype, copy=True)
-    if tensor.shape != shape:
-        raise ValueError(f"parameters must have shape {shape}, got {tuple(tensor.shape)}")
-    return tensor.requires_grad_()
+def starting_values(
+    rows: Sequence[int],
+    settings: Settings,
+    like: torch.Tensor,
+    seed: int,
+    parameters: Sequence[torch.Tensor | np.ndarray] | None,
+) -> Pair:
+    """Parameters of shapes (rows, d), copied from `parameters` or drawn with the seed, with `like`'s type and device.
+
+    Raises ValueError if one has the wrong shape.
+    """
+    values = settings.draw(*rows, seed) if parameters is None else parameters
+    made = []
+    for value, row in zip(values, rows, strict=True):
+        tensor = torch.as_tensor(value).detach().to(device=like.device, dtype=like.dtype, copy=True)
+        if tensor.shape != (row, settings.n_components):
+            raise ValueError(f"parameters must have shape {(row, settings.n_components)}, got {tuple(tensor.shape)}")
+        made.append(tensor)
+    return tuple(made)

@@ -49,7 +49,7 @@ def test_the_study_end_to_end(snakemake, project):
     root = project / "results" / "here"
     output = snakemake(*SMOKE)
     summary = pd.read_csv(root / "summary.csv")
-    assert len(summary) == 16
+    assert len(summary) == 24
     assert set(summary["status"]) == {"ok"}
     assert (summary["runtime_s"] > 0).all()
     assert "primal-keops" in output
@@ -95,7 +95,7 @@ def test_no_two_sweeps_share_the_machine_whatever_cores_says(snakemake, project)
         end = path.stat().st_mtime
         spans.append((end - records.read(path).cell_s, end))
     spans.sort()
-    assert len(spans) == 16
+    assert len(spans) == 24
     assert all(first[1] <= second[0] + 0.05 for first, second in itertools.pairwise(spans))
 
 

@@ -1,3 +1,6 @@
-"""The variants that come with the project; importing this package registers them."""
+"""The variants that come with the project; importing this package registers them, the paper's first."""
 
-from mmdma_core.families import paper  # noqa: F401
+from mmdma_core.families import paper  # isort: skip
+from mmdma_core.families import fused  # isort: skip
+
+__all__ = ["fused", "paper"]

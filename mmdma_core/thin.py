@@ -1,0 +1,150 @@
+"""Products of a large matrix with a thin one, on the CPU, with Numba: each reads the large matrix once.
+
+With X (n, p) and thin matrices of d columns, for every row x_i:
+
+    rows:   out_i = base_i + alpha x_i W         W (p, d)
+    sums:   total = sum_i x_i^T out_i            (p, d)
+
+Four rows at a time are taken through both, so that X is read from memory once where the two follow each other.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+_ROWS = 4
+_CHUNK = 1024  # columns of X whose four rows stay in the first cache
+_FLUSH = 256  # rows after which partial sums go into float64
+
+
+@numba.njit(fastmath=True, cache=True)
+def _add_rows(x, low, w_t, alpha, out):  # noqa: ANN001, ANN202
+    """out (4, d) += alpha x[low : low + 4] W, W given as w_t (d, p)."""
+    for first in range(0, x.shape[1], _CHUNK):
+        last = min(first + _CHUNK, x.shape[1])
+        x0, x1, x2, x3 = (x[low][first:last], x[low + 1][first:last], x[low + 2][first:last], x[low + 3][first:last])
+        for k in range(w_t.shape[0]):
+            w = w_t[k][first:last]
+            s0 = s1 = s2 = s3 = x.dtype.type(0)
+            for j in range(len(x0)):
+                s0 += x0[j] * w[j]
+                s1 += x1[j] * w[j]
+                s2 += x2[j] * w[j]
+                s3 += x3[j] * w[j]
+            out[0, k] += alpha * s0
+            out[1, k] += alpha * s1
+            out[2, k] += alpha * s2
+            out[3, k] += alpha * s3
+
+
+@numba.njit(fastmath=True, cache=True)
+def _add_sums(x, low, rows, total_t):  # noqa: ANN001, ANN202
+    """total_t (d, p) += (x[low : low + 4]^T rows)^T, rows (4, d)."""
+    for first in range(0, x.shape[1], _CHUNK):
+        last = min(first + _CHUNK, x.shape[1])
+        x0, x1, x2, x3 = (x[low][first:last], x[low + 1][first:last], x[low + 2][first:last], x[low + 3][first:last])
+        for k in range(total_t.shape[0]):
+            total = total_t[k][first:last]
+            r0, r1, r2, r3 = rows[0, k], rows[1, k], rows[2, k], rows[3, k]
+            for j in range(len(x0)):
+                total[j] += (x0[j] * r0 + x1[j] * r1) + (x2[j] * r2 + x3[j] * r3)
+
+
+@numba.njit(parallel=True, cache=True)
+def _sweep(x, w_t, alpha, out, with_rows, with_sums, partial, totals):  # noqa: ANN001, ANN202
+    """Thread t takes a contiguous share of the rows; totals[t] (d, p) in float64 are its sums."""
+    n, threads = x.shape[0], len(totals)
+    groups = (n + _ROWS - 1) // _ROWS
+    for t in numba.prange(threads):
+        totals[t] = 0.0
+        partial[t] = 0.0
+        begin, end = groups * t // threads, groups * (t + 1) // threads
+        done = 0
+        for group in range(begin, end):
+            low = max(0, min(group * _ROWS, n - _ROWS))
+            fresh = group * _ROWS - low  # rows of the last group that the one before has done already
+            four = np.zeros((_ROWS, out.shape[1]), x.dtype)
+            if with_rows:
+                _add_rows(x, low, w_t, alpha, four)
+            for r in range(_ROWS):
+                for k in range(out.shape[1]):
+                    if r < fresh:
+                        four[r, k] = 0
+                    else:
+                        four[r, k] += out[low + r, k]
+                        out[low + r, k] = four[r, k]
+            if with_sums:
+                _add_sums(x, low, four, partial[t])
+                done += _ROWS
+                if done >= _FLUSH or group == end - 1:
+                    totals[t] += partial[t]
+                    partial[t] = 0.0
+                    done = 0
+
+
+@numba.njit(fastmath=True, cache=True)
+def inner(a, b, out):  # noqa: ANN001, ANN201
+    """out (d, d) = A^T B for thin A, B (n, d), summed in out's type.
+
+    BLAS would wake its own threads for this, and they keep a core busy for a while after.
+    """
+    out[:] = 0
+    for i in range(a.shape[0]):
+        for k in range(a.shape[1]):
+            for m in range(b.shape[1]):
+                out[k, m] += a[i, k] * b[i, m]
+
+
+@numba.njit(fastmath=True, cache=True)
+def add_outer(a, b, scale, out):  # noqa: ANN001, ANN201
+    """out (n, d) += scale A B for thin A (n, d) and B (d, d)."""
+    for i in range(a.shape[0]):
+        for k in range(a.shape[1]):
+            factor = scale * a[i, k]
+            for m in range(b.shape[1]):
+                out[i, m] += factor * b[k, m]
+
+
+class ThinProducts:
+    """The products of one matrix X (n, p) with thin matrices of d columns; all memory is taken here."""
+
+    def __init__(self, x: np.ndarray, d: int, threads: int) -> None:
+        self._short = max(0, _ROWS - len(x))
+        self._x = np.pad(x, ((0, self._short), (0, 0))) if self._short else x
+        self._out = np.zeros((len(self._x), d), x.dtype)
+        self._w_t = np.zeros((d, x.shape[1]), x.dtype)
+        self._partial = np.zeros((threads, d, x.shape[1]), x.dtype)
+        self._totals = np.zeros((threads, d, x.shape[1]))
+        self._sum = np.zeros((d, x.shape[1]))
+
+    def rows(self, w: np.ndarray, out: np.ndarray) -> None:
+        """out (n, d) = X W."""
+        out[:] = 0
+        self._run(w, 1.0, out, True, False)
+
+    def sums(self, rows: np.ndarray, total: np.ndarray) -> None:
+        """total (p, d) = X^T rows, rows (n, d)."""
+        self._run(None, 0.0, rows, False, True)
+        self._finish(total)
+
+    def rows_then_sums(self, w: np.ndarray, alpha: float, out: np.ndarray, total: np.ndarray) -> None:
+        """out (n, d) += alpha X W, then total (p, d) = X^T out."""
+        self._run(w, alpha, out, True, True)
+        self._finish(total)
+
+    def _run(self, w: np.ndarray | None, alpha: float, out: np.ndarray, with_rows: bool, with_sums: bool) -> None:
+        numba.set_num_threads(len(self._totals))
+        if w is not None:
+            self._w_t[:] = w.T
+        target = out
+        if self._short:
+            target = self._out
+            target[: len(out)] = out
+        _sweep(self._x, self._w_t, self._x.dtype.type(alpha), target, with_rows, with_sums, self._partial, self._totals)
+        if self._short:
+            out[:] = target[: len(out)]
+
+    def _finish(self, total: np.ndarray) -> None:
+        np.sum(self._totals, axis=0, out=self._sum)
+        total[:] = self._sum.T
