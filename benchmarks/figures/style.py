@@ -34,11 +34,11 @@ _FIXED = {
     "primal-keops": ("#D55E00", "s", "-"),
     "dual": ("#009E73", "^", "--"),
     "dual-keops": ("#CC79A7", "D", "--"),
-    "primal-fused": ("#000000", "P", "-"),
-    "dual-fused": ("#56B4E9", "X", "--"),
+    "primal-fused": ("#E69F00", "v", "-"),
+    "dual-fused": ("#56B4E9", "p", "--"),
 }
-_SPARE_COLORS = ("#E69F00", "#7F6000", "#5B3794", "#999999", "#8B0000")
-_SPARE_MARKERS = ("v", "P", "X", "*", "h", "<", ">")
+_SPARE_COLORS = ("#000000", "#7F6000", "#5B3794", "#999999", "#8B0000")
+_SPARE_MARKERS = ("h", "<", ">", "d", "8", "P", "X")
 _SPARE_DASHES = ("-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
 
 matplotlib.rcParams |= {
