@@ -35,6 +35,7 @@ class Variant:
     label      as it stands in figures
     reference  where the algorithm comes from
     requires   modules that must be importable, and functions of the device that return None or the reason why not
+               (or raise Unsupported, if nothing that could be installed would help)
     exact      False for an approximation of the objective: it never competes in a heat map of exact ones
     start      start(x, y, settings, device, seed, parameters) -> Run, with both views checked and on the device
     module     the module that registered it

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import records
-from mmdma_core import Settings, Unsupported, reference, reference_loss, simulate, start
+from mmdma_core import Settings, Unsupported, reference, reference_loss, simulate, start, variant
 
 pytest.importorskip("numba")
 from mmdma_core.gaussian.fused_cpu import FusedMMD
@@ -124,5 +124,7 @@ def test_what_the_fused_variants_do_not_take_is_said():
     x, y, _ = simulate("branch", 100, 80)
     with pytest.raises(Unsupported, match="n_components <= 64, got 65"):
         start("primal-fused", x, y, Settings(n_components=65))
+    with pytest.raises(Unsupported, match="no CUDA kernel yet"):
+        variant("primal-fused").missing(torch.device("cuda"))
     with pytest.raises(Unsupported, match="give float32 views"):
         start("dual-fused", x.double(), y.double())

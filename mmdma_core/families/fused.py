@@ -15,6 +15,11 @@ _REFERENCE = "this project, mmdma_core.fused"
 _LARGEST_D = 64
 
 
+def _cpu_only(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise Unsupported("the fused variants have no CUDA kernel yet")
+
+
 def _compose(formulation: str) -> Callable[..., Run]:
     def start(
         x: torch.Tensor,
@@ -28,8 +33,6 @@ def _compose(formulation: str) -> Callable[..., Run]:
             raise Unsupported("the fused variants compute in float32: give float32 views, or take 'primal' or 'dual'")
         if settings.n_components > _LARGEST_D:
             raise Unsupported(f"the fused variants take n_components <= {_LARGEST_D}, got {settings.n_components}")
-        if device.type != "cpu":
-            raise Unsupported("the fused variants have no CUDA kernel yet")
         from mmdma_core import fused  # imports Numba
 
         view = {"primal": fused.FusedView, "dual": fused.FusedDualView}[formulation]
@@ -38,5 +41,5 @@ def _compose(formulation: str) -> Callable[..., Run]:
     return start
 
 
-register("primal-fused", label="primal, fused", reference=_REFERENCE, requires=("numba",))(_compose("primal"))
-register("dual-fused", label="dual, fused", reference=_REFERENCE, requires=("numba",))(_compose("dual"))
+register("primal-fused", label="primal, fused", reference=_REFERENCE, requires=("numba", _cpu_only))(_compose("primal"))
+register("dual-fused", label="dual, fused", reference=_REFERENCE, requires=("numba", _cpu_only))(_compose("dual"))
