@@ -51,8 +51,17 @@ def _add_sums(x, low, rows, total_t):  # noqa: ANN001, ANN202
                 total[j] += (x0[j] * r0 + x1[j] * r1) + (x2[j] * r2 + x3[j] * r3)
 
 
+@numba.njit(cache=True)
+def _flush(partial, total):  # noqa: ANN001, ANN202
+    """total += partial, partial = 0; loops, because `total += partial` would take a matrix for the conversion."""
+    for k in range(total.shape[0]):
+        for j in range(total.shape[1]):
+            total[k, j] += partial[k, j]
+            partial[k, j] = 0
+
+
 @numba.njit(parallel=True, cache=True)
-def _sweep(x, w_t, alpha, out, with_rows, with_sums, partial, totals):  # noqa: ANN001, ANN202
+def _sweep(x, w_t, alpha, out, with_rows, with_sums, fours, partial, totals):  # noqa: ANN001, ANN202
     """Thread t takes a contiguous share of the rows; totals[t] (d, p) in float64 are its sums."""
     n, threads = x.shape[0], len(totals)
     groups = (n + _ROWS - 1) // _ROWS
@@ -64,7 +73,8 @@ def _sweep(x, w_t, alpha, out, with_rows, with_sums, partial, totals):  # noqa: 
         for group in range(begin, end):
             low = max(0, min(group * _ROWS, n - _ROWS))
             fresh = group * _ROWS - low  # rows of the last group that the one before has done already
-            four = np.zeros((_ROWS, out.shape[1]), x.dtype)
+            four = fours[t]
+            four[:] = 0
             if with_rows:
                 _add_rows(x, low, w_t, alpha, four)
             for r in range(_ROWS):
@@ -78,8 +88,7 @@ def _sweep(x, w_t, alpha, out, with_rows, with_sums, partial, totals):  # noqa: 
                 _add_sums(x, low, four, partial[t])
                 done += _ROWS
                 if done >= _FLUSH or group == end - 1:
-                    totals[t] += partial[t]
-                    partial[t] = 0.0
+                    _flush(partial[t], totals[t])
                     done = 0
 
 
@@ -114,6 +123,7 @@ class ThinProducts:
         self._x = np.pad(x, ((0, self._short), (0, 0))) if self._short else x
         self._out = np.zeros((len(self._x), d), x.dtype)
         self._w_t = np.zeros((d, x.shape[1]), x.dtype)
+        self._fours = np.zeros((threads, _ROWS, d), x.dtype)
         self._partial = np.zeros((threads, d, x.shape[1]), x.dtype)
         self._totals = np.zeros((threads, d, x.shape[1]))
         self._sum = np.zeros((d, x.shape[1]))
@@ -141,7 +151,17 @@ class ThinProducts:
         if self._short:
             target = self._out
             target[: len(out)] = out
-        _sweep(self._x, self._w_t, self._x.dtype.type(alpha), target, with_rows, with_sums, self._partial, self._totals)
+        _sweep(
+            self._x,
+            self._w_t,
+            self._x.dtype.type(alpha),
+            target,
+            with_rows,
+            with_sums,
+            self._fours,
+            self._partial,
+            self._totals,
+        )
         if self._short:
             out[:] = target[: len(out)]
 

@@ -23,6 +23,8 @@ from numba.core import types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic
 
+from mmdma_core.objective import squared_mmd
+
 PANEL = 256
 ROWS = 4
 _WITHIN_X, _WITHIN_Y, _ACROSS = range(3)
@@ -237,11 +239,10 @@ class FusedMMD:
         n_x, n_y = self.n_x, self.n_y
         less = 1 if self.unbiased else 0  # cells that a cell is not paired with
         pairs_x, pairs_y = n_x * (n_x - less), n_y * (n_y - less)
-        sum_xx, sum_yy, sum_xy = self._sums.sum(0)
         within, across = 2 / self.sigma, -2 / (self.sigma * n_x * n_y)
-        mmd = (sum_xx + (1 - less) * n_x) / pairs_x + (sum_yy + (1 - less) * n_y) / pairs_y - 2 * sum_xy / (n_x * n_y)
-        if not self.unbiased and mmd <= 0:
-            mmd, within, across = 0.0, 0.0, 0.0
+        mmd = squared_mmd(*torch.from_numpy(self._sums.sum(0)), n_x, n_y, self.unbiased).item()
+        if not self.unbiased and mmd == 0:  # clipped: no gradient
+            within, across = 0.0, 0.0
         _unpack(self._pulls, 0, within / pairs_x, across, out_x)
         _unpack(self._pulls, self._first_y, within / pairs_y, across, out_y)
-        return float(mmd)
+        return mmd
