@@ -19,7 +19,7 @@ _FLUSH = 256  # rows after which partial sums go into float64
 
 
 @numba.njit(fastmath=True, cache=True)
-def _add_rows(x, low, w_t, alpha, out):  # noqa: ANN001, ANN202
+def _add_rows(x, low, w_t, alpha, out):
     """out (4, d) += alpha x[low : low + 4] W, W given as w_t (d, p)."""
     for first in range(0, x.shape[1], _CHUNK):
         last = min(first + _CHUNK, x.shape[1])
@@ -39,7 +39,7 @@ def _add_rows(x, low, w_t, alpha, out):  # noqa: ANN001, ANN202
 
 
 @numba.njit(fastmath=True, cache=True)
-def _add_sums(x, low, rows, total_t):  # noqa: ANN001, ANN202
+def _add_sums(x, low, rows, total_t):
     """total_t (d, p) += (x[low : low + 4]^T rows)^T, rows (4, d)."""
     for first in range(0, x.shape[1], _CHUNK):
         last = min(first + _CHUNK, x.shape[1])
@@ -52,7 +52,7 @@ def _add_sums(x, low, rows, total_t):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True)
-def _flush(partial, total):  # noqa: ANN001, ANN202
+def _flush(partial, total):
     """total += partial, partial = 0; loops, because `total += partial` would take a matrix for the conversion."""
     for k in range(total.shape[0]):
         for j in range(total.shape[1]):
@@ -61,7 +61,7 @@ def _flush(partial, total):  # noqa: ANN001, ANN202
 
 
 @numba.njit(parallel=True, cache=True)
-def _sweep(x, w_t, alpha, out, with_rows, with_sums, fours, partial, totals):  # noqa: ANN001, ANN202
+def _sweep(x, w_t, alpha, out, with_rows, with_sums, fours, partial, totals):
     """Thread t takes a contiguous share of the rows; totals[t] (d, p) in float64 are its sums."""
     n, threads = x.shape[0], len(totals)
     groups = (n + _ROWS - 1) // _ROWS
@@ -93,7 +93,7 @@ def _sweep(x, w_t, alpha, out, with_rows, with_sums, fours, partial, totals):  #
 
 
 @numba.njit(fastmath=True, cache=True)
-def inner(a, b, out):  # noqa: ANN001, ANN201
+def inner(a, b, out):
     """out (d, d) = A^T B for thin A, B (n, d), summed in out's type.
 
     BLAS would wake its own threads for this, and they keep a core busy for a while after.
@@ -106,7 +106,7 @@ def inner(a, b, out):  # noqa: ANN001, ANN201
 
 
 @numba.njit(fastmath=True, cache=True)
-def add_outer(a, b, scale, out):  # noqa: ANN001, ANN201
+def add_outer(a, b, scale, out):
     """out (n, d) += scale A B for thin A (n, d) and B (d, d)."""
     for i in range(a.shape[0]):
         for k in range(a.shape[1]):

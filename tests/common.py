@@ -151,6 +151,56 @@ def check_starting_values(name, device="cpu"):
     assert not all((p.detach().cpu().numpy() == 0.25).all() for p in run.parameters)
 
 
+def check_mmd(make, n_x, n_y, settings, spread, offset=0.0, rank=None):
+    """A fused MMD2 and its gradient, for points of mean squared norm `spread` around `offset`, both estimators.
+
+    make(n_x, n_y, settings) gives a function that fills the gradient's two tensors. With `rank` the points lie in a
+    subspace of that dimension, so that a wide cloud has near neighbours, too.
+    """
+    d = settings.n_components
+    rank = min(d, rank or d)
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(d, rank, generator=generator))[0].T * (spread / rank) ** 0.5
+    x, y = (torch.randn(n, rank, generator=generator) @ axes + offset for n in (n_x, n_y))
+    for unbiased in (True, False):
+        settings = replace(settings, unbiased=unbiased)
+        out_x, out_y = torch.empty_like(x), torch.empty_like(y)
+        found = float(make(n_x, n_y, settings)(x, y, out_x, out_y))
+        e_x, e_y = x.double().requires_grad_(), y.double().requires_grad_()
+        means = reference.gaussian_means(e_x, e_y, settings)
+        mmd = means[0] + means[1] - 2 * means[2]
+        assert found == approximately(mmd.item(), MMD_TOLERANCE * sum(means).item())
+        parts = [torch.autograd.grad(mean, (e_x, e_y), retain_graph=True, allow_unused=True) for mean in means]
+        for which, (gradient, point) in enumerate(((out_x, e_x), (out_y, e_y))):
+            right = torch.autograd.grad(mmd, point, retain_graph=True)[0]
+            scale = sum(float(part[which].norm()) for part in parts if part[which] is not None)
+            assert (gradient - right).norm() <= GRADIENT_TOLERANCE * scale
+
+
+def check_clipped_mmd(make):
+    """Where a biased MMD2 is clipped at 0 it has no gradient."""
+    x = torch.zeros(40, 3)
+    out_x, out_y = x + 1, x + 1
+    assert make(40, 40, Settings(n_components=3, unbiased=False))(x, x, out_x, out_y) == 0
+    assert not out_x.any()
+    assert not out_y.any()
+
+
+def check_distortion_near_the_optimum(name, n, p):
+    """W spans the data's leading subspace: the three terms of the squared norm cancel to a part in 10^4 or less."""
+    x, y, _ = simulate("branch", n, p)
+    settings = Settings(n_components=3)
+    left, values, right = torch.linalg.svd(x.double(), full_matrices=False)
+    w = right[:3].T
+    alpha = left[:, :3] / values[:3]
+    parameters = {"primal-fused": w, "dual-fused": alpha}[name].float()
+    other = start(name, x, y, settings).parameters[1]
+    run = start(name, x, y, settings, parameters=(parameters, other))
+    expected = reference_loss(name.split("-")[0], x, y, parameters, other, settings)
+    assert expected.dis_x < 0.05 * float((x.double() @ x.double().T).norm()) / (n * p**0.5)
+    assert run.loss().dis_x == pytest.approx(expected.dis_x, rel=1e-5)
+
+
 def formulation_of(run, x):
     """'primal' or 'dual', from the rows of the parameters."""
     rows = {x.shape[1]: "primal", x.shape[0]: "dual"}

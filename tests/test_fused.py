@@ -2,62 +2,39 @@
 
 import tracemalloc
 
+import common
 import pytest
 import torch
 
 from benchmarks import records
-from mmdma_core import Settings, Unsupported, reference, reference_loss, simulate, start, variant
+from mmdma_core import Settings, Unsupported, simulate, start
 
 pytest.importorskip("numba")
-from mmdma_core.gaussian.fused_cpu import FusedMMD
 
 FUSED = ["primal-fused", "dual-fused"]
+
+
+def on_cpu(n_x, n_y, settings):
+    from mmdma_core.gaussian.fused_cpu import FusedMMD
+
+    return FusedMMD(n_x, n_y, settings.n_components, settings.sigma, settings.unbiased)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize(("n_x", "n_y", "d"), [(300, 517, 10), (7, 5, 1), (256, 512, 2), (100, 90, 64), (33, 70, 17)])
 def test_mmd_and_its_gradient_whatever_the_norms(n_x, n_y, d, offset):
     """Coordinates enter as differences, so points far from the origin lose nothing but their own rounding."""
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(n, d, generator=generator) * (2 / d) ** 0.5 + offset for n in (n_x, n_y))
-    for unbiased in (True, False):
-        settings = Settings(n_components=d, unbiased=unbiased)
-        out_x, out_y = torch.empty_like(x), torch.empty_like(y)
-        found = FusedMMD(n_x, n_y, d, settings.sigma, unbiased)(*(t.numpy() for t in (x, y, out_x, out_y)))
-        e_x, e_y = x.double().requires_grad_(), y.double().requires_grad_()
-        means = reference.gaussian_means(e_x, e_y, settings)
-        mmd = means[0] + means[1] - 2 * means[2]
-        assert found == pytest.approx(mmd.item(), abs=1e-6 * sum(means).item(), rel=0)
-        parts = [torch.autograd.grad(mean, (e_x, e_y), retain_graph=True, allow_unused=True) for mean in means]
-        for which, (gradient, point) in enumerate(((out_x, e_x), (out_y, e_y))):
-            right = torch.autograd.grad(mmd, point, retain_graph=True)[0]
-            scale = sum(float(part[which].norm()) for part in parts if part[which] is not None)
-            assert (gradient - right).norm() <= 1e-5 * scale
+    common.check_mmd(on_cpu, n_x, n_y, Settings(n_components=d), spread=2.0, offset=offset)
 
 
 def test_a_biased_mmd_clipped_at_zero_has_no_gradient():
-    x = torch.zeros(40, 3).numpy()
-    out_x, out_y = x + 1, x + 1
-    assert FusedMMD(40, 40, 3, 1.0, False)(x, x, out_x, out_y) == 0
-    assert not out_x.any()
-    assert not out_y.any()
+    common.check_clipped_mmd(on_cpu)
 
 
 @pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize(("n", "p"), [(400, 60), (60, 400), (80, 80)])
 def test_the_distortion_near_the_optimum(name, n, p):
-    """W spans the data's leading subspace: the three terms of the squared norm cancel to a part in 10^4 or less."""
-    x, y, _ = simulate("branch", n, p)
-    settings = Settings(n_components=3)
-    left, values, right = torch.linalg.svd(x.double(), full_matrices=False)
-    w = right[:3].T
-    alpha = left[:, :3] / values[:3]
-    parameters = {"primal-fused": w, "dual-fused": alpha}[name].float()
-    other = start(name, x, y, settings).parameters[1]
-    run = start(name, x, y, settings, parameters=(parameters, other))
-    expected = reference_loss(name.split("-")[0], x, y, parameters, other, settings)
-    assert expected.dis_x < 0.05 * float((x.double() @ x.double().T).norm()) / (n * p**0.5)
-    assert run.loss().dis_x == pytest.approx(expected.dis_x, rel=1e-5)
+    common.check_distortion_near_the_optimum(name, n, p)
 
 
 @pytest.mark.parametrize("shape", [(300, 40), (60, 90)])
@@ -126,7 +103,5 @@ def test_what_the_fused_variants_do_not_take_is_said():
     x, y, _ = simulate("branch", 100, 80)
     with pytest.raises(Unsupported, match="n_components <= 64, got 65"):
         start("primal-fused", x, y, Settings(n_components=65))
-    with pytest.raises(Unsupported, match="no CUDA kernel yet"):
-        variant("primal-fused").missing(torch.device("cuda"))
     with pytest.raises(Unsupported, match="give float32 views"):
         start("dual-fused", x.double(), y.double())

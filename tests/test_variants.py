@@ -14,7 +14,6 @@ EXACT = [
     if variant(name).exact
     for missing in [variant(name).missing(CPU)]
 ]
-ON_CUDA = [name for name in variants() if not name.endswith("-fused")]  # those have no CUDA kernel yet
 
 
 @pytest.mark.parametrize("case", common.CASES, ids=lambda case: case.name)
@@ -35,7 +34,7 @@ def test_starting_values(name):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", common.CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("name", ON_CUDA)
+@pytest.mark.parametrize("name", variants())
 def test_on_the_gpu(name, case):
     missing = variant(name).missing(torch.device("cuda"))
     assert missing is None
@@ -43,14 +42,14 @@ def test_on_the_gpu(name, case):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ON_CUDA)
+@pytest.mark.parametrize("name", variants())
 def test_training_on_the_gpu(name):
     common.check_training(name, "cuda")
     common.check_starting_values(name, "cuda")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ON_CUDA)
+@pytest.mark.parametrize("name", variants())
 def test_the_seed_gives_the_same_start_on_cpu_and_gpu(name):
     x, y, _ = simulate("branch", 30, 11)
     on_cpu, on_gpu = (start(name, x, y, device=device, seed=5).parameters for device in ("cpu", "cuda"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -13,11 +14,31 @@ from mmdma_core.settings import Settings
 
 _REFERENCE = "this project, mmdma_core.fused"
 _LARGEST_D = 64
+_LEAST_CAPABILITY = (8, 0)
 
 
-def _cpu_only(device: torch.device) -> None:
-    if device.type != "cpu":
-        raise Unsupported("the fused variants have no CUDA kernel yet")
+def _works_on(device: torch.device) -> str | None:
+    """None if the fused variants run on the device, else what is missing."""
+    if device.type == "cpu":
+        return None
+    found = torch.cuda.get_device_capability(device)
+    if found < _LEAST_CAPABILITY:
+        raise Unsupported(f"the fused variants need compute capability 8.0 or more, this GPU has {found[0]}.{found[1]}")
+    try:
+        import triton  # noqa: F401  (here, so that no measurement pays for it)
+    except ImportError as error:
+        return f"the fused variants need Triton on a GPU ({error}): pip install triton"
+    return None
+
+
+def _implementation(device: torch.device) -> ModuleType:
+    if device.type == "cuda":
+        from mmdma_core import fused_cuda  # imports Triton
+
+        return fused_cuda
+    from mmdma_core import fused_cpu  # imports Numba
+
+    return fused_cpu
 
 
 def _compose(formulation: str) -> Callable[..., Run]:
@@ -33,13 +54,11 @@ def _compose(formulation: str) -> Callable[..., Run]:
             raise Unsupported("the fused variants compute in float32: give float32 views, or take 'primal' or 'dual'")
         if settings.n_components > _LARGEST_D:
             raise Unsupported(f"the fused variants take n_components <= {_LARGEST_D}, got {settings.n_components}")
-        from mmdma_core import fused  # imports Numba
-
-        view = {"primal": fused.FusedView, "dual": fused.FusedDualView}[formulation]
-        return fused.FusedRun(view, x, y, settings, seed, parameters)
+        return _implementation(device).start(formulation, x, y, settings, seed, parameters)
 
     return start
 
 
-register("primal-fused", label="primal, fused", reference=_REFERENCE, requires=("numba", _cpu_only))(_compose("primal"))
-register("dual-fused", label="dual, fused", reference=_REFERENCE, requires=("numba", _cpu_only))(_compose("dual"))
+_REQUIRES = ("numba", _works_on)
+register("primal-fused", label="primal, fused", reference=_REFERENCE, requires=_REQUIRES)(_compose("primal"))
+register("dual-fused", label="dual, fused", reference=_REFERENCE, requires=_REQUIRES)(_compose("dual"))

@@ -40,8 +40,8 @@ _C0, _C1, _C2, _C3, _C4, _C5 = (_F(c) for c in _SERIES.convert(kind=np.polynomia
 
 
 @intrinsic
-def _float_of_bits(typing_context, bits):  # noqa: ANN001, ANN202
-    def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+def _float_of_bits(typing_context, bits):
+    def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
@@ -59,7 +59,7 @@ def exp2(t: float) -> float:
 
 
 @numba.njit(fastmath=True, cache=True)
-def _distances(rows, columns, zeros, kernel):  # noqa: ANN001, ANN202
+def _distances(rows, columns, zeros, kernel):
     """Add squared distances in len(zeros) dimensions to kernel (ROWS, PANEL).
 
     The length of a tuple is known when this is compiled, so that a row's coordinates stay in registers.
@@ -77,14 +77,14 @@ def _distances(rows, columns, zeros, kernel):  # noqa: ANN001, ANN202
 
 
 @numba.njit(fastmath=True, cache=True)
-def _exponentials(kernel, scale):  # noqa: ANN001, ANN202
+def _exponentials(kernel, scale):
     for r in range(ROWS):
         for j in range(PANEL):
             kernel[r, j] = exp2(kernel[r, j] * scale)
 
 
 @numba.njit(fastmath=True, cache=True)
-def _pulls(rows, columns, kernel, row_pull, column_pull):  # noqa: ANN001, ANN202
+def _pulls(rows, columns, kernel, row_pull, column_pull):
     """Add k (b - a), summed over columns, to row_pull (d, ROWS), and over rows to column_pull (d, PANEL); sum k."""
     for k in range(columns.shape[0]):
         a0, a1, a2, a3 = rows[0, k], rows[1, k], rows[2, k], rows[3, k]
@@ -109,7 +109,7 @@ def _pulls(rows, columns, kernel, row_pull, column_pull):  # noqa: ANN001, ANN20
 
 
 @numba.njit(fastmath=True, cache=True)
-def _panel_pair(i, j, across, rows, columns, counts, scale, chunk, rest, kernel, column_pull, pulls):  # noqa: ANN001, ANN202
+def _panel_pair(i, j, across, rows, columns, counts, scale, chunk, rest, kernel, column_pull, pulls):
     """One pair of panels: its sum of k, and the pulls of its points added to pulls (panels, d, PANEL)."""
     d = columns.shape[1]
     whole = d - len(rest)
@@ -135,7 +135,7 @@ def _panel_pair(i, j, across, rows, columns, counts, scale, chunk, rest, kernel,
 
 
 @numba.njit(parallel=True, cache=True)
-def _all_pairs(pairs, kinds, rows, columns, counts, scale, chunk, rest, kernels, column_pulls, pulls, sums):  # noqa: ANN001, ANN202
+def _all_pairs(pairs, kinds, rows, columns, counts, scale, chunk, rest, kernels, column_pulls, pulls, sums):
     """Thread t takes every T-th pair of panels and adds to pulls[t, across or not] and sums[t, kind]."""
     threads = len(kernels)
     for t in numba.prange(threads):
@@ -160,7 +160,7 @@ def _all_pairs(pairs, kinds, rows, columns, counts, scale, chunk, rest, kernels,
 
 
 @numba.njit(cache=True)
-def _pack(points, first, rows, columns):  # noqa: ANN001, ANN202
+def _pack(points, first, rows, columns):
     """Copy points (n, d) into panels from `first` on: rows (panels, PANEL, d), columns (panels, d, PANEL)."""
     for i in range(points.shape[0]):
         panel, place = first + i // PANEL, i % PANEL
@@ -170,7 +170,7 @@ def _pack(points, first, rows, columns):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True)
-def _unpack(pulls, first, within, across, out):  # noqa: ANN001, ANN202
+def _unpack(pulls, first, within, across, out):
     """out (n, d) = within x pulls[:, 0] + across x pulls[:, 1], summed over threads in float64."""
     for i in range(out.shape[0]):
         panel, place = first + i // PANEL, i % PANEL
@@ -213,11 +213,11 @@ class FusedMMD:
         self._chunk = (_ZERO,) * _CHUNK
         self._rest = (_ZERO,) * (d % _CHUNK or _CHUNK)
 
-    def __call__(self, e_x: np.ndarray, e_y: np.ndarray, out_x: np.ndarray, out_y: np.ndarray) -> float:
+    def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, out_x: torch.Tensor, out_y: torch.Tensor) -> float:
         """MMD2; its gradient goes to out_x (n_x, d) and out_y (n_y, d)."""
         numba.set_num_threads(len(self._sums))
-        _pack(e_x, 0, self._rows, self._columns)
-        _pack(e_y, self._first_y, self._rows, self._columns)
+        _pack(e_x.numpy(), 0, self._rows, self._columns)
+        _pack(e_y.numpy(), self._first_y, self._rows, self._columns)
         scale = _F(-0.5 * np.log2(np.e) / self.sigma)
         _all_pairs(
             self._pairs,
@@ -233,7 +233,7 @@ class FusedMMD:
             self._pulls,
             self._sums,
         )
-        return self._finish(out_x, out_y)
+        return self._finish(out_x.numpy(), out_y.numpy())
 
     def _finish(self, out_x: np.ndarray, out_y: np.ndarray) -> float:
         n_x, n_y = self.n_x, self.n_y
