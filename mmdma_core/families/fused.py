@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from mmdma_core import memory_models
 from mmdma_core.registry import Unsupported, register
 from mmdma_core.run import Run
 from mmdma_core.settings import Settings
@@ -41,5 +42,19 @@ def _compose(formulation: str) -> Callable[..., Run]:
     return start
 
 
-register("primal-fused", label="primal, fused", reference=_REFERENCE, requires=("numba", _cpu_only))(_compose("primal"))
-register("dual-fused", label="dual, fused", reference=_REFERENCE, requires=("numba", _cpu_only))(_compose("dual"))
+_REQUIRES = ("numba", _cpu_only)
+
+register(
+    "primal-fused",
+    label="primal, fused",
+    reference=_REFERENCE,
+    requires=_REQUIRES,
+    memory_model=memory_models.primal_fused,
+)(_compose("primal"))
+register(
+    "dual-fused",
+    label="dual, fused",
+    reference=_REFERENCE,
+    requires=_REQUIRES,
+    memory_model=memory_models.dual_fused,
+)(_compose("dual"))
