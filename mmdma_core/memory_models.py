@@ -135,6 +135,19 @@ def pairs(n: int, d: int) -> SumsMemory:
     return SumsMemory(saved, saved)
 
 
+PUBLISHED_PACKAGE: dict[str, MemoryModel] = {
+    "published-primal": composed(published_primal, published_dense),
+    "published-primal-keops": composed(published_primal, keops),
+    "published-dual": composed(dual, published_dense),
+    "published-dual-keops": composed(dual, keops),
+}
+ORIGINALS: dict[str, MemoryModel] = {  # the first two compute the same tensors, in TensorFlow and in PyTorch
+    "original-2019": composed(dual, broadcast),
+    "original-2020": composed(dual, broadcast),
+    "original-2020-stream": composed(dual, halves),
+    "linear-time": composed(dual, pairs),
+}
+
 # --- the fused variants on the CPU ---
 
 _PANEL = 256  # of mmdma_core.gaussian.fused_cpu
