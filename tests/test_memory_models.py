@@ -140,6 +140,7 @@ def test_neighbours_in_the_grid_share_a_range():
         ("p = 2000", 4),
         ("p = 3000", 5),
     ]
+    assert plan.ranges({10: 5, 1000: 5}, (10, 100, 1000)) == [("p = 10", 5), ("p = 1000", 5)]
 
 
 def test_the_published_ends_are_those_that_were_published():
