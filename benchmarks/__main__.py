@@ -1,4 +1,4 @@
-"""The command line: python -m benchmarks {check,plan,sweep,table,figures}; every step of the workflow without it."""
+"""The command line: python -m benchmarks COMMAND; every step of the workflow without it, and what to expect."""
 
 from __future__ import annotations
 
@@ -62,6 +62,12 @@ def _figures(study, options) -> None:  # noqa: ANN001
         print(path)
 
 
+def _frontier(study, options) -> None:  # noqa: ANN001
+    from benchmarks import frontier
+
+    print(frontier.describe(options.gpu_memory_gib))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     shared = argparse.ArgumentParser(add_help=False)
@@ -76,9 +82,14 @@ def _parser() -> argparse.ArgumentParser:
         ("sweep", _sweep, "measure the cells that are not known (all sweeps of the study, or some)"),
         ("table", _table, "write summary.csv and summary.parquet, count the statuses"),
         ("figures", _figures, "draw the figures from the table"),
+        ("frontier", _frontier, "where memory ends each variant, predicted and published"),
     ):
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
         command.set_defaults(run=run)
+        if name == "frontier":
+            command.add_argument(
+                "--gpu-memory-gib", type=float, default=16.0, help="of the card; default: 16, the paper's"
+            )
         if name == "sweep":
             command.add_argument("--variant", nargs="+", help="default: all of the study")
             command.add_argument("--p", nargs="+", type=int, help="default: all of the study")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+_COMPUTES_NOTHING = ("mmdma_core.memory_models",)  # says what a variant needs, no part of what it does
 _CORE = Path(importlib.util.find_spec("mmdma_core").origin).parent
 
 
@@ -18,13 +19,14 @@ _CORE = Path(importlib.util.find_spec("mmdma_core").origin).parent
 def source_digest(module: str) -> str:
     """Digest of a module and of all that it imports, directly or not, from mmdma_core or from beside the module.
 
-    Comments, docstrings and layout do not count. `from package import name` counts for the module that defines name.
+    Comments, docstrings, layout and models of memory do not count. `from package import name` counts for the module
+    that defines name.
     """
     beside = Path(importlib.util.find_spec(module).origin).parent
     todo, seen = [module], {}
     while todo:
         name = todo.pop()
-        if name not in seen:
+        if name not in seen and name not in _COMPUTES_NOTHING:
             tree = _parse(name)
             seen[name] = ast.dump(_without_docstrings(tree))
             todo += _imports(tree, beside)

@@ -16,6 +16,7 @@ from mmdma_core.inputs import as_device, as_views
 from mmdma_core.run import Run
 from mmdma_core.settings import Settings
 
+MemoryModel = Callable[[int, int, int], int]
 Requirement = str | Callable[[torch.device], str | None]
 
 
@@ -31,14 +32,16 @@ class Unsupported(ValueError):
 class Variant:
     """One way to compute the objective of MMD-MA.
 
-    name       as it stands in config.yaml and in records
-    label      as it stands in figures
-    reference  where the algorithm comes from
-    requires   modules that must be importable, and functions of the device that return None or the reason why not
-               (or raise Unsupported, if nothing that could be installed would help)
-    exact      False for an approximation of the objective: it never competes in a heat map of exact ones
-    start      start(x, y, settings, device, seed, parameters) -> Run, with both views checked and on the device
-    module     the module that registered it
+    name          as it stands in config.yaml and in records
+    label         as it stands in figures
+    reference     where the algorithm comes from
+    requires      modules that must be importable, and functions of the device that return None or the reason why not
+                  (or raise Unsupported, if nothing that could be installed would help)
+    exact         False for an approximation of the objective: it never competes in a heat map of exact ones
+    start         start(x, y, settings, device, seed, parameters) -> Run, with both views checked and on the device
+    module        the module that registered it
+    memory_model  (n, p, d) -> the most bytes that are allocated at one moment of `start` or of an epoch, the two views
+                  (n, p) in float32 included, see mmdma_core.memory_models; None: not stated
     """
 
     name: str
@@ -48,6 +51,7 @@ class Variant:
     exact: bool
     start: Callable[..., Run]
     module: str
+    memory_model: MemoryModel | None = None
 
     def absent(self) -> tuple[str, ...]:
         """The required modules that cannot be imported here."""
@@ -66,7 +70,13 @@ _VARIANTS: dict[str, Variant] = {}
 
 
 def register(
-    name: str, *, label: str, reference: str, requires: Sequence[Requirement] = (), exact: bool = True
+    name: str,
+    *,
+    label: str,
+    reference: str,
+    requires: Sequence[Requirement] = (),
+    exact: bool = True,
+    memory_model: MemoryModel | None = None,
 ) -> Callable[[Callable[..., Run]], Callable[..., Run]]:
     """Decorator that makes a `start` function a variant, see `Variant`. Raises ValueError if the name is taken."""
     module = sys._getframe(1).f_globals["__name__"]
@@ -74,7 +84,7 @@ def register(
     def add(function: Callable[..., Run]) -> Callable[..., Run]:
         if name in _VARIANTS:
             raise ValueError(f"a variant named {name!r} is registered already")
-        _VARIANTS[name] = Variant(name, label, reference, tuple(requires), exact, function, module)
+        _VARIANTS[name] = Variant(name, label, reference, tuple(requires), exact, function, module, memory_model)
         return function
 
     return add

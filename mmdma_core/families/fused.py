@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from mmdma_core import memory_models
 from mmdma_core.registry import Unsupported, register
 from mmdma_core.run import Run
 from mmdma_core.settings import Settings
@@ -60,5 +61,18 @@ def _compose(formulation: str) -> Callable[..., Run]:
 
 
 _REQUIRES = ("numba", _works_on)
-register("primal-fused", label="primal, fused", reference=_REFERENCE, requires=_REQUIRES)(_compose("primal"))
-register("dual-fused", label="dual, fused", reference=_REFERENCE, requires=_REQUIRES)(_compose("dual"))
+
+register(
+    "primal-fused",
+    label="primal, fused",
+    reference=_REFERENCE,
+    requires=_REQUIRES,
+    memory_model=memory_models.primal_fused,
+)(_compose("primal"))
+register(
+    "dual-fused",
+    label="dual, fused",
+    reference=_REFERENCE,
+    requires=_REQUIRES,
+    memory_model=memory_models.dual_fused,
+)(_compose("dual"))
