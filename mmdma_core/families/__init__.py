@@ -2,5 +2,6 @@
 
 from mmdma_core.families import paper  # isort: skip
 from mmdma_core.families import fused  # isort: skip
+from mmdma_core.families import published  # isort: skip
 
-__all__ = ["fused", "paper"]
+__all__ = ["fused", "paper", "published"]
