@@ -143,7 +143,7 @@ def check_training(name, device="cpu"):
 
 
 def check_starting_values(name, device="cpu"):
-    """The seed alone decides the start, as Settings.draw has it; `parameters=` overrides it and is copied, not changed."""
+    """The seed alone decides the start, as Settings.draw has it; `parameters=` overrides it and is copied."""
     x, y, _ = simulate("branch", 30, 11, p_y=11 if name in ONE_P else 13)
     first, again, other = (start(name, x, y, device=device, seed=seed) for seed in (1, 1, 2))
     for a, b, c in zip(first.parameters, again.parameters, other.parameters, strict=True):

@@ -4,8 +4,9 @@ The kernels are constants of the graph, squared distances come from tensors of d
 and the distortions from full n x n differences. It weighs |alpha^T K alpha - I| by l1 = lambda1 / sqrt(p) and
 |K - K alpha alpha^T K| by l2 = lambda2 / (n sqrt(p)) here, which gives the loss of this project.
 
-Two of its walls are not memory. TensorFlow refuses constants (versions 1 also a whole graph) of more than 2 GiB, and
-on a GPU its broadcasts go wrong beyond 2^31 elements (tensorflow/tensorflow#124949), on a CPU they do not.
+Two of its walls are not memory. TensorFlow refuses graphs of more than 2 GiB: version 1 at n > 16384, both kernels
+together; 2.21 at n > 23170, where one kernel is over. On a GPU its broadcasts go wrong beyond 2^31 elements (see
+tensorflow/tensorflow#124949), on a CPU they do not.
 """
 
 from __future__ import annotations
@@ -60,13 +61,18 @@ class GraphRun:
         self.settings, self.epoch = settings, 0
         values = starting_values([len(x), len(y)], settings, x, seed, parameters)
         graph = tf.Graph()
-        with graph.as_default(), graph.device(f"/{'GPU' if device.type == 'cuda' else 'CPU'}:0"):
-            self._build(tf, (x, y), [value.cpu().numpy() for value in values])
         self._session = tf.Session(graph=graph, config=_config(tf))
-        self._session.run(self._initialise)
+        try:
+            with graph.as_default(), graph.device(f"/{'GPU' if device.type == 'cuda' else 'CPU'}:0"):
+                self._build(tf, (x, y), [value.cpu().numpy() for value in values])
+                self._session.run(tf.global_variables_initializer())
+        except ValueError as error:
+            if "2GB" not in str(error):
+                raise
+            raise Unsupported(f"kernels of n = {len(x)} and {len(y)} as constants of a graph: {error}") from error
 
     def _build(self, tf: ModuleType, views: Pair, values: list[np.ndarray]) -> None:
-        kernels = [_constant(tf, (view @ view.T).cpu().numpy()) for view in views]
+        kernels = [tf.constant((view @ view.T).cpu().numpy()) for view in views]
         self._thetas = [tf.Variable(value) for value in values]
         self._embeddings = [tf.matmul(kernel, theta) for kernel, theta in zip(kernels, self._thetas, strict=True)]
         penalties, distortions = [], []
@@ -79,7 +85,6 @@ class GraphRun:
         loss = total_loss(self.settings, *self._terms)
         self._gradients = tf.gradients(loss, self._thetas)
         self._train = tf.train.AdamOptimizer(self.settings.learning_rate).minimize(loss)
-        self._initialise = tf.global_variables_initializer()
 
     @property
     def parameters(self) -> Pair:
@@ -111,15 +116,6 @@ def _squared_mmd(tf: ModuleType, e_x: Any, e_y: Any, sigma: float) -> Any:
         return tf.reduce_mean(tf.exp(tf.reduce_sum(tf.square(differences), 1) * (-1 / (2 * sigma))))
 
     return tf.maximum(mean(e_x, e_x) + mean(e_y, e_y) - 2 * mean(e_x, e_y), 0)
-
-
-def _constant(tf: ModuleType, kernel: np.ndarray) -> Any:
-    try:
-        return tf.constant(kernel)
-    except ValueError as error:
-        if "2GB" not in str(error):
-            raise
-        raise Unsupported(f"TensorFlow holds no constant over 2 GiB, a kernel of n = {len(kernel)} is one") from error
 
 
 def _config(tf: ModuleType) -> Any:
