@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
+EXTRAS ?= test,published
 
 .PHONY: study test lint setup clean
 setup: $(SETUP)
 
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	$(if $(findstring published,$(EXTRAS)),$(BIN)/pip install --quiet -c constraints.txt --no-deps lsmmdma)
 	touch $@
 
 study: $(SETUP)

@@ -72,9 +72,8 @@ def ends(gib: float, published: pd.DataFrame) -> list[End]:
         for p in ps:
             fits = (last_fit(model, ns, p, d, limit) for model in (own, package))
             rows.append(End(name, p, *fits, known.get((name, p))))
-    for name, model in ORIGINALS.items():
-        for p in ps:
-            rows.append(End(name, p, last_fit(model, THOUSANDS, p, d, limit), None, ORIGINALS_PUBLISHED.get(name)))
+    for name, last in ORIGINALS_PUBLISHED.items():
+        rows += [End(name, p, last_fit(ORIGINALS[name], THOUSANDS, p, d, limit), None, last) for p in ps]
     return rows
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import faulthandler
-import importlib
 import multiprocessing
 import os
 import re
@@ -34,13 +33,15 @@ POLL_S = 0.05
 _GRACE_S = 2.0
 _TAIL_LINES = 12
 _PR_SET_PDEATHSIG = 1
-# What is said when memory ran out, by Python and NumPy, PyTorch on CUDA and on the CPU, CUDA through KeOps, and C++.
+# What is said when memory ran out, by Python and NumPy, PyTorch on CUDA and on the CPU, CUDA through KeOps, TensorFlow,
+# and C++.
 _OUT_OF_MEMORY = re.compile(
     r"^[\w.]*MemoryError\b"
     r"|^torch\.(cuda\.)?OutOfMemoryError\b"
     r"|(can't allocate|not enough) memory: you tried to allocate"
     r"|CUDA error: out of memory|failed with error .*out of memory"
     r"|(CUDA_ERROR|NVRTC_ERROR)_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|OOM when allocating tensor"
     r"|std::bad_alloc",
     re.MULTILINE,
 )
@@ -67,7 +68,7 @@ def preload(variants: Iterable[str], device: str) -> None:
             variant = mmdma_core.variant(name)
             for module in variant.requires:
                 if isinstance(module, str) and module not in variant.absent():
-                    importlib.import_module(module)
+                    variant.importer(module)
 
 
 def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float) -> Record:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pynvml
 
-_PACKAGES = ("torch", "pykeops", "numba", "numpy")
+_PACKAGES = ("torch", "pykeops", "numba", "numpy", "lsmmdma", "tensorflow", "tensorflow-cpu")
 
 
 @cache

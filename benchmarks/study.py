@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import importlib
 import os
 from collections.abc import Iterator
@@ -188,12 +189,20 @@ def _device(device: str) -> str:
 
 
 def _variants(study: str, names: list[str]) -> tuple[str, ...]:
-    if "all" in names:
-        return tuple(mmdma_core.variants())
+    """Those named, or `all`; a pattern behind `!` takes some out again."""
+    left_out = [name[1:] for name in names if name.startswith("!")]
+    named = [name for name in names if not name.startswith("!")]
     try:
-        return tuple(mmdma_core.variant(name).name for name in names)
+        chosen = mmdma_core.variants() if "all" in named else [mmdma_core.variant(name).name for name in named]
     except ValueError as error:
         raise ConfigError(f"studies.{study}.variants: {error}") from None
+    for pattern in left_out:
+        if not fnmatch.filter(mmdma_core.variants(), pattern):
+            raise ConfigError(f"studies.{study}.variants: no variant matches {pattern!r}")
+    kept = tuple(name for name in chosen if not any(fnmatch.fnmatch(name, pattern) for pattern in left_out))
+    if not kept:
+        raise ConfigError(f"studies.{study}.variants: {names!r} leaves no variant")
+    return kept
 
 
 def _settings(changed: dict[str, Any]) -> Settings:

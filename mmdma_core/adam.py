@@ -13,13 +13,17 @@ from torch.optim.adam import adam
 
 
 class Adam:
-    """Updates `parameters` in place, with torch.optim.Adam's defaults beta = (0.9, 0.999), eps = 1e-8."""
+    """Updates `parameters` in place, with torch.optim.Adam's defaults beta = (0.9, 0.999), eps = 1e-8.
 
-    def __init__(self, parameters: Sequence[torch.Tensor], learning_rate: float) -> None:
+    amsgrad  divide by the largest second moment so far (Reddi et al. 2018)
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], learning_rate: float, amsgrad: bool = False) -> None:
         self._parameters = list(parameters)
         self._learning_rate = learning_rate
         self._first_moments = [torch.zeros_like(p) for p in self._parameters]
         self._second_moments = [torch.zeros_like(p) for p in self._parameters]
+        self._largest = [torch.zeros_like(p) for p in self._parameters] if amsgrad else []
         self._steps = [torch.zeros((), device=p.device) for p in self._parameters]
 
     @torch.no_grad()
@@ -30,10 +34,10 @@ class Adam:
             list(gradients),
             self._first_moments,
             self._second_moments,
-            [],
+            self._largest,
             self._steps,
             fused=True,
-            amsgrad=False,
+            amsgrad=bool(self._largest),
             beta1=0.9,
             beta2=0.999,
             lr=self._learning_rate,

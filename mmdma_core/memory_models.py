@@ -145,7 +145,7 @@ ORIGINALS: dict[str, MemoryModel] = {  # the first two compute the same tensors,
     "original-2019": composed(dual, broadcast),
     "original-2020": composed(dual, broadcast),
     "original-2020-stream": composed(dual, halves),
-    "linear-time": composed(dual, pairs),
+    "linear-time": composed(primal, pairs),
 }
 
 # --- the fused variants, as on the CPU; on CUDA the large terms, data and Gram matrices, are the same ---

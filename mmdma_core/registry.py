@@ -7,7 +7,8 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ class Variant:
     module        the module that registered it
     memory_model  (n, p, d) -> the most bytes that are allocated at one moment of `start` or of an epoch, the two views
                   (n, p) in float32 included, see mmdma_core.memory_models; None: not stated
+    estimator     the one MMD2 that the algorithm has, whatever `settings.unbiased` asks for; None: it has both
+    importer      imports a required module, where a plain import would not do
+    install       what to type where a required module is absent; None: pip install and its name
     """
 
     name: str
@@ -52,6 +56,13 @@ class Variant:
     start: Callable[..., Run]
     module: str
     memory_model: MemoryModel | None = None
+    estimator: Literal["biased", "unbiased"] | None = None
+    importer: Callable[[str], object] = importlib.import_module
+    install: str | None = None
+
+    def taken(self, settings: Settings) -> Settings:
+        """The settings as this variant follows them: with its own MMD2, if it has only one."""
+        return settings if self.estimator is None else replace(settings, unbiased=self.estimator == "unbiased")
 
     def absent(self) -> tuple[str, ...]:
         """The required modules that cannot be imported here."""
@@ -61,7 +72,8 @@ class Variant:
         """None if all that the variant requires is there on this device, else what is missing."""
         absent = self.absent()
         if absent:
-            return f"variant {self.name!r} needs {', '.join(absent)}: pip install {' '.join(absent)}"
+            install = self.install or f"pip install {' '.join(absent)}"
+            return f"variant {self.name!r} needs {', '.join(absent)}: {install}"
         reasons = (requirement(device) for requirement in self.requires if callable(requirement))
         return next(filter(None, reasons), None)
 
@@ -76,15 +88,18 @@ def register(
     reference: str,
     requires: Sequence[Requirement] = (),
     exact: bool = True,
-    memory_model: MemoryModel | None = None,
+    **more: object,
 ) -> Callable[[Callable[..., Run]], Callable[..., Run]]:
-    """Decorator that makes a `start` function a variant, see `Variant`. Raises ValueError if the name is taken."""
+    """Decorator that makes a `start` function a variant; `more` are the optional fields of `Variant`.
+
+    Raises ValueError if the name is taken.
+    """
     module = sys._getframe(1).f_globals["__name__"]
 
     def add(function: Callable[..., Run]) -> Callable[..., Run]:
         if name in _VARIANTS:
             raise ValueError(f"a variant named {name!r} is registered already")
-        _VARIANTS[name] = Variant(name, label, reference, tuple(requires), exact, function, module, memory_model)
+        _VARIANTS[name] = Variant(name, label, reference, tuple(requires), exact, function, module, **more)
         return function
 
     return add
@@ -120,7 +135,7 @@ def start(
     cannot run here, Unsupported for a problem that the variant cannot treat.
     """
     chosen = variant(name)
-    settings = settings or Settings()
+    settings = chosen.taken(settings or Settings())
     device = as_device(device)
     missing = chosen.missing(device)
     if missing:

@@ -46,9 +46,12 @@ class TorchRun:
     views       the two views in their formulation
     sums        Gaussian kernel sums, see mmdma_core.gaussian
     parameters  starting values (theta_x, theta_y); without them the seed decides (Settings.draw)
+    amsgrad     of its Adam, see mmdma_core.adam
 
     Raises ValueError if a starting value has the wrong shape.
     """
+
+    amsgrad = False
 
     def __init__(
         self,
@@ -64,7 +67,7 @@ class TorchRun:
         for parameter in self.parameters:
             parameter.requires_grad_()
         self.epoch = 0
-        self._adam = Adam(self.parameters, settings.learning_rate)
+        self._adam = Adam(self.parameters, settings.learning_rate, self.amsgrad)
 
     def step(self) -> None:
         self._adam.step(self.gradients())
@@ -96,7 +99,9 @@ class TorchRun:
         return mmd, *penalties, *distortions
 
 
-def compose(formulation: Callable[[torch.Tensor], Formulation], sums: Sums) -> Callable[..., TorchRun]:
+def compose(
+    formulation: Callable[[torch.Tensor], Formulation], sums: Sums, run: type[TorchRun] = TorchRun
+) -> Callable[..., TorchRun]:
     """The `start` function of the variant that has this formulation for both views and these Gaussian sums."""
 
     def start(
@@ -107,7 +112,7 @@ def compose(formulation: Callable[[torch.Tensor], Formulation], sums: Sums) -> C
         seed: int = 0,
         parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
     ) -> TorchRun:
-        return TorchRun((formulation(x), formulation(y)), sums, settings, x, seed, parameters)
+        return run((formulation(x), formulation(y)), sums, settings, x, seed, parameters)
 
     return start
 

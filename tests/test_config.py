@@ -6,6 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+import mmdma_core
 from benchmarks import config as configuration
 from benchmarks import study
 from benchmarks.config import ConfigError
@@ -82,6 +83,16 @@ def test_the_paper_study_is_the_published_grid_and_ends_within_12_hours():
     assert (len(paper.n), len(paper.p), paper.epochs) == (26, 12, 500)
     assert (paper.n[0], paper.n[-1], paper.p[0], paper.p[-1]) == (1000, 1_000_000, 10, 10_000)
     assert len(list(paper.sweeps())) * paper.sweep_budget_s < 12 * 3600
+
+
+def test_a_pattern_takes_variants_out_again():
+    survey = study.load(CONFIG | {"study": "survey", "device": "cpu"})
+    assert set(survey.variants) == {v for v in mmdma_core.variants() if not v.startswith(("publ", "orig", "linear"))}
+    assert len(list(survey.sweeps())) * survey.sweep_budget_s < 600
+    for names, words in ((["all", "!nothing-*"], "no variant matches 'nothing-\\*'"), (["dual", "!d*"], "no variant")):
+        changed = CONFIG | {"study": "survey", "studies": {"survey": CONFIG["studies"]["survey"] | {"variants": names}}}
+        with pytest.raises(configuration.ConfigError, match=words):
+            study.load(changed)
 
 
 def test_auto_is_the_laptop_study_on_a_cpu():

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.patches import Rectangle
 from test_records import record
 
+import mmdma_core
 from benchmarks.figures import curves, heatmap, style
 from benchmarks.table import to_frame
 
@@ -70,9 +71,17 @@ def test_published_curves_lie_behind():
 
 
 def test_styles_are_fixed_and_apart():
-    looks = [style.style(variant) for variant in style.PAPER_VARIANTS]
+    assert set(mmdma_core.variants()) >= set(style._FIXED)
+    looks = [style.style(variant) for variant in style._FIXED]
     for part in ("color", "marker", "label"):
         assert len({getattr(look, part) for look in looks}) == len(looks)
+    approximate, exact = (
+        {style.style(name).dash for name in style._FIXED if mmdma_core.variant(name).exact is kind}
+        for kind in (False, True)
+    )
+    assert approximate == {style._APPROXIMATE}
+    assert not approximate & (exact | set(style._SPARE_DASHES))
+    assert style.style("linear-time").label.endswith("(approximate)")
     assert style.style("some-plugin") == style.style("some-plugin")
     assert style.style("some-plugin").label == "some-plugin"
 

@@ -28,7 +28,10 @@ class Style:
     dash: str | tuple
 
 
-# The colours are those of Okabe and Ito 2008.
+_PUBLISHED = (0, (4, 1.5, 1, 1.5))
+_ORIGINAL = (0, (6, 2))
+_APPROXIMATE = (0, (1, 1.5))  # dotted, and no exact variant is
+# The first six colours are those of Okabe and Ito 2008; the published package has a dark shade of our variant's.
 _FIXED = {
     "primal": ("#0072B2", "o", "-"),
     "primal-keops": ("#D55E00", "s", "-"),
@@ -36,10 +39,18 @@ _FIXED = {
     "dual-keops": ("#CC79A7", "D", "--"),
     "primal-fused": ("#E69F00", "v", "-"),
     "dual-fused": ("#56B4E9", "p", "--"),
+    "published-primal": ("#00395A", "8", _PUBLISHED),
+    "published-primal-keops": ("#7A3500", "P", _PUBLISHED),
+    "published-dual": ("#004F39", "<", _PUBLISHED),
+    "published-dual-keops": ("#7D2F5B", "X", _PUBLISHED),
+    "original-2019": ("#666666", "h", _ORIGINAL),
+    "original-2020": ("#A6761D", ">", _ORIGINAL),
+    "original-2020-stream": ("#C9A66B", "d", _APPROXIMATE),
+    "linear-time": ("#7FB800", "*", _APPROXIMATE),
 }
 _SPARE_COLORS = ("#000000", "#7F6000", "#5B3794", "#999999", "#8B0000")
 _SPARE_MARKERS = ("h", "<", ">", "d", "8", "P", "X")
-_SPARE_DASHES = ("-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
+_SPARE_DASHES = ("-.", (0, (3, 1)), (0, (5, 1, 1, 1)))
 
 matplotlib.rcParams |= {
     "font.size": 9,

@@ -7,17 +7,25 @@ are centred first, which changes no distance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from mmdma_core.gaussian import ThreeSums
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
 def sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
     """See mmdma_core.gaussian."""
     centre = e_y.detach().mean(0)
-    e_x, e_y = e_x - centre, e_y - centre
-    within = (_off_diagonal_sum(gaussian_kernel(e, e, sigma)) for e in (e_x, e_y))
-    return *within, _sum(gaussian_kernel(e_x, e_y, sigma))
+    return sums_of(gaussian_kernel, e_x - centre, e_y - centre, sigma)
+
+
+def sums_of(kernel: Kernel, e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
+    """The three sums from the n x n matrices kernel(a, b, sigma)."""
+    within = (_off_diagonal_sum(kernel(e, e, sigma)) for e in (e_x, e_y))
+    return *within, _sum(kernel(e_x, e_y, sigma))
 
 
 def gaussian_kernel(a: torch.Tensor, b: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -1,0 +1,185 @@
+"""The published package itself (PyPI: lsmmdma 0.1.11): its own training, one of its epochs for each step.
+
+Its `train_and_evaluate` is a single loop, `while not stopping_criterion(i, ...)`, where that asks `i >= cfg.n_iter`.
+The `n_iter` given to it hands control back at each new i, so that the loop, run in a greenlet (a stack of its own in
+the same thread), halts before each epoch: a step is one epoch of its code, with its optimiser and its formulas.
+
+As its command line does, the dual gets the kernels and the weights lambda / sqrt(p), for which both views need the
+same p. It seeds the global generators of PyTorch, NumPy and Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from mmdma_core import memory_models
+from mmdma_core.gaussian import keops
+from mmdma_core.objective import LossTerms, total_loss
+from mmdma_core.registry import Unsupported, register
+from mmdma_core.run import Pair, starting_values
+from mmdma_core.settings import Settings
+
+# Modules that it imports and that training never uses -> the package that has them.
+_FILE_ACCESS = {
+    "scanpy": "scanpy",
+    "tensorflow": "tensorflow",
+    "tensorflow.io": "tensorflow",
+    "torch.utils.tensorboard": "tensorboard",
+}
+
+
+class _StandIn(ModuleType):
+    """A module whose every attribute is another one."""
+
+    def __getattr__(self, name: str) -> ModuleType:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _StandIn(name)
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Modules for file access that are absent are there, and gone again after."""
+    absent = [name for name, package in _FILE_ACCESS.items() if importlib.util.find_spec(package) is None]
+    sys.modules.update({name: _StandIn(name) for name in absent})
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+def load(module: str) -> ModuleType:
+    """Import a module of the package, or one that it requires, and keep it from wiping KeOps' cache."""
+    import pykeops
+
+    wipe = pykeops.clean_pykeops
+    pykeops.clean_pykeops = lambda: None
+    try:
+        with _stand_ins():
+            return importlib.import_module(module)
+    finally:
+        pykeops.clean_pykeops = wipe
+
+
+class _EndlessEpochs:
+    """Stands for `n_iter` in the loop's `i >= n_iter`: never reached, and at each new i the loop halts."""
+
+    def __init__(self, halt: Callable[[], object]) -> None:
+        self.done, self._halt = -1, halt
+
+    def __le__(self, epoch: int) -> bool:
+        if epoch > self.done:
+            self.done = epoch
+            self._halt()
+        return False
+
+
+class PublishedRun:
+    """The package's training loop, see mmdma_core.run.Run. Float32 views."""
+
+    def __init__(
+        self,
+        mode: str,
+        symbolic: bool,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        settings: Settings,
+        device: torch.device,
+        seed: int = 0,
+        parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+    ) -> None:
+        if x.dtype != torch.float32:
+            raise Unsupported("the published package computes in float32: give float32 views")
+        if mode == "dual" and x.shape[1] != y.shape[1]:
+            raise Unsupported("the published package's dual scales by one p: give views with as many features")
+        from greenlet import getcurrent, greenlet
+
+        train = load("lsmmdma.train")
+        self.settings, self._epochs = settings, _EndlessEpochs(getcurrent().switch)
+        self._scale = 1 / math.sqrt(x.shape[1]) if mode == "dual" else 1.0
+        self._views = tuple(map(train.get_kernel, (x, y))) if mode == "dual" else (x, y)
+        config = train.ModelGetterConfig(
+            seed=seed,
+            learning_rate=settings.learning_rate,
+            low_dim=settings.n_components,
+            n_record=0,
+            n_eval=0,
+            sigmas=settings.sigma,
+            lambda1=settings.lambda1 * self._scale,
+            lambda2=settings.lambda2 * self._scale,
+            n_iter=self._epochs,
+            mode=mode,
+            keops=symbolic,
+            pca=0,
+            init=",".join(map(str, settings.init)),
+            use_unbiased_mmd=settings.unbiased,
+            window_size=0,
+        )
+        self._loop = greenlet(functools.partial(train.train_and_evaluate, config, *self._views, None, "", device))
+        self._model = self._begin()
+        self.parameters = tuple(self._model.parameters())
+        if parameters is not None:
+            rows = [len(own) for own in self.parameters]
+            for own, value in zip(self.parameters, starting_values(rows, settings, x, seed, parameters), strict=True):
+                own.data.copy_(value)
+
+    def _begin(self) -> torch.nn.Module:
+        """Run its code up to the first epoch; the model that it has made."""
+        made = []
+        hook = register_module_parameter_registration_hook(lambda module, name, parameter: made.append(module))
+        try:
+            self._loop.switch()
+        finally:
+            hook.remove()
+        return made[-1]
+
+    @property
+    def epoch(self) -> int:
+        return self._epochs.done
+
+    def step(self) -> None:
+        self._loop.switch()
+
+    def loss(self) -> LossTerms:
+        with torch.no_grad():
+            _, (mmd, *norms) = self._model(*self._views)
+        terms = mmd, *(norm * self._scale for norm in norms)
+        return LossTerms(total_loss(self.settings, *terms), *terms)
+
+    def gradients(self) -> Pair:
+        return torch.autograd.grad(self._model(*self._views)[0], self.parameters)
+
+    def embeddings(self) -> Pair:
+        with torch.no_grad():
+            return tuple(view @ theta for view, theta in zip(self._views, self.parameters, strict=True))
+
+
+def _register(mode: str, symbolic: bool) -> None:
+    modules = ("lsmmdma", "absl", "greenlet", "pykeops", "sklearn", "tenacity")
+    name = f"published-{mode}{'-keops' if symbolic else ''}"
+    register(
+        name,
+        label=f"published {mode}{', KeOps' if symbolic else ''}",
+        reference="the package lsmmdma 0.1.11 itself",
+        requires=(*modules, keops.works_on) if symbolic else modules,
+        importer=load,
+        install="pip install --no-deps lsmmdma, and pip install absl-py greenlet pykeops scikit-learn tenacity",
+        memory_model=memory_models.PUBLISHED_PACKAGE[name],
+    )(functools.partial(PublishedRun, mode, symbolic))
+
+
+for _mode in ("primal", "dual"):
+    for _symbolic in (False, True):
+        _register(_mode, _symbolic)
