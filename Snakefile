@@ -44,6 +44,7 @@ rule table:
     output:
         STUDY.root / "summary.csv",
         STUDY.root / "summary.parquet",
+        STUDY.root / "losses.csv",
     log:
         STUDY.root / "logs" / "table.log",
     params:

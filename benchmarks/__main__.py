@@ -50,9 +50,11 @@ def _sweep(study, options) -> None:  # noqa: ANN001
 
 
 def _table(study, options) -> None:  # noqa: ANN001
-    from benchmarks import table
+    from benchmarks import agreement, table
 
-    print(table.count_statuses(table.write_summary(study.root)))
+    summary = table.write_summary(study.root)
+    print(table.count_statuses(summary))
+    print(f"which variants agree in their loss, cell by cell: {agreement.write_losses(summary, study.root)}")
 
 
 def _figures(study, options) -> None:  # noqa: ANN001
@@ -80,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         ("check", _check, "check the configuration"),
         ("plan", _plan, "what would run, what is known, about how long it takes"),
         ("sweep", _sweep, "measure the cells that are not known (all sweeps of the study, or some)"),
-        ("table", _table, "write summary.csv and summary.parquet, count the statuses"),
+        ("table", _table, "write summary.csv, summary.parquet and losses.csv, count the statuses"),
         ("figures", _figures, "draw the figures from the table"),
         ("frontier", _frontier, "where memory ends each variant, predicted and published"),
     ):

@@ -61,8 +61,10 @@ def _stand_ins() -> Iterator[None]:
 
 
 def load(module: str) -> ModuleType:
-    """Import a module of the package, or one that it requires, and keep it from wiping KeOps' cache."""
+    """Import the package's training, or a module that it requires, and keep it from wiping KeOps' cache."""
     import pykeops
+
+    module = "lsmmdma.train" if module == "lsmmdma" else module
 
     wipe = pykeops.clean_pykeops
     pykeops.clean_pykeops = lambda: None
@@ -106,7 +108,7 @@ class PublishedRun:
             raise Unsupported("the published package's dual scales by one p: give views with as many features")
         from greenlet import getcurrent, greenlet
 
-        train = load("lsmmdma.train")
+        train = load("lsmmdma")
         self.settings, self._epochs = settings, _EndlessEpochs(getcurrent().switch)
         self._scale = 1 / math.sqrt(x.shape[1]) if mode == "dual" else 1.0
         self._views = tuple(map(train.get_kernel, (x, y))) if mode == "dual" else (x, y)
@@ -166,6 +168,11 @@ class PublishedRun:
             return tuple(view @ theta for view, theta in zip(self._views, self.parameters, strict=True))
 
 
+def _loads(device: torch.device) -> None:
+    """Import it before the clock starts, also where no server of processes has done so."""
+    load("lsmmdma")
+
+
 def _register(mode: str, symbolic: bool) -> None:
     modules = ("lsmmdma", "absl", "greenlet", "pykeops", "sklearn", "tenacity")
     name = f"published-{mode}{'-keops' if symbolic else ''}"
@@ -173,7 +180,7 @@ def _register(mode: str, symbolic: bool) -> None:
         name,
         label=f"published {mode}{', KeOps' if symbolic else ''}",
         reference="the package lsmmdma 0.1.11 itself",
-        requires=(*modules, keops.works_on) if symbolic else modules,
+        requires=(*modules, _loads, keops.works_on) if symbolic else (*modules, _loads),
         importer=load,
         install="pip install --no-deps lsmmdma, and pip install absl-py greenlet pykeops scikit-learn tenacity",
         memory_model=memory_models.PUBLISHED_PACKAGE[name],
