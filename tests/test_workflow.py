@@ -93,13 +93,16 @@ def beyond_its_own_work(record):
 
 
 def test_no_two_sweeps_share_the_machine_whatever_cores_says(snakemake, project):
+    config = yaml.safe_load((project / "config.yaml").read_text())
+    config["studies"]["smoke"]["variants"] = ["primal", "dual", "linear-time"]
+    (project / "config.yaml").write_text(yaml.safe_dump(config))
     assert "another sweep" not in snakemake(*SMOKE, cores=4)
     spans = []
     for path in (project / "results" / "here").glob("records/*/*/*.json"):
         end = path.stat().st_mtime
         spans.append((end - records.read(path).cell_s, end))
     spans.sort()
-    assert len(spans) == CELLS
+    assert len(spans) == 3 * 4
     assert all(first[1] <= second[0] + 0.05 for first, second in itertools.pairwise(spans))
 
 
