@@ -1,8 +1,8 @@
 """The published package itself (PyPI: lsmmdma 0.1.11): its own training, one of its epochs for each step.
 
 Its `train_and_evaluate` is a single loop, `while not stopping_criterion(i, ...)`, where that asks `i >= cfg.n_iter`.
-The `n_iter` given to it hands control back at each new i, so that the loop, run in a greenlet (a stack of its own in
-the same thread), halts before each epoch: a step is one epoch of its code, with its optimiser and its formulas.
+The `n_iter` given to it hands control back at each new i, so that the loop, run in a thread of its own while ours
+waits, halts before each epoch: a step is one epoch of its code, with its optimiser and its formulas.
 
 As its command line does, the dual gets the kernels and the weights lambda / sqrt(p), for which both views need the
 same p. It seeds the global generators of PyTorch, NumPy and Python.
@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -89,6 +90,36 @@ class _EndlessEpochs:
         return False
 
 
+class _Coroutine:
+    """Work in a thread that runs only while `advance` waits for it: until it calls `halt`, or raises, or ends.
+
+    A thread and no greenlet, because PyTorch walks the stack when memory runs out, and a greenlet's has no bottom.
+    """
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+
+    def advance(self) -> None:
+        self._go.release()
+        self._back.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def halt(self) -> None:
+        self._back.release()
+        self._go.acquire()
+
+    def _run(self, work: Callable[[], object]) -> None:
+        self._go.acquire()
+        try:
+            work()
+        except BaseException as error:  # whatever it is, it is raised again where the work is waited for
+            self._error = error
+        self._back.release()
+
+
 class PublishedRun:
     """The package's training loop, see mmdma_core.run.Run. Float32 views."""
 
@@ -107,10 +138,8 @@ class PublishedRun:
             raise Unsupported("the published package computes in float32: give float32 views")
         if mode == "dual" and x.shape[1] != y.shape[1]:
             raise Unsupported("the published package's dual scales by one p: give views with as many features")
-        from greenlet import getcurrent, greenlet
-
         train = load("lsmmdma")
-        self.settings, self._epochs = settings, _EndlessEpochs(getcurrent().switch)
+        self.settings, self._epochs = settings, _EndlessEpochs(lambda: self._loop.halt())
         self._scale = 1 / math.sqrt(x.shape[1]) if mode == "dual" else 1.0
         self._views = tuple(map(train.get_kernel, (x, y))) if mode == "dual" else (x, y)
         config = train.ModelGetterConfig(
@@ -130,7 +159,7 @@ class PublishedRun:
             use_unbiased_mmd=settings.unbiased,
             window_size=0,
         )
-        self._loop = greenlet(functools.partial(train.train_and_evaluate, config, *self._views, None, "", device))
+        self._loop = _Coroutine(lambda: train.train_and_evaluate(config, *self._views, None, "", device))
         self._model = self._begin()
         self.parameters = tuple(self._model.parameters())
         if parameters is not None:
@@ -143,7 +172,7 @@ class PublishedRun:
         made = []
         hook = register_module_parameter_registration_hook(lambda module, name, parameter: made.append(module))
         try:
-            self._loop.switch()
+            self._loop.advance()
         finally:
             hook.remove()
         return made[-1]
@@ -153,7 +182,7 @@ class PublishedRun:
         return self._epochs.done
 
     def step(self) -> None:
-        self._loop.switch()
+        self._loop.advance()
 
     def loss(self) -> LossTerms:
         with torch.no_grad():
@@ -175,7 +204,7 @@ def _loads(device: torch.device) -> None:
 
 
 def _register(mode: str, symbolic: bool) -> None:
-    modules = ("lsmmdma", "absl", "greenlet", "pykeops", "sklearn", "tenacity")
+    modules = ("lsmmdma", "absl", "pykeops", "sklearn", "tenacity")
     name = f"published-{mode}{'-keops' if symbolic else ''}"
     register(
         name,
@@ -183,7 +212,7 @@ def _register(mode: str, symbolic: bool) -> None:
         reference="the package lsmmdma 0.1.11 itself",
         requires=(*modules, _loads, keops.works_on) if symbolic else (*modules, _loads),
         importer=load,
-        install="pip install --no-deps lsmmdma, and pip install absl-py greenlet pykeops scikit-learn tenacity",
+        install="pip install --no-deps lsmmdma, and pip install absl-py pykeops scikit-learn tenacity",
         memory_model=memory_models.PUBLISHED_PACKAGE[name],
     )(functools.partial(PublishedRun, mode, symbolic))
 
