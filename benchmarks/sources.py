@@ -68,5 +68,7 @@ def _is_ours(module: str, beside: Path) -> bool:
 def _defining_module(module: str, name: str) -> str:
     if not importlib.util.find_spec(module).submodule_search_locations:
         return module
+    if importlib.util.find_spec(f"{module}.{name}") is not None:  # a submodule, imported by now or not
+        return f"{module}.{name}"
     value = getattr(importlib.import_module(module), name, None)
     return value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", module)

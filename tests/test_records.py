@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -215,3 +217,10 @@ def test_the_digest_reaches_what_a_plugin_takes_from_the_core(tmp_path, monkeypa
     sources.source_digest("some_plugin")
     assert {"some_plugin", "helper_of_it", "mmdma_core.formulations", "mmdma_core.objective"} <= set(parsed)
     assert not {"mmdma_core", "mmdma_core.reference", "mmdma_core.families.paper", "torch"} & set(parsed)
+
+
+def test_the_digest_follows_a_submodule_that_is_imported_only_when_it_runs():
+    """In a process of its own, where nothing has imported it yet: not the package, with every other family."""
+    code = "from benchmarks import sources; print(sources._defining_module('mmdma_core', 'fused_cpu'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "mmdma_core.fused_cpu"
