@@ -4,7 +4,7 @@ The limit is counted from the operations for a pair (docstrings of mmdma_core.ga
 from throughputs that are measured here, in registers or the first cache:
 
     CPU   unordered pairs: (3 d + 2) multiply-adds, then one exponential, which the same units compute
-    CUDA  ordered pairs: 12 D float16 flops on the tensor cores (D = d padded to 16, 32, 64), one exp2 and 9 other
+    CUDA  ordered pairs: 12 D float16 flops on the tensor cores (D = d padded to 16, 32, 64), one exp2 and 6 other
           float32 instructions, each on units of its own: the slowest of the three is the limit
 """
 
@@ -53,7 +53,7 @@ def _on_cuda(n: int, d: int) -> tuple[float, float]:
     flops = 2 * 8192**3 / _seconds(torch.matmul, half, half)
     print(f"float32 instructions: {fma:.3g} /s, exp2: {exponentials:.3g} /s, float16 matrix flops: {flops:.3g} /s")
     seconds = _seconds(FusedMMD(n, n, d, 1.0, True, sort=True), *_points(n, d, "cuda"))
-    return min(fma / 9, exponentials, flops / (12 * tile(d)["D"])), seconds
+    return min(fma / 6, exponentials, flops / (12 * tile(d)["D"])), seconds
 
 
 def _points(n: int, d: int, device: str) -> list[torch.Tensor]:

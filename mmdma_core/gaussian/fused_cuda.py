@@ -17,8 +17,8 @@ The centre is the mean of the block, so only its radius counts, not how far it l
 
 Large clouds are sorted along a space-filling curve (`morton_order`) first, so that nearly all blocks are compact.
 
-Operations for an ordered pair and d <= 16: on the tensor cores 2 x 3 x 32 float16 flops; one exp2; and about 9
-instructions (subtract both norms, cut at 0, split k in two, sum it).
+Operations for an ordered pair and d <= 16: on the tensor cores 2 x 3 x 32 float16 flops; one exp2; and about 6
+instructions (subtract a norm, split k in two parts, sum it).
 """
 
 from __future__ import annotations
