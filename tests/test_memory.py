@@ -40,9 +40,9 @@ def test_primal_without_keops_holds_n_x_n_matrices(peak):
 
 
 # What a process takes beside its arrays (some 40 MiB) must be small against them.
-LARGE = 150 * 2**20
+LARGE = 200 * 2**20
 # For n > p and for n <= p, points (n, p) of which the first is taken where a variant's arrays are large, or the last.
-BRANCHES = {"n > p": [(2600, 2100)], "n <= p": [(2600, 3500), (1000, 20_000)]}
+BRANCHES = {"n > p": [(2600, 2100), (3600, 3400)], "n <= p": [(2600, 3500), (1000, 30_000)]}
 MODELLED = [
     name for name in variants() if variant(name).memory_model and not variant(name).missing(torch.device("cpu"))
 ]

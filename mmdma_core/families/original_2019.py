@@ -67,6 +67,7 @@ class GraphRun:
             with graph.as_default(), graph.device(f"/{'GPU' if device.type == 'cuda' else 'CPU'}:0"):
                 self._build(tf, (x, y), [value.cpu().numpy() for value in values])
                 self._session.run(tf.global_variables_initializer())
+            _ask_for_memory(len(x), len(y), settings.n_components, device)
         except ValueError as error:
             if "2GB" not in str(error):
                 raise
@@ -107,6 +108,15 @@ class GraphRun:
 
     def _fetch(self, what: list) -> Pair:
         return tuple(torch.from_numpy(array) for array in self._session.run(what))
+
+
+def _ask_for_memory(n_x: int, n_y: int, d: int, device: torch.device) -> None:
+    """Raise what PyTorch raises if the host would not give what an epoch holds at once, see memory_models.broadcast.
+
+    TensorFlow has been seen to crash where the system refuses it memory, which would read as an error of the variant.
+    """
+    if device.type == "cpu":
+        torch.empty(d * (n_x**2 + n_y**2 + 4 * n_x * n_y))
 
 
 def _squared_mmd(tf: ModuleType, e_x: Any, e_y: Any, sigma: float) -> Any:
