@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
+
+from mmdma_core.files import write_through
 
 SCHEMA = 1
 
@@ -102,16 +103,7 @@ def write(record: Record, path: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace path's content in one step. Raises OSError (a full disk, a folder that is not writable)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_through(path, lambda part: part.write_text(text))
 
 
 def read(path: Path) -> Record:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-_COMPUTES_NOTHING = ("mmdma_core.memory_models",)  # says what a variant needs, no part of what it does
+# They say what a variant needs, and are no part of what it does.
+_COMPUTES_NOTHING = ("mmdma_core.memory_models", "mmdma_core.costs")
 _CORE = Path(importlib.util.find_spec("mmdma_core").origin).parent
 
 
@@ -19,8 +20,8 @@ _CORE = Path(importlib.util.find_spec("mmdma_core").origin).parent
 def source_digest(module: str) -> str:
     """Digest of a module and of all that it imports, directly or not, from mmdma_core or from beside the module.
 
-    Comments, docstrings, layout and models of memory do not count. `from package import name` counts for the module
-    that defines name.
+    Comments, docstrings, layout, models of memory and of cost do not count. `from package import name` counts for the
+    module that defines name.
     """
     beside = Path(importlib.util.find_spec(module).origin).parent
     todo, seen = [module], {}

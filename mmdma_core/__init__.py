@@ -16,6 +16,7 @@ Notation, paper -> code:
 
 import mmdma_core.families  # noqa: F401  (registers the variants)
 from mmdma_core.formulations import Dual, Primal
+from mmdma_core.inputs import Kernel
 from mmdma_core.objective import LossTerms
 from mmdma_core.reference import reference_gradients, reference_loss
 from mmdma_core.registry import MissingDependency, Unsupported, Variant, register, start, variant, variants
@@ -24,7 +25,9 @@ from mmdma_core.settings import Settings
 from mmdma_core.simulate import Simulated, simulate
 
 __all__ = [
+    "MMDMA",
     "Dual",
+    "Kernel",
     "LossTerms",
     "MissingDependency",
     "Primal",
@@ -43,3 +46,12 @@ __all__ = [
     "variant",
     "variants",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """MMDMA is imported when it is asked for: scikit-learn and pandas would slow every measuring process."""
+    if name == "MMDMA":
+        from mmdma_core.estimator import MMDMA
+
+        return MMDMA
+    raise AttributeError(f"module 'mmdma_core' has no attribute {name!r}")

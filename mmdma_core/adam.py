@@ -26,6 +26,10 @@ class Adam:
         self._largest = [torch.zeros_like(p) for p in self._parameters] if amsgrad else []
         self._steps = [torch.zeros((), device=p.device) for p in self._parameters]
 
+    def state(self) -> list[torch.Tensor]:
+        """All that it remembers, the tensors themselves: moments and numbers of steps."""
+        return [*self._first_moments, *self._second_moments, *self._largest, *self._steps]
+
     @torch.no_grad()
     def step(self, gradients: Sequence[torch.Tensor]) -> None:
         """One update from the gradient of each parameter."""

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 
 from mmdma_core import objective
+from mmdma_core.inputs import Kernel, View, is_sparse
+from mmdma_core.sparse import SparsePrimal
 
 
 class Formulation(Protocol):
@@ -63,11 +65,16 @@ class Dual:
 
     penalty     |alpha^T K alpha - I| / sqrt(p)
     distortion  |K - K alpha alpha^T K| / (n sqrt(p)): O(n^2 d)
+
+    A view may be given as its Kernel: then p is 1.
     """
 
-    def __init__(self, x: torch.Tensor) -> None:
-        self.kernel = x @ x.T
-        self.rows, self.p = x.shape
+    def __init__(self, x: View) -> None:
+        if isinstance(x, Kernel):
+            self.kernel, self.rows, self.p = x.matrix, len(x), 1
+        else:
+            self.kernel = x @ x.T
+            self.rows, self.p = x.shape
 
     def embed(self, theta: torch.Tensor) -> torch.Tensor:
         return self.kernel @ theta
@@ -77,3 +84,8 @@ class Dual:
 
     def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         return objective.distortion(torch.linalg.matrix_norm(self.kernel - e @ e.T), self.rows, self.p)
+
+
+def primal(x: torch.Tensor) -> Formulation:
+    """The primal of a view, dense or sparse."""
+    return SparsePrimal(x) if is_sparse(x) else Primal(x)

@@ -25,9 +25,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from mmdma_core.adam import Adam
+from mmdma_core.formulations import Formulation
 from mmdma_core.objective import LossTerms, total_loss
-from mmdma_core.run import Pair, starting_values
+from mmdma_core.run import AdamRun, Pair
 from mmdma_core.settings import Settings
 
 Term = float | torch.Tensor
@@ -55,7 +55,28 @@ class FusedView(Protocol):
         """Penalty and distortion at the theta of the last `embed`; `gradient` becomes that of the loss, from d_e."""
 
 
-class FusedRun:
+class FormulationView:
+    """A FusedView of any formulation, its own terms differentiated by PyTorch: for sparse views and for kernels."""
+
+    def __init__(self, formulation: Formulation, n: int, settings: Settings, like: torch.Tensor) -> None:
+        self._formulation, self._settings = formulation, settings
+        self.rows = formulation.rows
+        self.d_e = torch.empty(n, settings.n_components, dtype=like.dtype, device=like.device)
+
+    def embed(self, theta: torch.Tensor) -> None:
+        self._theta = theta.detach().requires_grad_()
+        self._e = self._formulation.embed(self._theta)
+        self.e = self._e.detach()
+
+    def add_up(self) -> tuple[torch.Tensor, torch.Tensor]:
+        penalty = self._formulation.penalty(self._theta, self._e)
+        distortion = self._formulation.distortion(self._theta, self._e)
+        weighted = self._settings.lambda1 * penalty + self._settings.lambda2 * distortion
+        self.gradient = torch.autograd.grad(weighted + (self._e * self.d_e).sum(), self._theta)[0]
+        return penalty.detach(), distortion.detach()
+
+
+class FusedRun(AdamRun):
     """A run of full-batch Adam on written-out gradients, see mmdma_core.run.Run. Float32 views."""
 
     def __init__(
@@ -67,10 +88,8 @@ class FusedRun:
         seed: int = 0,
         parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
     ) -> None:
-        self.views, self.settings, self.epoch = views, settings, 0
-        self.parameters = starting_values([view.rows for view in views], settings, like, seed, parameters)
-        self._mmd = mmd
-        self._adam = Adam(self.parameters, settings.learning_rate)
+        super().__init__([view.rows for view in views], settings, like, seed, parameters)
+        self.views, self._mmd = views, mmd
 
     def step(self) -> None:
         self._update()

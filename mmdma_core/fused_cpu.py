@@ -6,13 +6,14 @@ The Gram matrix is held in float64; in the passes over X, T and B are formed ane
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from mmdma_core.fused import FusedRun
+from mmdma_core.fused import FusedRun, FusedView
 from mmdma_core.gaussian.fused_cpu import FusedMMD, threads
+from mmdma_core.inputs import View
 from mmdma_core.settings import Settings
 from mmdma_core.thin import ThinProducts, add_outer, inner
 
@@ -130,16 +131,15 @@ VIEWS = {"primal": CpuView, "dual": CpuDualView}
 
 
 def start(
-    formulation: str,
-    x: torch.Tensor,
-    y: torch.Tensor,
+    view: Callable[[View, Settings], FusedView],
+    x: View,
+    y: View,
     settings: Settings,
     seed: int,
     parameters: Sequence[torch.Tensor | np.ndarray] | None,
 ) -> FusedRun:
-    """A run of the formulation, 'primal' or 'dual'."""
-    view = VIEWS[formulation]
-    mmd = FusedMMD(len(x), len(y), settings.n_components, settings.sigma, settings.unbiased)
+    """A run whose two views are made by `view`."""
+    mmd = FusedMMD(x.shape[0], y.shape[0], settings.n_components, settings.sigma, settings.unbiased)
     return FusedRun((view(x, settings), view(y, settings)), mmd, settings, x, seed, parameters)
 
 

@@ -7,14 +7,15 @@ its terms have cancelled is formed in float64, block by block, so nothing of X's
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from mmdma_core import objective
-from mmdma_core.fused import FusedRun
+from mmdma_core.fused import FusedRun, FusedView
 from mmdma_core.gaussian.fused_cuda import FusedMMD
+from mmdma_core.inputs import View
 from mmdma_core.settings import Settings
 
 _BLOCK_ELEMENTS = 2**24  # of X that are converted to float64 at a time
@@ -114,17 +115,20 @@ class CudaRun(FusedRun):
 
     def __init__(
         self,
-        view: type[CudaView],
-        x: torch.Tensor,
-        y: torch.Tensor,
+        view: Callable[[View, Settings], FusedView],
+        x: View,
+        y: View,
         settings: Settings,
         seed: int = 0,
         parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
     ) -> None:
-        small = len(x) + len(y) <= _CAPTURED_POINTS
-        mmd = FusedMMD(len(x), len(y), settings.n_components, settings.sigma, settings.unbiased, sort=not small)
-        super().__init__((view(x, settings), view(y, settings)), mmd, settings, x, seed, parameters)
-        self._captures = small and x.is_cuda
+        n_x, n_y = x.shape[0], y.shape[0]
+        small = n_x + n_y <= _CAPTURED_POINTS
+        mmd = FusedMMD(n_x, n_y, settings.n_components, settings.sigma, settings.unbiased, sort=not small)
+        views = view(x, settings), view(y, settings)
+        super().__init__(views, mmd, settings, x, seed, parameters)
+        # PyTorch may wait for the device in what it differentiates, which a graph does not allow.
+        self._captures = small and x.device.type == "cuda" and all(isinstance(view, CudaView) for view in views)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def _update(self) -> None:
@@ -145,15 +149,4 @@ def _over(scale: float, value: torch.Tensor) -> torch.Tensor:
 
 
 VIEWS = {"primal": CudaView, "dual": CudaDualView}
-
-
-def start(
-    formulation: str,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    settings: Settings,
-    seed: int,
-    parameters: Sequence[torch.Tensor | np.ndarray] | None,
-) -> CudaRun:
-    """A run of the formulation, 'primal' or 'dual'."""
-    return CudaRun(VIEWS[formulation], x, y, settings, seed, parameters)
+start = CudaRun

@@ -8,16 +8,17 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from mmdma_core.inputs import as_device, as_views
+from mmdma_core.inputs import Given, Kernel, View, as_device, as_views, is_sparse
 from mmdma_core.run import Run
 from mmdma_core.settings import Settings
 
 MemoryModel = Callable[[int, int, int], int]
+CostModel = Callable[[int, int, int], Any]  # -> mmdma_core.costs.Cost
 Requirement = str | Callable[[torch.device], str | None]
 
 
@@ -43,7 +44,10 @@ class Variant:
     module        the module that registered it
     memory_model  (n, p, d) -> the most bytes that are allocated at one moment of `start` or of an epoch, the two views
                   (n, p) in float32 included, see mmdma_core.memory_models; None: not stated
+    formulation   of its parameters: 'primal', W (p, d), or 'dual', alpha (n, d)
+    cost_model    (n, p, d) -> the work of an epoch, see mmdma_core.costs; None: not stated
     estimator     the one MMD2 that the algorithm has, whatever `settings.unbiased` asks for; None: it has both
+    accepts       the forms of a view that it treats: 'dense', 'sparse' (without making it dense), 'kernel'
     importer      imports a required module, where a plain import would not do
     install       what to type where a required module is absent; None: pip install and its name
     """
@@ -56,7 +60,10 @@ class Variant:
     start: Callable[..., Run]
     module: str
     memory_model: MemoryModel | None = None
+    formulation: Literal["primal", "dual"] = "primal"
+    cost_model: CostModel | None = None
     estimator: Literal["biased", "unbiased"] | None = None
+    accepts: tuple[Literal["dense", "sparse", "kernel"], ...] = ("dense",)
     importer: Callable[[str], object] = importlib.import_module
     install: str | None = None
 
@@ -121,8 +128,8 @@ def variant(name: str) -> Variant:
 
 def start(
     name: str,
-    x: torch.Tensor | np.ndarray,
-    y: torch.Tensor | np.ndarray,
+    x: Given,
+    y: Given,
     settings: Settings | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -130,6 +137,8 @@ def start(
 ) -> Run:
     """Prepare a run of the variant on x (n_x, p_x) and y (n_y, p_y), rows are cells; nothing is trained yet.
 
+    A view may be sparse (SciPy, or a sparse tensor): a variant that does not accept that makes it dense, with a warning
+    that says how many bytes. Or both are given as a Kernel (n, n), to a variant that accepts it.
     parameters gives the starting values; without it the seed alone decides them, the same on CPU and CUDA.
     Raises ValueError for bad input, RuntimeError for a GPU that is absent, MissingDependency for a variant that
     cannot run here, Unsupported for a problem that the variant cannot treat.
@@ -140,7 +149,7 @@ def start(
     missing = chosen.missing(device)
     if missing:
         raise MissingDependency(missing)
-    x, y = as_views(x, y, device)
+    x, y = (_accepted(chosen, name, view) for name, view in zip("xy", as_views(x, y, device), strict=True))
     for view_name, view in (("x", x), ("y", y)):
         if settings.n_components > min(view.shape):
             warnings.warn(
@@ -149,3 +158,19 @@ def start(
                 stacklevel=2,
             )
     return chosen.start(x, y, settings, device, seed, parameters)
+
+
+def _accepted(chosen: Variant, name: str, view: View) -> View:
+    """The view in a form that the variant accepts."""
+    if isinstance(view, Kernel) and "kernel" not in chosen.accepts:
+        able = [other for other, variant in _VARIANTS.items() if "kernel" in variant.accepts]
+        raise Unsupported(f"variant {chosen.name!r} takes no kernels; variants that do: {', '.join(able)}")
+    if not is_sparse(view) or "sparse" in chosen.accepts:
+        return view
+    n, p = view.shape
+    size = n * p * view.dtype.itemsize
+    warnings.warn(
+        f"variant {chosen.name!r} makes {name} ({n} x {p}, sparse) dense: {size} bytes ({size / 2**30:.3g} GiB)",
+        stacklevel=3,
+    )
+    return view.to_dense()

@@ -11,6 +11,7 @@ import torch
 from mmdma_core.adam import Adam
 from mmdma_core.formulations import Formulation
 from mmdma_core.gaussian import Sums
+from mmdma_core.inputs import View
 from mmdma_core.objective import LossTerms, squared_mmd, total_loss
 from mmdma_core.settings import Settings
 
@@ -40,18 +41,58 @@ class Run(Protocol):
         """(E_x, E_y) of shapes (n_x, d) and (n_y, d) at the current parameters."""
 
 
-class TorchRun:
+class AdamRun:
+    """What runs on our own Adam share: they count their epochs, can be left, gone on with, and begun again.
+
+    parameters  starting values (theta_x, theta_y); without them the seed decides (Settings.draw)
+    amsgrad     of its Adam, whatever the settings say
+    """
+
+    amsgrad = False
+
+    def __init__(
+        self,
+        rows: Sequence[int],
+        settings: Settings,
+        like: torch.Tensor,
+        seed: int,
+        parameters: Sequence[torch.Tensor | np.ndarray] | None,
+    ) -> None:
+        self.settings, self.epoch = settings, 0
+        self.parameters = starting_values(rows, settings, like, seed, parameters)
+        self._adam = Adam(self.parameters, settings.learning_rate, self.amsgrad or settings.amsgrad)
+
+    def state(self) -> dict[str, int | list[torch.Tensor]]:
+        """Copies of all that the next epochs depend on, beside the data and the settings: what a checkpoint holds."""
+        return {"epoch": self.epoch, "tensors": [tensor.detach().cpu().clone() for tensor in self._tensors()]}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, int | list[torch.Tensor]]) -> None:
+        """Go on from a state of a run of the same variant, shapes and settings, to the same numbers."""
+        for own, saved in zip(self._tensors(), state["tensors"], strict=True):
+            own.copy_(saved)
+        self.epoch = state["epoch"]
+
+    @torch.no_grad()
+    def restart(self, seed: int) -> None:
+        """Begin again from the starting values of another seed; what was formed from the data stays."""
+        drawn = self.settings.draw(*map(len, self.parameters), seed)
+        zeros = [torch.zeros_like(tensor) for tensor in self._adam.state()]
+        self.restore({"epoch": 0, "tensors": [*drawn, *zeros]})
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [*self.parameters, *self._adam.state()]
+
+
+class TorchRun(AdamRun):
     """A run composed of a formulation for each view and a way to sum the Gaussian kernel; full-batch Adam.
 
     views       the two views in their formulation
     sums        Gaussian kernel sums, see mmdma_core.gaussian
     parameters  starting values (theta_x, theta_y); without them the seed decides (Settings.draw)
-    amsgrad     of its Adam, see mmdma_core.adam
 
     Raises ValueError if a starting value has the wrong shape.
     """
-
-    amsgrad = False
 
     def __init__(
         self,
@@ -62,12 +103,10 @@ class TorchRun:
         seed: int = 0,
         parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
     ) -> None:
-        self.views, self.sums, self.settings = views, sums, settings
-        self.parameters = starting_values([view.rows for view in views], settings, like, seed, parameters)
+        super().__init__([view.rows for view in views], settings, like, seed, parameters)
+        self.views, self.sums = views, sums
         for parameter in self.parameters:
             parameter.requires_grad_()
-        self.epoch = 0
-        self._adam = Adam(self.parameters, settings.learning_rate, self.amsgrad)
 
     def step(self) -> None:
         self._adam.step(self.gradients())
@@ -100,13 +139,13 @@ class TorchRun:
 
 
 def compose(
-    formulation: Callable[[torch.Tensor], Formulation], sums: Sums, run: type[TorchRun] = TorchRun
+    formulation: Callable[[View], Formulation], sums: Sums, run: type[TorchRun] = TorchRun
 ) -> Callable[..., TorchRun]:
     """The `start` function of the variant that has this formulation for both views and these Gaussian sums."""
 
     def start(
-        x: torch.Tensor,
-        y: torch.Tensor,
+        x: View,
+        y: View,
         settings: Settings,
         device: torch.device,
         seed: int = 0,

@@ -25,6 +25,7 @@ class Settings:
     lambda1        weight of the two non-collapsing penalties
     lambda2        weight of the two distortions
     learning_rate  of Adam
+    amsgrad        Adam divides by the largest second moment so far (Reddi et al. 2018)
     unbiased       unbiased MMD2 (without the diagonals) or biased (with them, clipped at 0)
     init           how the parameters are drawn: (name, *arguments), name one of uniform (low, high),
                    normal (mean, std), xavier_uniform (gain), xavier_normal (gain); arguments may be left out
@@ -39,6 +40,7 @@ class Settings:
     learning_rate: float = 1e-5
     unbiased: bool = True
     init: tuple = ("uniform", 0.0, 0.1)
+    amsgrad: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.n_components, bool) or not isinstance(self.n_components, int) or self.n_components < 1:
@@ -49,8 +51,9 @@ class Settings:
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-        if not isinstance(self.unbiased, bool):
-            raise ValueError(f"unbiased must be true or false, got {self.unbiased!r}")
+        for name in ("unbiased", "amsgrad"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         self._check_init()
 
     def _check_init(self) -> None:

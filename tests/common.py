@@ -11,13 +11,15 @@ float32 arithmetic against a reference in float64 (one rounding is 6e-8):
 - The gradient is a sum of the gradients of the parts of the loss, which cancel: 1e-5 of the sum of their norms.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
-from mmdma_core import Settings, reference, reference_gradients, reference_loss, simulate, start, variant
+from mmdma_core import Kernel, Settings, reference, reference_gradients, reference_loss, simulate, start, variant
 
 MMD_TOLERANCE = 1e-6
 NORM_TOLERANCE = 1e-5
@@ -74,6 +76,14 @@ def check_loss_and_gradients(name, case, device="cpu"):
     run = start(name, x, y, settings, device, parameters=parameters)
     problem = (formulation, x, y, *parameters, settings)
 
+    compare(run, problem)
+    for e, right in zip(run.embeddings(), reference.reference_embeddings(*problem[:-1]), strict=True):
+        assert (e.cpu() - right).norm() <= EMBEDDING_TOLERANCE * right.norm()
+
+
+def compare(run, problem):
+    """The run's terms and gradients are those of the reference for the problem, within the tolerances."""
+    settings = problem[-1]
     found, expected, allowed = run.loss(), reference_loss(*problem), tolerances(*problem)
     for term in ("mmd", "pen_x", "pen_y", "dis_x", "dis_y"):
         assert getattr(found, term) == approximately(getattr(expected, term), allowed[term]), term
@@ -82,8 +92,36 @@ def check_loss_and_gradients(name, case, device="cpu"):
     for gradient, right, most in zip(run.gradients(), reference_gradients(*problem), allowed["gradients"], strict=True):
         assert gradient.shape == right.shape
         assert (gradient.cpu() - right).norm() <= most
-    for e, right in zip(run.embeddings(), reference.reference_embeddings(*problem[:-1]), strict=True):
-        assert (e.cpu() - right).norm() <= EMBEDDING_TOLERANCE * right.norm()
+
+
+def check_sparse(name, case, device="cpu"):
+    """Sparse views give the terms, gradients and embeddings of the same views made dense, and stay sparse."""
+    x, y = (view * (view.abs() > 1) for view in case.views())
+    sparse = [scipy.sparse.csr_array(view.numpy()) for view in (x, y)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = [p.shape[0] for p in start(name, *sparse, case.settings, device).parameters]
+        parameters = informative_parameters("primal", x, y, rows, case.settings)
+        run = start(name, *sparse, case.settings, device, parameters=parameters)
+    compare(run, ("primal", x, y, *parameters, case.settings))
+
+
+def check_kernel(name, case, device="cpu"):
+    """Kernels give the dual of their factors with p = 1, whatever the factors' width."""
+    views = [view.double() for view in case.views()]
+    x, y = (torch.linalg.qr(view.T)[1].T if view.shape[1] > view.shape[0] else view for view in views)
+    parameters = informative_parameters("dual", x, y, [len(x), len(y)], case.settings)
+    kernels = [Kernel((view @ view.T).float()) for view in (x, y)]
+    run = start(name, *kernels, case.settings, device, parameters=parameters)
+    expected = reference_loss("dual", x, y, *parameters, case.settings)
+    found = run.loss()
+    for suffix, view in zip("xy", (x, y), strict=True):
+        scale = view.shape[1] ** 0.5
+        n, size = len(view), float((view @ view.T).norm())
+        assert getattr(found, f"pen_{suffix}") == pytest.approx(getattr(expected, f"pen_{suffix}") * scale, rel=1e-4)
+        wanted = getattr(expected, f"dis_{suffix}") * scale
+        assert getattr(found, f"dis_{suffix}") == approximately(wanted, 2 * NORM_TOLERANCE * size / n)
+    assert found.mmd == approximately(expected.mmd, 3 * MMD_TOLERANCE)
 
 
 def informative_parameters(formulation, x, y, rows, settings):
@@ -140,6 +178,28 @@ def check_training(name, device="cpu"):
     assert expected < before
     # Adam divides by the root of the second moment, so that gradients near 0 keep no relative accuracy: 1e-4.
     assert run.loss().total == approximately(expected, 1e-4 * abs(expected))
+
+
+def check_state(name, device="cpu"):
+    """A run that is restored, into another, goes on to the same numbers; begun again, it is as new."""
+    settings = Settings(lambda1=0.1, lambda2=0.1, learning_rate=1e-3, n_components=2, amsgrad=True)
+    x, y, _ = simulate("branch", 60, 15)
+    first, second = (start(name, x, y, settings, device, seed=seed) for seed in (1, 2))
+    for _ in range(5):
+        first.step()
+    state = first.state()
+    second.step()
+    second.restore(state)
+    for run in (first, second):
+        run.step()
+    assert first.epoch == second.epoch == 6
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters, second.parameters, strict=True))
+    second.restart(1)
+    fresh = start(name, x, y, settings, device, seed=1)
+    for run in (second, fresh):
+        run.step()
+    assert second.epoch == 1
+    assert all(torch.equal(a, b) for a, b in zip(second.parameters, fresh.parameters, strict=True))
 
 
 def check_starting_values(name, device="cpu"):

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 import mmdma_core
-from mmdma_core import MissingDependency, Settings, simulate, start
+from mmdma_core import Kernel, MissingDependency, Settings, simulate, start
 
 X, Y, _ = simulate("branch", 20, 12)
 
@@ -25,14 +26,18 @@ def with_value(value):
         (X, Y[:, :0], "y must have at least 2 cells and 1 feature"),
         (X[0], Y, "x must be a matrix"),
         (X, "text", "y must be a numeric matrix, got str"),
-        (X, torch.complex(Y, Y), "y must be a dense real matrix"),
-        (X.to_sparse(), Y, "x must be a dense real matrix"),
+        (X, torch.complex(Y, Y), "y must be a real matrix, got torch.complex64"),
+        (scipy.sparse.csr_array(X.numpy() * 1j), Y, "x must be a real matrix"),
+        (scipy.sparse.csr_array(X.numpy() * np.nan), Y, "x must be finite"),
+        (Kernel(X @ X.T), Y, "x and y must both be kernels"),
+        (Kernel(X), Kernel(Y), "x: a kernel must be a dense square matrix"),
+        (Kernel(X @ X.T + torch.arange(len(X))), Kernel(Y @ Y.T), "x: a kernel must be symmetric"),
         (X, Y.to("meta"), "x is on cpu and y on meta"),
     ],
 )
 def test_bad_views(x, y, message):
     with pytest.raises(ValueError, match=message):
-        start("primal", x, y)
+        start("dual", x, y)
 
 
 @pytest.mark.parametrize(

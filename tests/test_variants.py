@@ -2,9 +2,10 @@
 
 import common
 import pytest
+import scipy.sparse
 import torch
 
-from mmdma_core import Settings, simulate, start, variant, variants
+from mmdma_core import Kernel, Settings, Unsupported, simulate, start, variant, variants
 from mmdma_core.gaussian import keops
 
 CPU = torch.device("cpu")
@@ -32,6 +33,45 @@ def test_starting_values(name):
     common.check_starting_values(name)
 
 
+def accepting(form):
+    return [parameter for parameter in EXACT if form in variant(parameter.values[0]).accepts]
+
+
+@pytest.mark.parametrize("case", common.CASES[:4], ids=lambda case: case.name)
+@pytest.mark.parametrize("name", accepting("sparse"))
+def test_sparse_views(name, case):
+    common.check_sparse(name, case)
+
+
+@pytest.mark.parametrize("case", common.CASES[:4], ids=lambda case: case.name)
+@pytest.mark.parametrize("name", accepting("kernel"))
+def test_kernels(name, case):
+    common.check_kernel(name, case)
+
+
+# Runs of another package's Adam can neither be left nor begun again.
+OURS = [parameter for parameter in ALL if not parameter.values[0].startswith(("published", "original-2019"))]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_state(name):
+    common.check_state(name)
+
+
+def test_other_variants_make_sparse_views_dense_and_say_so():
+    x, y, _ = simulate("branch", 30, 11)
+    sparse = scipy.sparse.csr_array(x.numpy())
+    with pytest.warns(UserWarning, match=r"'dual' makes x \(30 x 11, sparse\) dense: 1320 bytes"):
+        run = start("dual", sparse, y)
+    assert run.loss() == start("dual", x, y).loss()
+
+
+def test_other_variants_refuse_kernels():
+    x, y, _ = simulate("branch", 30, 11)
+    with pytest.raises(Unsupported, match=r"'primal' takes no kernels; variants that do: dual, dual-keops, dual-fused"):
+        start("primal", Kernel(x @ x.T), Kernel(y @ y.T))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", common.CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("name", EXACT)
@@ -48,6 +88,10 @@ def test_on_the_gpu(name, case):
 def test_training_on_the_gpu(name):
     common.check_training(name, "cuda")
     common.check_starting_values(name, "cuda")
+    if "sparse" in variant(name).accepts:
+        common.check_sparse(name, common.CASES[0], "cuda")
+    if name in [parameter.values[0] for parameter in OURS]:
+        common.check_state(name, "cuda")
 
 
 @pytest.mark.gpu

@@ -8,10 +8,14 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from mmdma_core import memory_models
+from mmdma_core import costs, memory_models
+from mmdma_core.formulations import Dual
+from mmdma_core.fused import FormulationView, FusedView
+from mmdma_core.inputs import Kernel, View, is_sparse
 from mmdma_core.registry import Unsupported, register
 from mmdma_core.run import Run
 from mmdma_core.settings import Settings
+from mmdma_core.sparse import SparsePrimal
 
 _REFERENCE = "this project, mmdma_core.fused"
 _LARGEST_D = 64
@@ -44,8 +48,8 @@ def _implementation(device: torch.device) -> ModuleType:
 
 def _compose(formulation: str) -> Callable[..., Run]:
     def start(
-        x: torch.Tensor,
-        y: torch.Tensor,
+        x: View,
+        y: View,
         settings: Settings,
         device: torch.device,
         seed: int = 0,
@@ -55,24 +59,31 @@ def _compose(formulation: str) -> Callable[..., Run]:
             raise Unsupported("the fused variants compute in float32: give float32 views, or take 'primal' or 'dual'")
         if settings.n_components > _LARGEST_D:
             raise Unsupported(f"the fused variants take n_components <= {_LARGEST_D}, got {settings.n_components}")
-        return _implementation(device).start(formulation, x, y, settings, seed, parameters)
+        implementation = _implementation(device)
+
+        def view(data: View, settings: Settings) -> FusedView:
+            if isinstance(data, Kernel):
+                return FormulationView(Dual(data), len(data), settings, data)
+            if is_sparse(data):
+                return FormulationView(SparsePrimal(data), data.shape[0], settings, data)
+            return implementation.VIEWS[formulation](data, settings)
+
+        return implementation.start(view, x, y, settings, seed, parameters)
 
     return start
 
 
-_REQUIRES = ("numba", _works_on)
-
-register(
-    "primal-fused",
-    label="primal, fused",
-    reference=_REFERENCE,
-    requires=_REQUIRES,
-    memory_model=memory_models.primal_fused,
-)(_compose("primal"))
-register(
-    "dual-fused",
-    label="dual, fused",
-    reference=_REFERENCE,
-    requires=_REQUIRES,
-    memory_model=memory_models.dual_fused,
-)(_compose("dual"))
+for _formulation, _other, _memory, _cost in (
+    ("primal", "sparse", memory_models.primal_fused, costs.fused),
+    ("dual", "kernel", memory_models.dual_fused, costs.dual_fused),
+):
+    register(
+        f"{_formulation}-fused",
+        label=f"{_formulation}, fused",
+        reference=_REFERENCE,
+        requires=("numba", _works_on),
+        memory_model=_memory,
+        cost_model=_cost,
+        accepts=("dense", _other),
+        formulation=_formulation,
+    )(_compose(_formulation))

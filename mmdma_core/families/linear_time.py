@@ -1,7 +1,7 @@
 """The primal with the linear-time MMD2: for p << n an epoch is linear in n, without KeOps."""
 
-from mmdma_core import memory_models
-from mmdma_core.formulations import Primal
+from mmdma_core import costs, memory_models
+from mmdma_core.formulations import primal
 from mmdma_core.gaussian import sampled
 from mmdma_core.registry import register
 from mmdma_core.run import compose
@@ -12,5 +12,7 @@ register(
     reference="Gretton et al. 2012, A kernel two-sample test, Lemma 14",
     exact=False,
     estimator="unbiased",
+    cost_model=costs.composed(costs.primal, costs.pairs),
+    accepts=("dense", "sparse"),
     memory_model=memory_models.ORIGINALS["linear-time"],
-)(compose(Primal, sampled.linear_sums))
+)(compose(primal, sampled.linear_sums))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdma_core import memory_models
+from mmdma_core import costs, memory_models
 from mmdma_core.objective import LossTerms, total_loss
 from mmdma_core.registry import Unsupported, register
 from mmdma_core.run import Pair, starting_values
@@ -55,6 +55,8 @@ class GraphRun:
     ) -> None:
         if x.dtype != torch.float32:
             raise Unsupported("original-2019 computes in float32: give float32 views")
+        if settings.amsgrad:
+            raise Unsupported("original-2019 has no amsgrad")
         largest = max(len(x), len(y)) ** 2 * settings.n_components
         if device.type == "cuda" and largest > 2**31:
             raise Unsupported(f"TensorFlow's broadcasts on a GPU end at 2^31 elements, n x d x n = {largest:.3g}")
@@ -144,6 +146,8 @@ register(
     requires=("tensorflow", works_on),
     estimator="biased",
     memory_model=memory_models.ORIGINALS["original-2019"],
+    formulation="dual",
+    cost_model=costs.composed(costs.dual, costs.broadcast),
     importer=load,
     install="pip install tensorflow-cpu, on a GPU 'tensorflow[and-cuda]'",
 )(GraphRun)

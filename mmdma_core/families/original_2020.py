@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from mmdma_core import memory_models
+from mmdma_core import costs, memory_models
 from mmdma_core.formulations import Dual
 from mmdma_core.gaussian import broadcast, sampled
 from mmdma_core.objective import total_loss
@@ -38,6 +38,8 @@ register(
     reference=_REFERENCE,
     estimator="biased",
     memory_model=memory_models.ORIGINALS["original-2020"],
+    formulation="dual",
+    cost_model=costs.composed(costs.dual, costs.broadcast),
 )(compose(Dual, broadcast.sums, OriginalRun))
 register(
     "original-2020-stream",
@@ -46,4 +48,6 @@ register(
     exact=False,
     estimator="unbiased",
     memory_model=memory_models.ORIGINALS["original-2020-stream"],
+    formulation="dual",
+    cost_model=costs.composed(costs.dual, costs.halves),
 )(compose(Dual, sampled.split_sums, OriginalRun))

@@ -1,27 +1,35 @@
 """The paper's four variants: two formulations x two ways to sum the Gaussian kernel, at the published costs."""
 
+from mmdma_core import costs
 from mmdma_core import memory_models as memory
-from mmdma_core.formulations import Dual, Primal
+from mmdma_core.formulations import Dual, primal
 from mmdma_core.gaussian import dense, keops
 from mmdma_core.registry import register
 from mmdma_core.run import compose
 
 PAPER = "Meng-Papaxanthos et al., LSMMD-MA, Table A1"
-KEOPS = ("pykeops", keops.works_on)
 
-for _name, _label, _requires, _formulation, _sums, _model in (
-    ("primal", "primal", (), Primal, dense.sums, memory.composed(memory.primal, memory.dense)),
-    (
-        "primal-keops",
-        "primal, KeOps (LSMMD-MA)",
-        KEOPS,
-        Primal,
-        keops.sums,
-        memory.composed(memory.primal, memory.keops),
-    ),
-    ("dual", "dual", (), Dual, dense.sums, memory.composed(memory.dual, memory.dense)),
-    ("dual-keops", "dual, KeOps", KEOPS, Dual, keops.sums, memory.composed(memory.dual, memory.keops)),
+for _formulation, _memory, _cost, _other in (
+    (primal, memory.primal, costs.primal, "sparse"),
+    (Dual, memory.dual, costs.dual, "kernel"),
 ):
-    register(_name, label=_label, reference=PAPER, requires=_requires, memory_model=_model)(
-        compose(_formulation, _sums)
-    )
+    _name = _cost.__name__
+    register(
+        _name,
+        label=_name,
+        reference=PAPER,
+        memory_model=memory.composed(_memory, memory.dense),
+        cost_model=costs.composed(_cost, costs.dense),
+        accepts=("dense", _other),
+        formulation=_name,
+    )(compose(_formulation, dense.sums))
+    register(
+        f"{_name}-keops",
+        label="primal, KeOps (LSMMD-MA)" if _name == "primal" else "dual, KeOps",
+        reference=PAPER,
+        requires=("pykeops", keops.works_on),
+        memory_model=memory.composed(_memory, memory.keops),
+        cost_model=costs.composed(_cost, costs.keops),
+        accepts=("dense", _other),
+        formulation=_name,
+    )(compose(_formulation, keops.sums))

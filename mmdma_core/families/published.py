@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from mmdma_core import memory_models
+from mmdma_core import costs, memory_models
 from mmdma_core.gaussian import keops
 from mmdma_core.objective import LossTerms, total_loss
 from mmdma_core.registry import Unsupported, register
@@ -157,6 +157,7 @@ class PublishedRun:
             pca=0,
             init=",".join(map(str, settings.init)),
             use_unbiased_mmd=settings.unbiased,
+            amsgrad=settings.amsgrad,
             window_size=0,
         )
         self._loop = _Coroutine(lambda: train.train_and_evaluate(config, *self._views, None, "", device))
@@ -214,6 +215,8 @@ def _register(mode: str, symbolic: bool) -> None:
         importer=load,
         install="pip install --no-deps lsmmdma, and pip install absl-py pykeops scikit-learn tenacity",
         memory_model=memory_models.PUBLISHED_PACKAGE[name],
+        formulation=mode,
+        cost_model=costs.composed(getattr(costs, mode), costs.keops if symbolic else costs.dense),
     )(functools.partial(PublishedRun, mode, symbolic))
 
 

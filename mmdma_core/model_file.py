@@ -1,0 +1,66 @@
+"""A fitted mmdma_core.MMDMA in an .npz file of plain arrays, its parameters and loss history as JSON text."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mmdma_core.files import write_through
+
+if TYPE_CHECKING:
+    from mmdma_core.estimator import MMDMA
+
+_ARRAYS = ("embedding_x_", "embedding_y_", "weights_x_", "weights_y_")
+_MEANS = ("mean_x_", "mean_y_")  # None without `center`
+_SCALARS = ("n_features_in_", "n_features_y_", "n_iter_", "sigma_", "variant_")
+_TABLES = ("loss_history_", "starts_")
+_NOT_SAVED = ("callbacks", "checkpoint")
+
+
+def save(model: MMDMA, path: Path) -> None:
+    """Write it. A random_state that is no integer is saved as the seed that it drew."""
+    parameters = {k: v for k, v in model.get_params().items() if k not in _NOT_SAVED}
+    parameters["random_state"] = int(model.starts_["seed"][0])
+    content = {
+        "parameters": parameters,
+        "scalars": {name: getattr(model, name) for name in _SCALARS},
+        "device": str(model.device_),
+        "tables": {name: getattr(model, name).to_json(orient="table", index=False) for name in _TABLES},
+    }
+    arrays = {name: getattr(model, name) for name in _ARRAYS}
+    arrays |= {name: getattr(model, name) for name in _MEANS if getattr(model, name) is not None}
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez(file, mmdma=json.dumps(content), **arrays)
+
+    write_through(path, write)
+
+
+def load(model: MMDMA, path: Path) -> MMDMA:
+    """Fill an empty model from the file. Raises ValueError for a file that is no model, OSError if there is none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = json.loads(str(file["mmdma"]))
+            arrays = {name: file[name] for name in (*_ARRAYS, *_MEANS) if name in file.files}
+            model.set_params(**content["parameters"] | {"init": tuple(content["parameters"]["init"])})
+            scalars, tables = content["scalars"], content["tables"]
+            for name in _ARRAYS:
+                setattr(model, name, arrays[name])
+            for name in _MEANS:
+                setattr(model, name, arrays.get(name))
+            for name in _SCALARS:
+                setattr(model, name, scalars[name])
+            for name in _TABLES:
+                setattr(model, name, pd.read_json(StringIO(tables[name]), orient="table"))
+            model.device_ = torch.device(content["device"])
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} is no model of this program ({type(error).__name__})") from None
+    return model
