@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from mmdma_core.files import write_through
+from mmdma_core.files import atomically
 
 SCHEMA = 1
 
@@ -103,7 +103,8 @@ def write(record: Record, path: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace path's content in one step. Raises OSError (a full disk, a folder that is not writable)."""
-    write_through(path, lambda part: part.write_text(text))
+    with atomically(path) as part:
+        part.write_text(text)
 
 
 def read(path: Path) -> Record:

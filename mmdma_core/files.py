@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_through(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, then give it that name in one step. Raises OSError."""
+@contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, with its suffix, that takes its place if the block ends without an error.
+
+    Raises OSError (a full disk, a folder that is not writable).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, by which some writers choose a format
+    part = path.with_name(f".{os.getpid()}.part.{path.name}")
     try:
-        write(part)
-        with part.open("rb+") as file:
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
     finally:

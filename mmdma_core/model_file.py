@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mmdma_core.files import write_through
+from mmdma_core.files import atomically
 
 if TYPE_CHECKING:
     from mmdma_core.estimator import MMDMA
@@ -36,12 +36,8 @@ def save(model: MMDMA, path: Path) -> None:
     }
     arrays = {name: getattr(model, name) for name in _ARRAYS}
     arrays |= {name: getattr(model, name) for name in _MEANS if getattr(model, name) is not None}
-
-    def write(part: Path) -> None:
-        with part.open("wb") as file:
-            np.savez(file, mmdma=json.dumps(content), **arrays)
-
-    write_through(path, write)
+    with atomically(path) as part, part.open("wb") as file:
+        np.savez(file, mmdma=json.dumps(content), **arrays)
 
 
 def load(model: MMDMA, path: Path) -> MMDMA:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from mmdma_core.files import write_through
+from mmdma_core.files import atomically
 from mmdma_core.objective import LossTerms
 from mmdma_core.run import Run
 
@@ -91,7 +91,8 @@ class Checkpoint:
             "losses": [tuple(loss) for loss in history.losses],
             "best": [tensor.cpu() for tensor in history.best],
         }
-        write_through(self.path, lambda part: torch.save(content, part))
+        with atomically(self.path) as part:
+            torch.save(content, part)
 
     def resume(self, run: Run) -> History:
         """The history so far, with the run at its state; a new one if there is no file.
