@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks import study  # imports PyTorch, which reads the number of threads
 
         options.run(study.load(config), options)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -64,6 +64,12 @@ def _figures(study, options) -> None:  # noqa: ANN001
         print(path)
 
 
+def _advise(study, options) -> None:  # noqa: ANN001
+    from benchmarks import advise
+
+    print(advise.describe(study, options.n, options.p, options.gpu_memory_gib))
+
+
 def _frontier(study, options) -> None:  # noqa: ANN001
     from benchmarks import frontier
 
@@ -84,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         ("sweep", _sweep, "measure the cells that are not known (all sweeps of the study, or some)"),
         ("table", _table, "write summary.csv, summary.parquet and losses.csv, count the statuses"),
         ("figures", _figures, "draw the figures from the table"),
+        ("advise", _advise, "which variant to take for n cells and p features, how long, how much memory"),
         ("frontier", _frontier, "where memory ends each variant, predicted and published"),
     ):
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
@@ -92,6 +99,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--gpu-memory-gib", type=float, default=16.0, help="of the card; default: 16, the paper's"
             )
+        if name == "advise":
+            command.add_argument("--n", type=int, required=True, help="cells")
+            command.add_argument("--p", type=int, required=True, help="features")
+            command.add_argument("--gpu-memory-gib", type=float, help="for a GPU of this memory, wherever it is")
         if name == "sweep":
             command.add_argument("--variant", nargs="+", help="default: all of the study")
             command.add_argument("--p", nargs="+", type=int, help="default: all of the study")

@@ -12,8 +12,10 @@ from benchmarks import machine, memory
 from benchmarks.cell import EARLY_EPOCHS
 from benchmarks.records import Record
 from benchmarks.study import ENDS_A_SWEEP, Study
+from mmdma_core import advice
 
 _OVERHEAD_S = 0.7  # most that the harness adds to a cell
+_SWEEP_OVERHEAD_S = 4.0  # what Snakemake's job and the imports take, on two cores
 Point = tuple[str, int, int]  # variant, p, n
 Value = TypeVar("Value")
 
@@ -21,14 +23,15 @@ Value = TypeVar("Value")
 class Plan:
     """The cells of a study: those that are known, those that remain, and the time these will take.
 
-    A remaining cell is estimated from the nearest measured cell of its variant, with an epoch that grows as n^2; a
-    variant that has not been measured yet is taken to use up its budget.
+    A remaining cell is estimated from the cells that are measured (mmdma_core.advice), a variant that states no cost
+    from its budget. Where memory is predicted not to suffice, the sweep is taken to end.
     """
 
     def __init__(self, study: Study) -> None:
         self.study = study
         self.total = len(study.variants) * len(study.p) * len(study.n)
         self.known: dict[Point, Record] = {}
+        self._limit = memory_limit(study)
         for variant, p in study.sweeps():
             for n in study.n:
                 record = study.known(variant, n, p)
@@ -44,6 +47,11 @@ class Plan:
         points = ((variant, p, n) for variant, p in self.study.sweeps() for n in self.study.n)
         return [point for point in points if point not in self.known]
 
+    def basis(self) -> str:
+        """What the estimate rests on, in words."""
+        measured = sum(record.status == "ok" for record in self.known.values())
+        return f"{measured} measured cells and models of cost" if measured else "models of cost, nothing is measured"
+
     def too_large(self, variant: str, limit: float) -> dict[int, int]:
         """The first remaining n at each p whose model of memory exceeds `limit` bytes. It is measured all the same."""
         model, first = mmdma_core.variant(variant).memory_model, {}
@@ -57,11 +65,13 @@ class Plan:
         sweeps: dict[tuple[str, int], float] = {}
         for variant, p, n in self.remaining():
             sweeps[variant, p] = sweeps.get((variant, p), 0.0) + self._cell_seconds(variant, p, n)
-        return sum(min(seconds, self.study.sweep_budget_s) for seconds in sweeps.values())
+        return sum(min(seconds, self.study.sweep_budget_s) + _SWEEP_OVERHEAD_S for seconds in sweeps.values())
 
     def _cell_seconds(self, variant: str, p: int, n: int) -> float:
         if any(self._ends(variant, p, smaller) for smaller in self.study.n if smaller < n):
             return 0.0
+        if not self._fits(variant, p, n):
+            return _OVERHEAD_S
         epoch = self._epoch_seconds(variant, p, n)
         if epoch is None:
             return self.study.cell_budget_s + _OVERHEAD_S
@@ -70,15 +80,18 @@ class Plan:
 
     def _ends(self, variant: str, p: int, n: int) -> bool:
         record = self.known.get((variant, p, n))
-        return self.study.stop_after_failure and record is not None and record.status in ENDS_A_SWEEP
+        ended = not self._fits(variant, p, n) if record is None else record.status in ENDS_A_SWEEP
+        return self.study.stop_after_failure and ended
+
+    def _fits(self, variant: str, p: int, n: int) -> bool:
+        model = mmdma_core.variant(variant).memory_model
+        return model is None or model(n, p, self.study.settings.n_components) <= self._limit
 
     def _epoch_seconds(self, variant: str, p: int, n: int) -> float | None:
-        def distance(record: Record) -> float:
-            return abs(math.log(record.n / n)) + abs(math.log(record.p / p))
-
-        measured = [r for (name, _, _), r in self.known.items() if name == variant and r.status == "ok"]
-        nearest = min(measured, key=distance, default=None)
-        return nearest and nearest.median_epoch_s * (n / nearest.n) ** 2
+        if mmdma_core.variant(variant).cost_model is None:
+            return None
+        measured = [record.measured for record in self.known.values() if record.status == "ok"]
+        return advice.estimate(variant, n, p, self.study.settings.n_components, measured).epoch_s
 
 
 def duration(seconds: float) -> str:
@@ -91,12 +104,16 @@ def duration(seconds: float) -> str:
 
 
 def memory_limit(study: Study) -> float:
-    """Bytes that a cell may take: the study's limit, else what the GPU has in all or the host can give now."""
+    """Bytes that a cell may take: the study's limit, else the machine's."""
     limit = study.gpu_gib if study.device == "cuda" else study.host_gib
-    if limit is not None:
-        return limit * memory.GIB
-    gpu_bytes = study.device == "cuda" and (machine.gpu() or {}).get("memory_bytes")
-    return gpu_bytes or (math.inf if study.device == "cuda" else memory.default_host_limit())
+    return machine_memory(study.device) if limit is None else limit * memory.GIB
+
+
+def machine_memory(device: str) -> float:
+    """Bytes that the GPU has in all, or that the host can give now."""
+    if device == "cuda":
+        return (machine.gpu() or {}).get("memory_bytes") or math.inf
+    return memory.default_host_limit()
 
 
 def ranges(values: Mapping[int, Value], ps: Sequence[int]) -> list[tuple[str, Value]]:
@@ -128,7 +145,7 @@ def describe(study: Study) -> str:
         lines.append(f"what is predicted not to fit in {limit / memory.GIB:.3g} GiB is tried all the same")
     if remaining:
         lines.append(
-            f"about {duration(plan.seconds_left())} (from the cells measured so far; a variant without any is taken to "
-            f"use its budget of {study.cell_budget_s:g} s a cell)"
+            f"about {duration(plan.seconds_left())}, from {plan.basis()}; a variant that states no cost is taken to "
+            f"use its budget of {study.cell_budget_s:g} s a cell"
         )
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from mmdma_core.advice import Measured
 from mmdma_core.files import atomically
 
 SCHEMA = 1
@@ -78,6 +79,11 @@ class Record:
     def median_epoch_s(self) -> float | None:
         """Median of the timed epochs, in seconds."""
         return median(self.epoch_s) if self.epoch_s else None
+
+    @property
+    def measured(self) -> Measured:
+        """The cell as mmdma_core.advice takes it; of one that is ok."""
+        return Measured(self.variant, self.n, self.p, self.d, self.median_epoch_s)
 
     def set_runtime(self) -> None:
         """Fill runtime_s, extrapolated and epochs_measured from prepare_s and epoch_s."""

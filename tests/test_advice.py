@@ -1,0 +1,104 @@
+"""Advice and plans, against what the laptop study of results/ measured: it was not consulted for the models' terms."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+import mmdma_core
+from benchmarks import advise, records, study
+from benchmarks.plan import Plan
+from mmdma_core import MissingDependency, advice
+from mmdma_core.advice import Measured
+
+LAPTOP = ROOT / "results" / "laptop-amd-epyc-2-cores"
+RECORDS = records.read_all(LAPTOP)
+CELLS = [record.measured for record in RECORDS if record.status == "ok"]
+CPU = torch.device("cpu")
+PLENTY = 2**40
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"device": "cpu"}
+
+
+def slowness(name, n, p):
+    """How much slower a variant was than the fastest that `choose` may take."""
+    here = {cell.variant: cell.epoch_s for cell in CELLS if (cell.n, cell.p) == (n, p)}
+    able = [v for v in here if mmdma_core.variant(v).exact and mmdma_core.variant(v).estimator is None]
+    return here[name] / min(here[v] for v in able)
+
+
+@pytest.mark.parametrize(("n", "p"), sorted({(cell.n, cell.p) for cell in CELLS}))
+def test_the_choice_is_nearly_the_fastest(n, p):
+    blind = advice.choose(n, p, 10, CPU, PLENTY)
+    assert slowness(blind.variant, n, p) < 2
+    others = [cell for cell in CELLS if (cell.n, cell.p) != (n, p)]
+    assert slowness(advice.choose(n, p, 10, CPU, PLENTY, measured=others).variant, n, p) < 1.5
+
+
+def test_four_of_five_cells_are_within_the_factor_that_the_other_cells_give():
+    within = []
+    for cell in CELLS:
+        found = advice.estimate(*cell[:4], [other for other in CELLS if other[:3] != cell[:3]])
+        within.append(1 / found.factor <= found.epoch_s / cell.epoch_s <= found.factor)
+    assert sum(within) >= 0.8 * len(within)
+
+
+def test_an_estimate_scales_the_nearest_cell_by_its_cost():
+    cells = [Measured("dual", 1000, 100, 10, 0.5), Measured("dual", 8000, 100, 10, 32.0)]
+    found = advice.estimate("dual", 4000, 100, 10, cells)
+    assert found.epoch_s == pytest.approx(8.0)  # every term of the dual grows as n^2
+    assert found.basis == "its nearest measured cell, n = 8000, p = 100"
+    assert advice.estimate("dual", 8000, 100, 10, cells).epoch_s == 32.0
+    other = advice.estimate("dual-keops", 1000, 100, 10, cells)
+    assert "at the speed of the other variants" in other.basis
+    assert "nothing is measured" in advice.estimate("dual", 1000, 100, 10).basis
+
+
+def test_what_cannot_be_taken_is_passed_over_with_the_reason():
+    choice = advice.choose(10_000, 10, 10, CPU, PLENTY, form="kernel")
+    assert choice.variant == "dual-fused"
+    assert choice.passed_over["primal-fused"] == "takes no kernel views"
+    assert "approximate" in choice.passed_over["linear-time"]
+    with pytest.raises(MissingDependency, match=r"no exact variant is left .*dual: needs 4\.\d+ GiB of 0\.0009"):
+        advice.choose(10_000, 10, 10, CPU, 10**6)
+
+
+def test_a_gpu_need_not_be_here():
+    assert advice.choose(10_000, 10, 10, None, PLENTY).variant == "primal-fused"
+
+
+def test_advise_in_words():
+    laptop = study.load(CONFIG | {"machine": LAPTOP.name, "results": str(LAPTOP.parent)})
+    text = advise.describe(laptop, 4000, 1000)
+    assert text.startswith("n = 4,000 cells, p = 1,000 features, d = 10, ")
+    assert f"{len(CELLS)} measured cells" in text
+    assert "\ntake primal-fused: about " in text or "\ntake dual-fused: about " in text
+    assert "rests on its measured cell at n = 4000, p = 1000" in text
+    assert "original-2020 " in text
+    elsewhere = advise.describe(laptop, 1_000_000, 1000, gpu_gib=16)
+    assert "0 measured cells" in elsewhere
+    assert "nothing is measured" in elsewhere
+    with pytest.raises(ValueError, match="--n must be at least 2"):
+        advise.describe(laptop, 1, 10)
+
+
+@pytest.mark.parametrize("known", [0, 40])
+def test_the_plan_is_within_a_factor_of_two_of_what_then_happened(tmp_path, known):
+    """The cells' own seconds; what Snakemake and the imports take is the plan's measured constant."""
+    plan = Plan(study.load(CONFIG | {"study": "laptop", "machine": "nothing", "results": str(tmp_path)}))
+    ordered = sorted(RECORDS, key=lambda record: (record.n * 7 + record.p) % 11)  # of all sizes
+    for record in ordered[:known]:
+        plan.add(record)
+    took = sum(record.cell_s or 0 for record in ordered[known:])
+    sweeps = {(variant, p) for variant, p, _ in plan.remaining()}
+    assert plan.seconds_left() - 4 * len(sweeps) == pytest.approx(took, rel=0.5)
+
+
+def test_the_laptop_study_is_complete():
+    laptop = study.load(CONFIG | {"study": "laptop"})
+    asked = {(variant, p, n) for variant, p in laptop.sweeps() for n in laptop.n}
+    assert asked == {(record.variant, record.p, record.n) for record in RECORDS}
+    assert pd.read_csv(LAPTOP / "summary.csv").shape[0] == len(RECORDS)
+    assert dataclasses.asdict(RECORDS[0])["machine"]
