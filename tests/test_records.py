@@ -174,7 +174,7 @@ def test_a_missing_dependency_is_tried_again_unless_a_package_is_absent(small, m
     assert small.known("primal-keops", 100, 10)
 
 
-def test_the_plan_counts_and_estimates(small):
+def test_the_plan_counts_and_estimates(small, monkeypatch):
     total = 4 * len(mmdma_core.variants())
     assert len(Plan(small).remaining()) == Plan(small).total == total
     known(small, "primal", 100, 10, epoch_s=[0.01] * 5)
@@ -184,6 +184,8 @@ def test_the_plan_counts_and_estimates(small):
     # n = 200 after n = 100: an epoch about four times as long, 5 of them, and the harness' own time
     assert plan._cell_seconds("primal", 10, 200) == pytest.approx(5 * 0.04 + 0.7, rel=0.01)
     assert plan._cell_seconds("dual", 10, 200) == 0
+    costless = dataclasses.replace(mmdma_core.variant("dual"), cost_model=None)
+    monkeypatch.setitem(mmdma_core.registry._VARIANTS, "dual", costless)
     assert plan._cell_seconds("dual", 150, 100) == pytest.approx(small.cell_budget_s + 0.7)
     assert f"{total} cells: 2 known, {total - 2} to run" in describe(small)
 
