@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
-EXTRAS ?= test,published
+EXTRAS ?= test,published,anndata
 
 .PHONY: study test lint setup clean
 setup: $(SETUP)

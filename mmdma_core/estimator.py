@@ -41,18 +41,25 @@ class MMDMA(BaseEstimator):
 
     Parameters
     ----------
-    variant : name of a registered variant; "auto": the exact one with the least work that runs here and fits
-    n_components, lambda1, lambda2, learning_rate, unbiased, init, amsgrad : see mmdma_core.Settings
+    variant : name of a registered variant; "auto": the fastest exact one, by estimate, that runs here and fits
+    n_components : d, the dimension of the embeddings
     sigma : variance-like width of the Gaussian kernel exp(-|a - b|^2 / (2 sigma)); "median": (8 x the median distance
         to the nearest neighbour)^2 among the points of both views as the first start embeds them (Singh et al. 2020)
+    lambda1 : weight of the penalties, which keep the columns of each embedding's weights apart
+    lambda2 : weight of the distortions, which keep each view's inner products
+    learning_rate : of Adam
     n_epochs : epochs of each start
     n_starts : starts from different seeds, of which the lowest loss wins. Single starts often end in a mirrored or
         rotated match, so take several
+    init : how starting values are drawn: uniform,low,high; normal,mean,std; xavier_uniform,gain; xavier_normal,gain
+    unbiased : the unbiased MMD2, without the diagonals, else the biased one
+    amsgrad : Adam divides by the largest second moment so far
     kernel : "linear", or "precomputed": X (n_x, n_x) and Y (n_y, n_y) are kernel matrices, for a dual variant
     l2_normalize : scale each row (cell) to unit length first
     center : then subtract each column's mean; makes a sparse view dense
     loss_every : epochs between two records of the loss, each of which costs about an epoch
-    window, tolerance : early stopping, see mmdma_core.training.Stopping; window = 0 epochs: none
+    window : early stopping: epochs of each of two windows whose mean losses are compared; 0: none
+    tolerance : training stops when the two differ by less than this times max(|mean|, 1)
     callbacks : functions of (run, loss terms), called whenever the loss is recorded
     checkpoint : file that training is saved to whenever the loss is recorded, and gone on from if it is there
     device : "cpu", "cuda", "cuda:INDEX"; "auto": a GPU where there is one
@@ -84,12 +91,12 @@ class MMDMA(BaseEstimator):
         variant: str = "auto",
         *,
         n_components: int = 5,
-        sigma: float | Literal["median"] = 1.0,
+        sigma: float | Literal["median"] = "median",
         lambda1: float = 1e-4,
         lambda2: float = 1e-4,
         learning_rate: float = 1e-3,
         n_epochs: int = 2000,
-        n_starts: int = 5,
+        n_starts: int = 10,
         init: tuple | str = ("uniform", 0.0, 0.1),
         unbiased: bool = True,
         amsgrad: bool = False,

@@ -18,7 +18,15 @@ from mmdma_core.objective import LossTerms
 from mmdma_core.training import History, Stopping
 
 X, Y, _ = (view if i == 2 else view.numpy() for i, view in enumerate(simulate("branch", 60, 15, p_y=12)))
-QUICK = {"n_components": 2, "n_epochs": 20, "n_starts": 1, "loss_every": 5, "random_state": 3, "variant": "primal"}
+QUICK = {
+    "n_components": 2,
+    "n_epochs": 20,
+    "n_starts": 1,
+    "loss_every": 5,
+    "random_state": 3,
+    "variant": "primal",
+    "sigma": 1.0,
+}
 
 
 def fitted(x=X, y=Y, **parameters):

@@ -1,0 +1,170 @@
+"""The ranks of the true matches: what every metric of a match is made of.
+
+e_x (n_x, d) and e_y (n_y, d) are the embedded views, rows are cells; distances are Euclidean. match (n_x,) says that
+row i of e_x is the same cell as row match[i] of e_y, -1 that its match is not there; it is one-to-one, and n_x and n_y
+may differ. The rank of a true match is 1 + the number of cells of the other view that are strictly closer to the cell.
+So ties count for the match: embeddings that put all cells in one place have rank 1 throughout, and `tied` tells.
+
+Distances are differences of coordinates in float64, so that large norms cost no rank, and are formed in blocks of rows:
+memory is O(n), time O(n^2 d).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+
+Matrix = np.ndarray | torch.Tensor
+Vector = np.ndarray | torch.Tensor | Sequence
+
+_BLOCK_ELEMENTS = 2**20  # distances held at a time, 8 MiB
+_LARGEST = 1e150  # the square of a larger coordinate leaves float64
+
+
+class Undefined(ValueError):
+    """The metric has no value for these data; the message says why."""
+
+
+@dataclass(frozen=True)
+class MatchRanks:
+    """The ranks of the true matches of m cells, in both directions.
+
+    x         (m,) rank of the match among all cells of y, for the matched cells of x in the order of e_x
+    y         (m,) rank of the match among all cells of x, for the matched cells of y in the order of e_y
+    n_x, n_y  number of cells of each view
+    tied      how many of the 2 m matches are exactly as far from their cell as another cell is
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    n_x: int
+    n_y: int
+    tied: int
+
+    def foscttm(self) -> float:
+        """See `mmdma_core.metrics.foscttm`."""
+        return float((self.x - 1).mean() / (self.n_y - 1) + (self.y - 1).mean() / (self.n_x - 1)) / 2
+
+    def top_k(self, k: float, percent: bool = False) -> float:
+        """See `mmdma_core.metrics.top_k`."""
+        among_y, among_x = (_neighbours(k, n, percent) for n in (self.n_y, self.n_x))
+        return float((self.x <= among_y).mean() + (self.y <= among_x).mean()) / 2
+
+    def overlap(self) -> np.ndarray:
+        """See `mmdma_core.metrics.neighbourhood_overlap`."""
+        return np.bincount(self.x - 1, minlength=self.n_y).cumsum() / len(self.x)
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the metrics must know beside them."""
+        m, notes = len(self.x), []
+        if m < max(self.n_x, self.n_y):
+            absent = f"{self.n_x - m} of {self.n_x} cells of x and {self.n_y - m} of {self.n_y} cells of y"
+            notes.append(f"{absent} have no match: no mean includes them")
+        if self.tied:
+            tied = f"{self.tied} of {2 * m} true matches are exactly as far as another cell"
+            notes.append(f"{tied}, which does not count as closer")
+        return tuple(notes)
+
+
+def match_ranks(e_x: Matrix, e_y: Matrix, match: Vector) -> MatchRanks:
+    """The rank of each true match, in both directions; what `foscttm`, `top_k` and `neighbourhood_overlap` read.
+
+    Raises ValueError for embeddings that are not two finite matrices of one width and at least 2 rows, and for a match
+    of the wrong length, type or range, that is not one-to-one, or without a known entry.
+    """
+    e_x, e_y = as_embeddings(e_x, e_y)
+    match = _checked_match(match, len(e_x), len(e_y))
+    known = np.flatnonzero(match >= 0)
+    pairs = torch.from_numpy(np.stack([known, match[known]])).to(e_x.device)
+    x, tied_x = _ranks(e_x, e_y, *pairs)
+    y, tied_y = _ranks(e_y, e_x, *pairs[:, pairs[1].argsort()].flip(0))
+    return MatchRanks(x, y, len(e_x), len(e_y), tied_x + tied_y)
+
+
+def _ranks(e: torch.Tensor, others: torch.Tensor, cells: torch.Tensor, matches: torch.Tensor) -> tuple[np.ndarray, int]:
+    """For each cell, a row of e, the rank among all others of its match, a row of others; and how many are tied.
+
+    The match's distance is read from the block, so that no rounding makes it closer than itself.
+    """
+    rows = max(1, _BLOCK_ELEMENTS // len(others))
+    closer = torch.empty(len(cells), dtype=torch.int64, device=e.device)
+    as_far = torch.empty_like(closer)
+    for low in range(0, len(cells), rows):
+        block = slice(low, low + rows)
+        distances = torch.cdist(e[cells[block]], others, compute_mode="donot_use_mm_for_euclid_dist")
+        own = distances.gather(1, matches[block, None])
+        closer[block] = torch.count_nonzero(distances < own, dim=1)
+        as_far[block] = torch.count_nonzero(distances == own, dim=1)
+    return 1 + closer.cpu().numpy(), int((as_far > 1).sum())
+
+
+def _neighbours(k: float, n: int, percent: bool) -> int:
+    """The number of cells meant by k, a count or a percentage of n."""
+    if not percent:
+        if not isinstance(k, Integral) or k < 1:
+            raise ValueError(f"k must be an integer of at least 1, got {k!r}")
+        return int(k)
+    if not isinstance(k, Real) or not 0 < k <= 100:
+        raise ValueError(f"k must be a percentage above 0 and up to 100, got {k!r}")
+    count = int(Fraction(str(k)) * n // 100)  # in decimals as typed: 0.57 per cent of 10,000 are 57 cells
+    if count < 1:
+        raise Undefined(f"{k} per cent of {n} cells is less than one cell")
+    return count
+
+
+def as_embeddings(e_x: Matrix, e_y: Matrix) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in float64 on their device. Raises ValueError as `match_ranks` does for embeddings."""
+    e_x, e_y = _as_embedding("e_x", e_x), _as_embedding("e_y", e_y)
+    if e_x.shape[1] != e_y.shape[1]:
+        raise ValueError(f"e_x and e_y must have one number of components, got {e_x.shape[1]} and {e_y.shape[1]}")
+    if e_x.device != e_y.device:
+        raise ValueError(f"e_x is on {e_x.device} and e_y on {e_y.device}: give both on one device")
+    for name, e in (("e_x", e_x), ("e_y", e_y)):
+        if not e.abs().max() < _LARGEST:
+            raise ValueError(f"{name} must be finite and below {_LARGEST:g}, it holds NaN, infinity or a larger number")
+    return e_x, e_y
+
+
+def _as_embedding(name: str, value: Matrix) -> torch.Tensor:
+    tensor = value.detach() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if isinstance(tensor, np.ndarray) and tensor.dtype.kind in "biuf":
+        tensor = torch.from_numpy(np.array(tensor, dtype=np.float64))
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_complex():
+        what = f" of {value.dtype}" if hasattr(value, "dtype") else ""
+        raise ValueError(f"{name} must be a dense matrix of real numbers, got {type(value).__name__}{what}")
+    if tensor.ndim != 2 or tensor.shape[0] < 2 or tensor.shape[1] < 1:
+        shape = tuple(tensor.shape)
+        raise ValueError(f"{name} must be a matrix of at least 2 cells and 1 component, got shape {shape}")
+    return tensor.double()
+
+
+def as_array(value: Vector) -> np.ndarray:
+    """The vector on the host."""
+    return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+
+
+def _checked_match(match: Vector, n_x: int, n_y: int) -> np.ndarray:
+    """match as int64 (n_x,), -1 or a row of y, one-to-one. Raises ValueError with what is wrong."""
+    match = as_array(match)
+    if match.dtype.kind not in "iu":
+        raise ValueError(f"match must hold integers, got {match.dtype}")
+    if match.shape != (n_x,):
+        raise ValueError(f"match must have one entry for each of the {n_x} rows of x, got shape {match.shape}")
+    outside = np.flatnonzero((match < -1) | (match >= n_y))
+    if outside.size:
+        wrong = f"match[{outside[0]}] = {match[outside[0]]}"
+        raise ValueError(f"match must hold rows of y, 0 to {n_y - 1}, or -1 for none, got {wrong}")
+    match = match.astype(np.int64)
+    times = np.bincount(match[match >= 0], minlength=n_y)
+    if not times.any():
+        raise ValueError(f"match must have a known entry, all {n_x} are -1")
+    twice = int(times.argmax())
+    if times[twice] > 1:
+        kind = "a permutation" if n_x == n_y and (match >= 0).all() else "one-to-one"
+        raise ValueError(f"match must be {kind}: row {twice} of y is the match of {times[twice]} rows of x")
+    return match

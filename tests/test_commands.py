@@ -1,0 +1,172 @@
+"""The command line on small files: what it writes, and the one line that each bad input gets."""
+
+import json
+
+import anndata
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+from mmdma_core import MMDMA, simulate
+from mmdma_core.__main__ import main
+
+N = 40
+X, Y, MATCH = simulate("branch", N, 12, p_y=9)
+QUICK = ["--n-epochs", "20", "--n-starts", "2", "--loss-every", "10", "--random-state", "0", "--n-components", "2"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the views in several formats, where the commands run."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X.numpy())
+    np.save("y.npy", Y.numpy())
+    np.savetxt("match.txt", MATCH, fmt="%d")
+    np.savetxt("labels.txt", np.where(np.arange(N) % 2, "a", "b"), fmt="%s")
+    scipy.sparse.save_npz("x.npz", scipy.sparse.csr_array(X.numpy() * (abs(X.numpy()) > 1)))
+    views = []
+    for name, view, order in (("x", X, MATCH), ("y", Y, np.arange(N))):
+        obs = pd.DataFrame({"kind": [f"k{i % 3}" for i in range(N)]}, index=[f"cell{i}" for i in order])
+        data = anndata.AnnData(view.numpy(), obs=obs, layers={"half": view.numpy() / 2})
+        data.obsm["X_pca"] = view.numpy()[:, :4]
+        data.write_h5ad(f"{name}.h5ad")
+        views.append(data)
+    mudata.MuData({"rna": views[0], "prot": views[1]}).write("both.h5mu")
+    return tmp_path
+
+
+def run(*arguments, status=0):
+    assert main([str(argument) for argument in arguments]) == status
+
+
+def fit(*arguments, status=0):
+    run("fit", *QUICK, "--quiet", "--out", "out", *arguments, status=status)
+
+
+def test_fit_writes_embeddings_model_history_metrics_and_pictures(folder):
+    fit("--x", "x.npy", "--y", "y.npy", "--match", "match.txt", "--labels", "labels.txt")
+    out = folder / "out"
+    names = "embedding.png embedding_x.npy embedding_y.npy loss.csv loss.png metrics.json model.npz"
+    assert sorted(path.name for path in out.iterdir()) == [*names.split(), "overlap.csv", "starts.csv"]
+    model = MMDMA(n_epochs=20, n_starts=2, loss_every=10, random_state=0, n_components=2).fit(X, Y)
+    np.testing.assert_array_equal(np.load(out / "embedding_x.npy"), model.embedding_x_)
+    assert pd.read_csv(out / "loss.csv")["epoch"].tolist() == [0, 10, 20]
+    found = json.loads((out / "metrics.json").read_text())
+    expected = {"foscttm", "top1_count", "top5_count", "top5_percent", "label_transfer_accuracy", "label_silhouette"}
+    assert set(found["values"]) == expected
+    assert "fewer" in found["left_out"]["top1_percent"] or "less" in found["left_out"]["top1_percent"]
+    assert found["fit"]["parameters"]["variant"] == model.variant_
+    overlap = pd.read_csv(out / "overlap.csv")
+    assert (len(overlap), overlap["overlap"].iloc[-1]) == (N, 1.0)
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fit_writes_into_copies_of_anndata_files_and_matches_by_name(folder, caplog):
+    before = (folder / "x.h5ad").read_bytes()
+    with caplog.at_level("INFO"):
+        fit("--x", "x.h5ad", "--y", "y.h5ad", "--obsm", "X_pca", "--y-layer", "half", "--labels", "kind")
+    assert "40 of 40 cells of x have a namesake in y" in caplog.text
+    assert (folder / "x.h5ad").read_bytes() == before
+    x, y = (anndata.read_h5ad(folder / "out" / name) for name in ("x.h5ad", "y.h5ad"))
+    assert x.obsm["X_mmdma"].shape == (N, 2)
+    assert x.uns["mmdma"]["n_epochs"] == 20
+    assert "half" in y.layers
+    model = MMDMA.load(folder / "out" / "model.npz")
+    assert (model.n_features_in_, model.n_features_y_) == (4, 9)
+    assert "foscttm" in json.loads((folder / "out" / "metrics.json").read_text())["values"]
+
+
+def test_fit_on_two_modalities_of_one_file(folder):
+    fit("--x", "both.h5mu", "--x-modality", "rna", "--y-modality", "prot")
+    both = mudata.read_h5mu(folder / "out" / "both.h5mu")
+    assert both["rna"].obsm["X_mmdma"].shape == both["prot"].obsm["X_mmdma"].shape == (N, 2)
+
+
+def test_fit_on_sparse_and_transposed_and_kernels(folder):
+    np.save("xt.npy", X.numpy().T)
+    fit("--x", "xt.npy", "--x-transpose", "--y", "y.npy")
+    plain = np.load("out/embedding_x.npy")
+    fit("--x", "x.npy", "--y", "y.npy", "--overwrite")
+    np.testing.assert_allclose(np.load("out/embedding_x.npy"), plain, atol=1e-5)
+    fit("--x", "x.npz", "--y", "y.npy", "--overwrite")
+    np.save("k.npy", X.numpy() @ X.numpy().T)
+    np.save("l.npy", Y.numpy() @ Y.numpy().T)
+    fit("--x", "k.npy", "--y", "l.npy", "--kernel", "--overwrite")
+    assert MMDMA.load("out/model.npz").weights_x_.shape == (N, 2)
+
+
+def test_transform_evaluate_simulate(folder, capsys):
+    run("simulate", "branch", "--n", "30", "--p", "8", "--p-y", "6", "--out", "sim")
+    np.testing.assert_array_equal(np.load("sim/x.npy"), simulate("branch", 30, 8, p_y=6).x)
+    fit("--simulate", "branch", "--n", "30", "--p", "8", "--p-y", "6")
+    run("transform", "--model", "out/model.npz", "--cells", "sim/y.npy", "--view", "y", "--out", "new.npy")
+    np.testing.assert_allclose(np.load("new.npy"), np.load("out/embedding_y.npy"), atol=1e-5)
+    capsys.readouterr()
+    truth = ["--match", "sim/match.npy"]
+    run("evaluate", "--x", "out/embedding_x.npy", "--y", "out/embedding_y.npy", *truth, "--out", "found.json")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["values"] == json.loads((folder / "out/metrics.json").read_text())["values"]
+    assert json.loads((folder / "found.json").read_text()) == printed
+
+
+def test_what_is_there_is_kept_unless_overwritten(folder, capsys):
+    fit("--x", "x.npy", "--y", "y.npy")
+    before = (folder / "out/model.npz").read_bytes()
+    fit("--x", "x.npy", "--y", "y.npy", "--n-epochs", "10", status=2)
+    assert "error: out holds results already: kept; --overwrite replaces them\n" in capsys.readouterr().err
+    assert (folder / "out/model.npz").read_bytes() == before
+
+
+def test_ctrl_c_keeps_the_best_and_says_so_in_the_exit_status(folder, monkeypatch):
+    from mmdma_core import estimator
+
+    def interrupt(*arguments, **options):
+        def stop(run, terms):
+            raise KeyboardInterrupt
+
+        return train(*arguments, **options | {"callbacks": [stop]})
+
+    train = estimator.train
+    monkeypatch.setattr(estimator, "train", interrupt)
+    fit("--x", "x.npy", "--y", "y.npy", status=130)
+    assert pd.read_csv("out/starts.csv")["stopped"].tolist() == ["interrupted"]
+    assert (folder / "out/embedding_x.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--x", "none.npy", "--y", "y.npy"], "none.npy"),
+        (["--x", "x.npy"], "x.npy: x and y are the same"),
+        ([], "give --x and --y, or --simulate"),
+        (["--simulate", "branch", "--x", "x.npy"], "--simulate makes both views"),
+        (["--x", "x.h5ad", "--y", "y.h5ad", "--layer", "counts"], "x.h5ad: there is no layer 'counts'; layer: 'half'"),
+        (["--x", "x.h5ad", "--y", "y.h5ad", "--obsm", "X_umap"], "there is no obsm 'X_umap'; obsm: 'X_pca'"),
+        (["--x", "both.h5mu"], "modality must be one of 'prot', 'rna'; none was given"),
+        (["--x", "x.npy", "--y", "y.npy", "--transpose", "--match", "match.txt"], "has 40 entries, x has 12 cells"),
+        (["--x", "x.npy", "--x-transpose", "--y", "y.npy", "--same-cells"], "x has 12 cells and y has 40"),
+        (["--x", "x.npy", "--y", "y.npy", "--labels", "match.txt", "--x-labels", "short.txt"], "3 labels for 40 cells"),
+        (["--x", "x.npy", "--y", "y.npy", "--n-neighbors", "-1"], "--n-neighbors must be at least 1, got -1"),
+        (["--x", "x.npy", "--y", "y.npy", "--match", "double.txt"], "match vector must be one to one, row 1"),
+        (["--x", "x.npy", "--y", "y.npy", "--sigma", "-2"], "sigma must be a positive number, got -2"),
+        (["--x", "x.npy", "--y", "y.npy", "--variant", "primel"], "did you mean 'primal'"),
+        (["--x", "x.npy", "--y", "y.npy", "--kernel"], "x: a kernel must be a dense square matrix, got shape (40, 12)"),
+    ],
+)
+def test_bad_input_gets_one_line(folder, capsys, arguments, message):
+    (folder / "short.txt").write_text("a\nb\nc\n")
+    (folder / "double.txt").write_text("1\n" * N)
+    fit(*arguments, status=2)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_a_model_that_is_none_gets_one_line(folder, capsys):
+    run("transform", "--model", "x.npz", "--cells", "x.npy", "--out", "new.npy", status=2)
+    assert "x.npz is no model of this program" in capsys.readouterr().err
+    run("transform", "--model", "none.npz", "--cells", "x.npy", "--out", "new.npy", status=1)
+    assert "error: none.npz: No such file" in capsys.readouterr().err
