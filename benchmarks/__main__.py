@@ -13,9 +13,14 @@ from benchmarks import machine
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 (cannot write), 2 (bad input) or 130 (interrupted)."""
+    """Run one command; the exit status is 0, 1 (cannot write), 2 (bad input) or 130 (interrupted).
+
+    `compare` has 1 for slower cells, and 2 also where it cannot write.
+    """
     options = _parser().parse_args(arguments)
     try:
+        if options.run is _compare:
+            return _compare(options)
         config = configuration.read(options.config, options.set)
         _set_environment(config.get("cpu_threads", "auto"))
         from benchmarks import study  # imports PyTorch, which reads the number of threads
@@ -50,10 +55,12 @@ def _sweep(study, options) -> None:  # noqa: ANN001
 
 
 def _table(study, options) -> None:  # noqa: ANN001
-    from benchmarks import agreement, table
+    from benchmarks import agreement, selection, table
 
     summary = table.write_summary(study.root)
     print(table.count_statuses(summary))
+    for sentence in selection.of_study(summary, study)[1]:
+        print(f"in the table, but in no figure: {sentence}", file=sys.stderr)
     print(f"which variants agree in their loss, cell by cell: {agreement.write_losses(summary, study.root)}")
 
 
@@ -74,6 +81,18 @@ def _frontier(study, options) -> None:  # noqa: ANN001
     from benchmarks import frontier
 
     print(frontier.describe(options.gpu_memory_gib))
+
+
+def _compare(options) -> int:  # noqa: ANN001
+    from benchmarks import compare
+
+    found = compare.compare(options.a, options.b, options.threshold)
+    if options.out:
+        from benchmarks.figures import comparison
+
+        comparison.write(found, options.out)
+    print(compare.describe(found))
+    return int(found.slower)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--n", nargs="+", type=int, help="default: all of the study")
             command.add_argument("--budget-s", type=float, default=float("inf"), help="seconds after which it ends")
             command.add_argument("--retry", action="store_true", help="measure cells again that ended in an error")
+    text = "two results folders cell by cell; status 0: none slower, 1: some slower, 2: bad input"
+    command = commands.add_parser("compare", help=text, description=text)
+    command.set_defaults(run=_compare)
+    command.add_argument("a", type=Path, metavar="A", help="results/MACHINE of before, or of one machine")
+    command.add_argument("b", type=Path, metavar="B", help="of after, or of the other one")
+    command.add_argument("--threshold", type=float, default=1.1, help="a ratio that matters; default: %(default)s")
+    command.add_argument("--out", type=Path, help="a picture of it, .png, .svg or .pdf")
     return parser
 
 

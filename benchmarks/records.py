@@ -140,12 +140,20 @@ def set_aside_if_unreadable(path: Path) -> None:
         print(f"unreadable record set aside as {aside}: {error}", file=sys.stderr)
 
 
-def read_all(root: Path) -> list[Record]:
-    """Every readable record below results/MACHINE; a sentence on stderr for each that is left out."""
-    found = []
+def read_folder(root: Path) -> tuple[list[Record], list[str]]:
+    """Every readable record below results/MACHINE, and a sentence for each that is left out."""
+    found, left_out = [], []
     for path in sorted((root / "records").glob("*/p*/n*.json")):
         try:
             found.append(read(path))
         except UnreadableRecord as error:
-            print(f"left out: {error}", file=sys.stderr)
+            left_out.append(str(error))
+    return found, left_out
+
+
+def read_all(root: Path) -> list[Record]:
+    """Every readable record below results/MACHINE; a sentence on stderr for each that is left out."""
+    found, left_out = read_folder(root)
+    for sentence in left_out:
+        print(f"left out: {sentence}", file=sys.stderr)
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.records import STATUSES, Record, read_all
+from benchmarks.spread import median_interval
 
 _NESTED = ("epoch_s", "losses", "limits", "machine")
 
@@ -15,12 +16,15 @@ _NESTED = ("epoch_s", "losses", "limits", "machine")
 def to_frame(records: list[Record]) -> pd.DataFrame:
     """One row a cell: the record's plain fields, the median epoch, the losses, and who measured.
 
+    median_low_s, median_high_s are the interval that holds the median epoch with 95 %, see benchmarks.spread.
     outcome is the status, or what a skipped cell was skipped for: 'oom', 'timeout' or 'budget'.
     """
     rows = []
     for record in records:
         row = {f.name: getattr(record, f.name) for f in dataclasses.fields(Record) if f.name not in _NESTED}
         row["median_epoch_s"] = record.median_epoch_s
+        low_high = median_interval(record.epoch_s) if record.epoch_s else (None, None)
+        row["median_low_s"], row["median_high_s"] = low_high
         row["outcome"] = _outcome(record)
         row |= {f"limit_{name}": value for name, value in record.limits.items()}
         for when, losses in record.losses.items():
@@ -52,11 +56,15 @@ def write_summary(root: Path) -> pd.DataFrame:
 
 
 def read_summary(root: Path) -> pd.DataFrame:
-    """The table that write_summary left. Raises ValueError if there is none."""
+    """The table that write_summary left. Raises ValueError if there is none, or one of another version."""
     path = root / "summary.parquet"
     if not path.exists():
         raise ValueError(f"{path} is not there: run `python -m benchmarks table` first")
-    return pd.read_parquet(path)
+    table = pd.read_parquet(path)
+    absent = [name for name in to_frame([Record("", 0, 0, 0, 0, 0, "", "", "ok")]) if name not in table]
+    if absent:
+        raise ValueError(f"{path} lacks {', '.join(absent)}: run `python -m benchmarks table` again")
+    return table
 
 
 def count_statuses(frame: pd.DataFrame) -> str:

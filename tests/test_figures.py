@@ -4,11 +4,12 @@ import types
 
 import pandas as pd
 import pytest
+from matplotlib.contour import ContourSet
 from matplotlib.patches import Rectangle
 from test_records import record
 
 import mmdma_core
-from benchmarks.figures import curves, heatmap, style
+from benchmarks.figures import curves, heatmap, ratios, style
 from benchmarks.table import to_frame
 
 
@@ -91,3 +92,53 @@ def test_plugins_get_colours_of_their_own(monkeypatch):
     monkeypatch.setattr(style.mmdma_core, "variants", lambda: names)
     monkeypatch.setattr(style.mmdma_core, "variant", lambda name: types.SimpleNamespace(label=name, exact=True))
     assert len({style.style(name).color for name in names}) == len(names)
+
+
+def grid_of(second, ns=(100, 200, 400), ps=(10, 20)):
+    """primal-keops takes 1 s everywhere, primal second(n, p), where that is not None."""
+    made = []
+    for n in ns:
+        for p in ps:
+            for variant, runtime in (("primal-keops", 1.0), ("primal", second(n, p))):
+                one = record(variant, n, p, "ok" if runtime else "oom")
+                one.runtime_s = runtime
+                made.append(one)
+    return to_frame(made)
+
+
+def test_log_ratios_of_the_cells_that_both_have():
+    found = ratios.log_ratios(grid_of(lambda n, p: None if n == 400 else n / 20))
+    assert found[["first", "second"]].drop_duplicates().values.tolist() == [["primal-keops", "primal"]]
+    assert dict(zip(found["n"], found["log_ratio"], strict=True)) == pytest.approx({100: -0.69897, 200: -1})
+    assert len(found) == 4
+
+
+def test_the_line_of_equal_runtimes_lies_where_they_cross():
+    """The ratio is 200 / n: they cross at n = 200."""
+    figure = ratios.draw(grid_of(lambda n, p: n / 200), [100, 200, 400], [10, 20], "title")
+    lines = [c for c in figure.axes[0].collections if isinstance(c, ContourSet) and not c.filled]
+    assert len(lines) == 1
+    points = lines[0].get_paths()[0].vertices
+    assert points[:, 0] == pytest.approx(200, rel=1e-6)
+    assert len(figure.axes[0].collections) == 3  # filled contours, the line, the dots
+    assert [text.get_text() for text in figure.axes[1].texts] == ["no cell where both were measured"]
+
+
+def test_where_one_runtime_is_missing_the_contours_are_blank():
+    whole = ratios.draw(grid_of(lambda n, p: 2.0), [100, 200, 400], [10, 20], "title")
+    part = ratios.draw(grid_of(lambda n, p: None if n == 400 else 2.0), [100, 200, 400], [10, 20], "title")
+    for figure, right, dots in ((whole, 400, 6), (part, 200, 4)):
+        filled, points = figure.axes[0].collections
+        drawn = [path.vertices for path in filled.get_paths() if len(path.vertices)]
+        assert max(vertices[:, 0].max() for vertices in drawn) == pytest.approx(right)
+        assert len(points.get_offsets()) == dots
+
+
+def test_one_row_of_cells_has_dots_and_no_contour():
+    figure = ratios.draw(grid_of(lambda n, p: n / 200, ps=(10,)), [100, 200, 400], [10], "title")
+    assert [type(c).__name__ for c in figure.axes[0].collections] == ["PathCollection"]
+
+
+@pytest.mark.parametrize(("value", "words"), [(3.0, "3 x"), (0.5, "1/2 x"), (1.0, "1 x"), (12.345, "12.3 x")])
+def test_factors_in_words(value, words):
+    assert style.factor(value) == words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from benchmarks.study import Study
 
-NAMES = ("figure_1a", "fastest_of_all", "figure_1b", "figure_a1", "memory")
+NAMES = ("figure_1a", "fastest_of_all", "figure_1b", "figure_a1", "memory", "log_ratios", "against_paper", "exponents")
 PUBLISHED = Path(__file__).parents[2] / "results" / "published-v100" / "runtimes.csv"
 
 
@@ -28,12 +29,17 @@ def question(study: Study) -> str:
 
 
 def draw_all(study: Study) -> list[Path]:
-    """Draw every figure of the study. Raises ValueError if its table is missing or has no cell of the study."""
+    """Draw every figure of the study; what the table has beyond it is left out, with a sentence on stderr.
+
+    Raises ValueError if the table is missing or has no cell of the study.
+    """
     from benchmarks.figures.style import save
+    from benchmarks.selection import of_study
     from benchmarks.table import read_summary
 
-    table = read_summary(study.root)
-    table = table[table["variant"].isin(study.variants) & table["n"].isin(study.n) & table["p"].isin(study.p)]
+    table, left_out = of_study(read_summary(study.root), study)
+    for sentence in left_out:
+        print(f"left out of the figures: {sentence}", file=sys.stderr)
     if table.empty:
         raise ValueError(f"{study.root} holds no cell of the study {study.name!r}")
     for name, figure in zip(NAMES, _figures(study, table), strict=True):
@@ -43,10 +49,11 @@ def draw_all(study: Study) -> list[Path]:
 
 def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     import mmdma_core
-    from benchmarks.figures import curves, heatmap
+    from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios
     from benchmarks.figures.style import PAPER_VARIANTS
 
     where = _where(study, table)
+    on_gpu = table["device"].iloc[0] == "cuda"
     exact = [variant for variant in study.variants if mmdma_core.variant(variant).exact]
     paper = [variant for variant in study.variants if variant in PAPER_VARIANTS]
     yield heatmap.draw(table, study.n, study.p, paper, f"Fastest of the paper's variants, {where}")
@@ -56,20 +63,24 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     yield curves.draw(table, *runtime, few, study.variants, f"Runtime, {where}")
     behind = _published(study) if study.published else None
     yield curves.draw(table, *runtime, study.p, study.variants, f"Runtime, {where}", behind)
-    held = table["peak_device_bytes"] if study.device == "cuda" else table["peak_host_bytes"]
+    held = table["peak_device_bytes"] if on_gpu else table["peak_host_bytes"]
     memory = table.assign(memory_gib=held / 2**30)
-    cap = study.gpu_gib if study.device == "cuda" else study.host_gib
+    cap = study.gpu_gib if on_gpu else study.host_gib
     limit = (cap, f"limit of the study, {cap:g} GiB") if cap else None
-    kind = "device" if study.device == "cuda" else "host"
+    kind = "device" if on_gpu else "host"
     yield curves.draw(
         memory, "memory_gib", f"peak {kind} memory, GiB", study.n, few, study.variants, f"Memory, {where}", limit=limit
     )
+    yield ratios.draw(table, study.n, study.p, f"Runtimes compared, {where}")
+    yield against_paper.draw(table, f"Against the published V100: {where}")
+    yield exponents.draw(table, f"Growth in n and p, {where}")
 
 
 def _where(study: Study, table: pd.DataFrame) -> str:
-    machine = table["gpu"].dropna().iloc[0] if study.device == "cuda" else table["cpu"].iloc[0]
-    threads = "" if study.device == "cuda" else f", {study.threads} threads"
-    return f"{machine}{threads}"
+    from benchmarks.selection import machine_name
+
+    row = next(table.itertuples())
+    return machine_name(row) + ("" if row.device == "cuda" else f", {study.threads} threads")
 
 
 def _published(study: Study) -> pd.DataFrame | None:

@@ -98,7 +98,7 @@ def _legend(
         return Line2D([], [], color="0.3", marker=marker, linestyle="none", label=text, **more)
 
     handles = [legend_line(variant) for variant in variants]
-    if table["extrapolated"].fillna(False).astype(bool).any():
+    if (table["extrapolated"] == True).any():  # noqa: E712  (it may hold None)
         handles.append(key("o", "extrapolated from fewer epochs", markerfacecolor="white"))
     seen = {_ENDS[outcome] for outcome in table["outcome"].unique() if outcome in _ENDS}
     handles += [key(marker, f"line ends: {text}", markersize=9, markeredgewidth=1.6) for marker, text in sorted(seen)]

@@ -105,6 +105,21 @@ def count(value: float) -> str:
     return f"{value:g}"
 
 
+def factor(value: float) -> str:
+    """3.0 -> '3 x', 0.5 -> '1/2 x'."""
+    return f"{value:.3g} x" if value >= 1 else f"1/{1 / value:.3g} x"
+
+
+def grid_axes(axes: Axes, ns: Sequence[int], ps: Sequence[int]) -> None:
+    """Axes of a grid whose cells are unit squares: n across, p up, each value named where there is room."""
+    for axis, values in ((axes.xaxis, ns), (axes.yaxis, ps)):
+        axis.set_ticks(range(len(values)), [count(value) for value in values])
+        axis.set_tick_params(length=0)
+    axes.tick_params(axis="x", rotation=90 if len(ns) > 12 else 0)
+    axes.set_xlim(-0.5, len(ns) - 0.5)
+    axes.set_ylim(-0.5, len(ps) - 0.5)
+
+
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write the figure as PNG and SVG."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,118 @@
+"""One machine against the published V100: the fastest variant cell by cell, and how many times longer each took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon, Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from benchmarks import against_paper, published
+from benchmarks.figures.style import PAPER_VARIANTS, factor, grid_axes, style
+from benchmarks.published import NOTHING_FITS
+
+_PALE = 0.22  # of the published winner's colour where it could not be tested
+_NOTHING = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
+
+
+def draw(table: pd.DataFrame, title: str) -> Figure:
+    """The table of one machine against the published one.
+
+    Above, the published grid. Full colour: the same variant is the fastest. Two triangles: the published one above,
+    the one found here below, with '~' where the two may be equally fast. Pale: the published one, not tested here.
+    Below, runtime here / published of every cell measured in both, median and quartiles by variant.
+    """
+    cells, ratios = against_paper.winners(table), against_paper.ratios(table)
+    figure = Figure(figsize=(9.5, 7.4), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(1.55, 1))
+    _map(above, cells)
+    _strips(below, ratios, _order(ratios))
+    _, left_out = against_paper.comparable(table)
+    figure.suptitle("\n".join([title, *left_out]), x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def _map(axes: Axes, cells: pd.DataFrame) -> None:
+    ns, ps = published.grid()
+    grid_axes(axes, ns, ps)
+    for cell in cells.itertuples():
+        corner = (ns.index(cell.n) - 0.5, ps.index(cell.p) - 0.5)
+        tested = cell.verdict in ("close", "differ")
+        pale = cell.verdict == "untestable"
+        axes.add_patch(Rectangle(corner, 1, 1, **_look(cell.there, pale)))
+        if tested:
+            (x, y), half = corner, _look(cell.here, pale=False)
+            axes.add_patch(Polygon([(x, y), (x + 1, y), (x + 1, y + 1)], **half))
+        if cell.verdict == "close":
+            axes.text(x + 0.5, y + 0.5, "~", ha="center", va="center", color="white", fontsize=11, fontweight="bold")
+    axes.set_xlabel("number of cells n (the published grid)")
+    axes.set_ylabel("number of features p")
+    counts = cells["verdict"].value_counts()
+    words = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("agree", "close", "differ", "untestable"))
+    axes.set_title(f"Fastest of the paper's variants: {words}", loc="left")
+    axes.legend(handles=_legend(), loc="center left", bbox_to_anchor=(1.01, 0.5), title="fastest", alignment="left")
+
+
+def _look(what: str, pale: bool) -> dict:
+    if what == NOTHING_FITS:
+        return _NOTHING | ({"edgecolor": "0.85"} if pale else {})
+    return {"facecolor": style(what).color, "edgecolor": "white", "linewidth": 0.6, "alpha": _PALE if pale else 1}
+
+
+def _legend() -> list[Patch]:
+    handles = [Patch(label=style(name).label, **_look(name, pale=False)) for name in PAPER_VARIANTS]
+    handles.append(Patch(label="every variant out of memory", **_NOTHING))
+    notes = (
+        ("full colour: the same here as published", "0.5", 1),
+        ("pale: published, not testable here", "0.5", _PALE),
+    )
+    handles += [Patch(facecolor=color, alpha=alpha, label=label) for label, color, alpha in notes]
+    split = {"marker": "s", "fillstyle": "top", "markersize": 9, "markerfacecoloralt": "0.8", "markeredgecolor": "0.8"}
+    for label, look in (("published above, here below", split), ("may be equally fast", {"marker": "$\\sim$"})):
+        handles.append(Line2D([], [], linestyle="none", color="0.3", label=label, **look))
+    return handles
+
+
+def _order(ratios: pd.DataFrame) -> list[str]:
+    """The paper's variants, then the published package's own where they were measured."""
+    measured = set(ratios["variant"])
+    return [*PAPER_VARIANTS, *(name for v in PAPER_VARIANTS if (name := f"published-{v}") in measured)]
+
+
+def _strips(axes: Axes, ratios: pd.DataFrame, order: Sequence[str]) -> None:
+    """A row of dots for each variant, slightly above and below the row by n; the same table gives the same picture."""
+    for row, variant in enumerate(order):
+        mine = ratios[ratios["variant"] == variant]
+        ns = sorted(mine["n"].unique())
+        for source, fill in (("read", style(variant).color), ("other p", "white")):
+            part = mine[mine["source"] == source]
+            y = row - 0.25 + 0.5 * (np.searchsorted(ns, part["n"]) + 0.5) / len(ns) if ns else []
+            axes.plot(part["ratio"], y, "o", color=style(variant).color, markerfacecolor=fill, markersize=3.5)
+        if len(mine):
+            low, middle, high = mine["ratio"].quantile([0.25, 0.5, 0.75])
+            axes.plot([low, high], [row, row], color="0.2", linewidth=5, alpha=0.35, solid_capstyle="butt")
+            axes.plot([middle], [row], "|", color="black", markersize=15, markeredgewidth=1.8)
+            label = f"median {factor(middle)}, {len(mine)} cell{'s' if len(mine) != 1 else ''}"
+        else:
+            label = "no cell measured in both"
+        axes.text(1.01, row, label, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    axes.axvline(1, color="0.5", linewidth=0.8)
+    axes.set_xscale("log")
+    if ratios.empty:
+        axes.set_xlim(0.1, 10)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if np.ptp(np.log10(axes.get_xlim())) < 2 else (1, 3)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: factor(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(order)), [style(name).label for name in order])
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    good = f"{100 * published.READING:g} %"
+    axes.set_xlabel(f"runtime here / published, which is good to {good}; within a row n grows downwards")
+    hollow = Line2D([], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", markersize=4)
+    bar = Line2D([], [], color="0.2", linewidth=5, alpha=0.35)
+    labels = ["published value from another p", "quartiles; the stroke is the median"]
+    axes.legend([hollow, bar], labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0)

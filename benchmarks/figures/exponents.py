@@ -1,0 +1,55 @@
+"""The exponents of runtime and memory in n and p, measured and in theory."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from benchmarks.exponents import FLOOR, exponents
+from benchmarks.figures.style import style
+
+_SHOWN = (-0.7, 3.7)  # an interval that is wider ends at the frame
+_QUANTITIES = {"runtime": "runtime of an epoch", "memory": "peak memory"}
+_HOST = "peak host memory, allocator included"
+
+
+def draw(table: pd.DataFrame, title: str) -> Figure:
+    """Every exponent that could be fitted with its 95 % interval, and the theoretical one of the dominating term."""
+    fitted = exponents(table)
+    fitted = fitted[fitted["n"].notna() | fitted["p"].notna()]
+    parts = {quantity: fitted[fitted["quantity"] == quantity] for quantity in _QUANTITIES}
+    on_host = (table["device"] == "cpu").any()
+    names = _QUANTITIES | ({"memory": _HOST} if on_host else {})
+    rows = [max(len(part), 1) for part in parts.values()]
+    figure = Figure(figsize=(9, 2.0 + 0.26 * sum(rows)), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[count + 1 for count in rows])
+    for (quantity, part), panels in zip(parts.items(), grid, strict=True):
+        labels = [f"{style(row.variant).label}: {row.term}" for row in part.itertuples()]
+        panels[0].set_yticks(range(len(labels)), labels)
+        panels[0].set_ylim(max(len(labels), 1) - 0.5, -0.5)
+        for axis, axes in zip("np", panels, strict=True):
+            _panel(axes, part, axis)
+            axes.set_title(f"{names[quantity]}: exponent of {axis}", loc="left")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    dot = Line2D([], [], color="0.3", marker="o", markersize=4, label="measured, with its 95 % interval")
+    theory = Line2D([], [], color="black", marker="|", markersize=11, linestyle="none", label="theory, dominating term")
+    figure.legend(handles=[dot, theory], loc="outside lower right", ncols=2)
+    return figure
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
+    axes.set_xlim(*_SHOWN)
+    axes.set_xticks(range(4))
+    axes.grid(True, axis="x", color="0.92", linewidth=0.6)
+    axes.tick_params(labelbottom=True)
+    if not rows[axis].notna().any():
+        reason = f"no term has enough cells {FLOOR:g} x above the least"
+        axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color="0.4")
+    for y, row in enumerate(rows.to_dict("records")):
+        if pd.notna(row[axis]):
+            color = style(row["variant"]).color
+            axes.plot([row[f"{axis}_low"], row[f"{axis}_high"]], [y, y], color=color, linewidth=1.6)
+            axes.plot([row[axis]], [y], "o", color=color, markersize=4.5)
+            axes.plot([row[f"{axis}_theory"]], [y], "|", color="black", markersize=11, markeredgewidth=1.4)
