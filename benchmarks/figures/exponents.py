@@ -12,7 +12,7 @@ from benchmarks.figures.style import style
 
 _SHOWN = (-0.7, 3.7)  # an interval that is wider ends at the frame
 _QUANTITIES = {"runtime": "runtime of an epoch", "memory": "peak memory"}
-_HOST = "peak host memory, allocator included"
+_HOST = "peak host memory"
 
 
 def draw(table: pd.DataFrame, title: str) -> Figure:
