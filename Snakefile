@@ -69,3 +69,33 @@ rule figures:
         "environment.yaml"
     shell:
         "python -m benchmarks figures {params.overrides} | tee -i {log}"
+
+
+# Neither of the two is part of `all`. They have no output, so that they run whenever they are asked for: what is known
+# is not measured again.
+rule quality:
+    log:
+        STUDY.root / "logs" / "quality.log",
+    params:
+        overrides=OVERRIDES,
+    conda:
+        "environment.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    shell:
+        "python -m benchmarks quality {params.overrides} | tee -i {log}"
+
+
+rule citeseq:
+    log:
+        STUDY.root / "logs" / "citeseq.log",
+    params:
+        overrides=OVERRIDES,
+    conda:
+        "environment.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    shell:
+        "python -m benchmarks citeseq {params.overrides} | tee -i {log}"

@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         _set_environment(config.get("cpu_threads", "auto"))
         from benchmarks import study  # imports PyTorch, which reads the number of threads
 
+        options.values = config  # an experiment has keys of its own
         options.run(study.load(config), options)
     except (ValueError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -77,6 +78,18 @@ def _advise(study, options) -> None:  # noqa: ANN001
     print(advise.describe(study, options.n, options.p, options.gpu_memory_gib))
 
 
+def _citeseq(study, options) -> None:  # noqa: ANN001
+    from benchmarks.experiments import citeseq
+
+    citeseq.run(citeseq.load(study, options.values), options.retry)
+
+
+def _quality(study, options) -> None:  # noqa: ANN001
+    from benchmarks.experiments import quality
+
+    print(quality.run(options.values["quality"], study.root))
+
+
 def _frontier(study, options) -> None:  # noqa: ANN001
     from benchmarks import frontier
 
@@ -100,7 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", type=Path, default=configuration.DEFAULT_CONFIG, help="default: %(default)s")
     shared.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a top-level key, e.g. study=survey"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key: study=survey, citeseq.path=FILE",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
@@ -110,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
         ("table", _table, "write summary.csv, summary.parquet and losses.csv, count the statuses"),
         ("figures", _figures, "draw the figures from the table"),
         ("advise", _advise, "which variant to take for n cells and p features, how long, how much memory"),
+        ("quality", _quality, "matching quality on SNARE-seq and scGEM, beside the published values"),
+        ("citeseq", _citeseq, "the real-data experiment: CITE-seq, or a stand-in of its shape"),
         ("frontier", _frontier, "where memory ends each variant, predicted and published"),
     ):
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
@@ -127,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--p", nargs="+", type=int, help="default: all of the study")
             command.add_argument("--n", nargs="+", type=int, help="default: all of the study")
             command.add_argument("--budget-s", type=float, default=float("inf"), help="seconds after which it ends")
+        if name in ("sweep", "citeseq"):
             command.add_argument("--retry", action="store_true", help="measure cells again that ended in an error")
     text = "two results folders cell by cell; status 0: none slower, 1: some slower, 2: bad input"
     command = commands.add_parser("compare", help=text, description=text)

@@ -9,13 +9,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 
 import mmdma_core
 from benchmarks import memory
-from mmdma_core import LossTerms, MissingDependency, Settings, Unsupported
+from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported
+from mmdma_core.inputs import Given, as_views, is_sparse
 
 EARLY_EPOCHS = 3  # every measured cell does that many: a warm-up and at least MIN_TIMED
 MIN_TIMED = 2
@@ -41,6 +43,18 @@ class Limits:
     gpu_gib: float | None
 
 
+class DataSource(Protocol):
+    """Where the two views come from, if not from mmdma_core.simulate: a frozen dataclass, part of the cell's question.
+
+    name  as it stands in records, in the place of a simulation's mode
+    """
+
+    name: ClassVar[str]
+
+    def views(self, n: int, p: int, seed: int) -> tuple[Given, Given, np.ndarray]:
+        """x (n, p), y, and match (n,): row i of x is the same cell as row match[i] of y."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """What is asked of one measurement.
@@ -49,10 +63,11 @@ class Cell:
     source         digest of the variant's source, see benchmarks.sources
     absent         modules that the variant requires and that cannot be imported here
     shape, seed    of mmdma_core.simulate; the same seed draws the starting values
-    data_mode      its `noise`: 'exact' or 'fast'
+    data_mode      its `noise`: 'exact' or 'fast'; the name of `data` where that is given
     epochs         epochs of a full run
     device         'cpu' or 'cuda'
     threads        CPU threads of the measuring process
+    data           where the views come from instead; then the embeddings are evaluated, too
     """
 
     variant: str
@@ -68,6 +83,7 @@ class Cell:
     device: str
     threads: int
     limits: Limits
+    data: DataSource | None = None
 
     @property
     def key(self) -> str:
@@ -99,11 +115,10 @@ def _measure(cell: Cell, report: Report) -> None:
     _wake(device)
     before = memory.host_bytes()
     report({"stage": "data", "host_before": before})
-    views, data_s = _timed(
-        device, mmdma_core.simulate, cell.shape, cell.n, cell.p, cell.seed, noise=cell.data_mode, device=device
-    )
+    views, data_s = _timed(device, _views, cell, device)
+    match = views.match if cell.data else None
     _reset_peaks(device)
-    report({"data_s": data_s, "stage": "prepare"})
+    report({"data_s": data_s, "density": _density(views.x), "stage": "prepare"})
     run, prepare_s = _timed(device, mmdma_core.start, cell.variant, views.x, views.y, cell.settings, device, cell.seed)
     del views  # what the variant needs of the data, it holds
     report({"prepare_s": prepare_s, "stage": "warm-up"})
@@ -112,7 +127,29 @@ def _measure(cell: Cell, report: Report) -> None:
     report({"peak_host_bytes": max(0, memory.host_peak_bytes() - before)})
     if device.type == "cuda":
         report({"peak_torch_bytes": torch.cuda.max_memory_allocated()})
+    if cell.data is not None:
+        report({"stage": "metrics"})
+        report({"metrics": _metrics(run, match)})
     report({"status": "ok"})
+
+
+def _views(cell: Cell, device: torch.device) -> Simulated:
+    """The two views on the device, and their match."""
+    if cell.data is None:
+        return mmdma_core.simulate(cell.shape, cell.n, cell.p, cell.seed, noise=cell.data_mode, device=device)
+    x, y, match = cell.data.views(cell.n, cell.p, cell.seed)
+    return Simulated(*as_views(x, y, device), match)
+
+
+def _density(view: torch.Tensor) -> float | None:
+    return len(view.values()) / math.prod(view.shape) if is_sparse(view) else None
+
+
+def _metrics(run: mmdma_core.Run, match: np.ndarray) -> dict[str, float]:
+    """How well the embeddings of this epoch match, see mmdma_core.metrics."""
+    from mmdma_core.metrics import foscttm  # imports scikit-learn, which most cells do not need
+
+    return {"epoch": run.epoch, "foscttm": foscttm(*run.embeddings(), match)}
 
 
 def _wake(device: torch.device) -> None:

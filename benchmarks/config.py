@@ -21,7 +21,7 @@ class ConfigError(ValueError):
 
 
 def read(path: Path = DEFAULT_CONFIG, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The configuration of a file, with overrides 'key=value' (top-level keys, values in YAML). Not checked yet."""
+    """The configuration of a file, with overrides 'key=value' or 'key.of.a.mapping=value' in YAML. Not checked yet."""
     try:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -34,8 +34,14 @@ def read(path: Path = DEFAULT_CONFIG, overrides: Iterable[str] = ()) -> dict[str
         key, separator, value = override.partition("=")
         if not separator:
             raise ConfigError(f"--set {override}: KEY=VALUE is expected")
+        *outer, last = key.split(".")
+        place: Any = config
+        for name in outer:
+            place = place.get(name) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {override}: {'.'.join(outer)} is no mapping in {path}")
         try:
-            config[key] = yaml.safe_load(value)
+            place[last] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"--set {override}: {value!r} is not YAML") from None
     return config

@@ -33,6 +33,11 @@ POLL_S = 0.05
 _GRACE_S = 2.0
 _TAIL_LINES = 12
 _PR_SET_PDEATHSIG = 1
+# The fields of a record that the child reports.
+_MEASURED = (
+    *("data_s", "density", "prepare_s", "warmup_s", "epoch_s"),
+    *("losses", "metrics", "peak_host_bytes", "peak_torch_bytes"),
+)
 # What is said when memory ran out, by Python and NumPy, PyTorch on CUDA and on the CPU, CUDA through KeOps, TensorFlow,
 # and C++.
 _OUT_OF_MEMORY = re.compile(
@@ -127,7 +132,7 @@ def _watch(
             return watch
         with suppress(psutil.NoSuchProcess):
             watch.host_bytes = process.memory_info().rss - watch.facts.get("host_before", 0)
-        if probe:
+        if probe and watch.facts.get("stage") != "metrics":  # what evaluation takes is not the variant's
             watch.device_bytes = probe.peak(child.pid, watch.facts.get("stage"))
             watch.facts["sm_clock_mhz"] = probe.sm_clock_mhz
         watch.ended_for = _breach(watch, cell, time.perf_counter() - begin > timeout_s)
@@ -182,7 +187,7 @@ def _read(output: IO[str]) -> str:
 def _record(cell: Cell, watch: _Watch, status: str, detail: str, seconds: float, machine: dict[str, Any]) -> Record:
     record = new_record(cell, status, detail, machine)
     record.cell_s = seconds
-    for name in ("data_s", "prepare_s", "warmup_s", "epoch_s", "losses", "peak_host_bytes", "peak_torch_bytes"):
+    for name in _MEASURED:
         if name in watch.facts:
             setattr(record, name, watch.facts[name])
     record.peak_device_bytes = watch.device_bytes

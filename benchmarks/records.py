@@ -32,8 +32,10 @@ class Record:
     limits            time and memory it was given, see benchmarks.cell.Limits; for a skipped cell also sweep_budget_s
     status, detail    how the cell ended, and why in words (the last lines of stderr for an error)
     implied_by        the smaller n that a skipped cell is skipped for, if it is for that
-    data_mode         'exact': the published random numbers; 'fast': the counter-based ones
+    data_mode         'exact': the published random numbers; 'fast': the counter-based ones; of an experiment, the
+                      name of its data ('real', 'stand-in')
     data_s            making the two views on the device
+    density           fraction of the first view's entries that are stored, if it is sparse
     prepare_s         what the variant forms once (kernel matrices and the like)
     warmup_s          the first epoch, compilation included
     epoch_s           each timed epoch after it
@@ -43,6 +45,7 @@ class Record:
     peak_torch_bytes  most that PyTorch's CUDA allocator had allocated (None on a CPU)
     peak_host_bytes   most that the process held in host memory beyond what it held before the data were made
     losses            'early': the loss and its terms after the cell's first 3 epochs, 'final': after its last
+    metrics           of an experiment: how well the embeddings match (mmdma_core.metrics), and after which epoch
     cell_s            wall time of the whole cell as the guard saw it
     machine           who measured, see benchmarks.machine
     """
@@ -61,6 +64,7 @@ class Record:
     limits: dict[str, float | None] = field(default_factory=dict)
     data_mode: str | None = None
     data_s: float | None = None
+    density: float | None = None
     prepare_s: float | None = None
     warmup_s: float | None = None
     epoch_s: list[float] = field(default_factory=list)
@@ -71,6 +75,7 @@ class Record:
     peak_torch_bytes: int | None = None
     peak_host_bytes: int | None = None
     losses: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     cell_s: float | None = None
     machine: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA

@@ -15,7 +15,7 @@ import torch
 
 import mmdma_core
 from benchmarks import machine, records
-from benchmarks.cell import Cell, Limits
+from benchmarks.cell import Cell, DataSource, Limits
 from benchmarks.config import ConfigError, check, closest
 from benchmarks.memory import GIB
 from benchmarks.records import Record, UnreadableRecord
@@ -49,6 +49,7 @@ class Study:
     settings: Settings
     figure_1b_p: tuple[int, ...]
     published: bool
+    data: DataSource | None = None
 
     def sweeps(self) -> Iterator[tuple[str, int]]:
         """(variant, p) of each sweep."""
@@ -68,11 +69,12 @@ class Study:
             settings=self.settings,
             shape=self.shape,
             seed=self.seed,
-            data_mode="exact" if n * p <= self.exact_data_below else "fast",
+            data_mode=self.data.name if self.data else "exact" if n * p <= self.exact_data_below else "fast",
             epochs=self.epochs,
             device=self.device,
             threads=self.threads,
             limits=Limits(self.cell_budget_s, self.cell_timeout_s, self.host_gib, self.gpu_gib),
+            data=self.data,
         )
 
     def path(self, variant: str, n: int, p: int) -> Path:
@@ -150,7 +152,7 @@ def load(config: dict[str, Any]) -> Study:
         root=Path(config.get("results", "results")) / (machine.default_name(device) if folder == "auto" else folder),
         n=tuple(sorted(map(int, study["n"]))),
         p=tuple(sorted(map(int, study["p"]))),
-        variants=_variants(name, study["variants"]),
+        variants=chosen_variants(f"studies.{name}.variants", study["variants"]),
         epochs=int(study["epochs"]),
         cell_budget_s=study["cell_budget_s"],
         cell_timeout_s=study["cell_timeout_s"],
@@ -188,20 +190,20 @@ def _device(device: str) -> str:
     return "cuda" if usable and device != "cpu" else "cpu"
 
 
-def _variants(study: str, names: list[str]) -> tuple[str, ...]:
-    """Those named, or `all`; a pattern behind `!` takes some out again."""
+def chosen_variants(key: str, names: list[str]) -> tuple[str, ...]:
+    """Those named, or `all`; a pattern behind `!` takes some out again. Raises ConfigError that names the key."""
     left_out = [name[1:] for name in names if name.startswith("!")]
     named = [name for name in names if not name.startswith("!")]
     try:
         chosen = mmdma_core.variants() if "all" in named else [mmdma_core.variant(name).name for name in named]
     except ValueError as error:
-        raise ConfigError(f"studies.{study}.variants: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None
     for pattern in left_out:
         if not fnmatch.filter(mmdma_core.variants(), pattern):
-            raise ConfigError(f"studies.{study}.variants: no variant matches {pattern!r}")
+            raise ConfigError(f"{key}: no variant matches {pattern!r}")
     kept = tuple(name for name in chosen if not any(fnmatch.fnmatch(name, pattern) for pattern in left_out))
     if not kept:
-        raise ConfigError(f"studies.{study}.variants: {names!r} leaves no variant")
+        raise ConfigError(f"{key}: {names!r} leaves no variant")
     return kept
 
 

@@ -38,7 +38,7 @@ def run_sweeps(
     if ps[0] < 1 or ns[0] < 4:
         raise ValueError("--p must be at least 1 and --n at least 4")
     end = time.monotonic() + budget_s
-    with _alone(study.root):
+    with alone(study.root):
         guard.preload(variants, study.device)
         with Progress(Plan(study)) as progress:
             for variant in variants:
@@ -80,7 +80,7 @@ def _measure(study: Study, variant: str, n: int, p: int, limit: Record | None, e
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def alone(root: Path) -> Iterator[None]:
     """Hold the machine's folder: a second sweep there waits, so that no two cells are timed at once."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:

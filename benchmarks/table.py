@@ -10,7 +10,7 @@ import pandas as pd
 from benchmarks.records import STATUSES, Record, read_all
 from benchmarks.spread import median_interval
 
-_NESTED = ("epoch_s", "losses", "limits", "machine")
+_NESTED = ("epoch_s", "losses", "metrics", "limits", "machine")
 
 
 def to_frame(records: list[Record]) -> pd.DataFrame:
@@ -29,6 +29,7 @@ def to_frame(records: list[Record]) -> pd.DataFrame:
         row |= {f"limit_{name}": value for name, value in record.limits.items()}
         for when, losses in record.losses.items():
             row |= {f"{when}_{name}": value for name, value in losses.items()}
+        row |= {f"metric_{name}": value for name, value in record.metrics.items()}
         gpu = record.machine.get("gpu")
         row |= {"gpu": gpu and gpu["name"], "cpu": record.machine.get("cpu"), "commit": record.machine.get("commit")}
         rows.append(row)

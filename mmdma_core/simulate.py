@@ -74,15 +74,15 @@ def simulate(
     device = as_device(device)
     rows = block_rows or max(1, _BLOCK_ELEMENTS // max(widths))
     stream = np.random.RandomState(seed + 1)
-    latent = _latent(shape, n, stream)
+    latent = manifold(shape, n, stream)
     maps = [stream.normal(size=(2, width)) for width in widths]
     if noise == "exact":
         return _exact(latent, maps, stream, device, rows)
     return _fast(latent, maps, seed, device, rows)
 
 
-def _latent(shape: str, n: int, stream: np.random.RandomState) -> np.ndarray:
-    """The standardised points (n, 2) of the manifold."""
+def manifold(shape: str, n: int, stream: np.random.RandomState) -> np.ndarray:
+    """The standardised points (n, 2) of the manifold, in float64."""
     groups, rotation = _SHAPES[shape]
     if shape == "branch":
         first = int(n / 4 * 3)

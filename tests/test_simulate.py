@@ -60,9 +60,9 @@ def test_both_views_come_from_the_same_points(shape, noise):
 
 def test_triangle_has_three_groups():
     """A half of the cells lies along the bottom, a quarter along each side; standardising only stretches that."""
-    from mmdma_core.simulate import _latent
+    from mmdma_core.simulate import manifold
 
-    points = _latent("triangle", 4001, np.random.RandomState(5))
+    points = manifold("triangle", 4001, np.random.RandomState(5))
     assert points.shape == (4001, 2)
     bottom, right, left = points[:2001], points[2001:3001], points[3001:]
     assert bottom[:, 1].std() < 0.2

@@ -1,0 +1,1 @@
+"""What is measured beside the scaling study: the experiments on data of their own."""
