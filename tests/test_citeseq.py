@@ -340,7 +340,7 @@ def test_a_file_is_measured_through_snakemake_and_extrapolation_is_said(h5ad, pr
     root = citeseq_of(project, path=h5ad(), cpu_fraction=1, variants=["primal"], epochs=10_000, cell_budget_s=0.01)
     binaries = Path(sys.executable).parent
     done = subprocess.run(
-        [binaries / "snakemake", "--cores", "1", "--resources", "gpu=1", "citeseq"],
+        [binaries / "snakemake", "citeseq", "--cores", "1", "--resources", "gpu=1"],
         cwd=project,
         env=os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
