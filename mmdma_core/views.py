@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from mmdma_core.formats import READERS, existing, place, reading, suffix
+from mmdma_core.formats import DAMAGED, READERS, existing, place, reading, suffix
 from mmdma_core.registry import MissingDependency
 
 # Suffix -> the package that reads it, and what every such file has at its top.
@@ -100,9 +100,11 @@ def _read_annotated(path: Path, kind: str, layer: str | None, obsm: str | None, 
     if kind == ".h5mu" and modality not in modalities:
         got = "none was given" if modality is None else f"there is no {modality!r}"
         raise ValueError(f"{path}: modality must be one of {_listed(modalities)}; {got}")
+    from anndata._io.specs.registry import IORegistryError  # it has no public name
+
     read = package.read_h5ad if kind == ".h5ad" else package.read_h5mu
     with (
-        reading(path, f"a {kind} file", OSError, ValueError, KeyError, TypeError, AttributeError, IndexError),
+        reading(path, f"a {kind} file", *DAMAGED, IORegistryError),
         warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of mudata, about its own next version
     ):
         source = read(path)

@@ -86,7 +86,7 @@ def test_matrix_market(tmp_path, suffix, end):
 @pytest.mark.parametrize(
     ("stored", "options"),
     [
-        (scipy.sparse.coo_array(DENSE), {"precision": 25}),
+        (scipy.sparse.coo_array(DENSE), {"precision": 17}),
         (scipy.sparse.coo_array(DENSE > 0), {"field": "pattern"}),
         (scipy.sparse.coo_array(DENSE.T @ DENSE), {"symmetry": "symmetric"}),
         (scipy.sparse.coo_array((2, 3)), {}),
@@ -169,6 +169,7 @@ def test_text(tmp_path, text, cells, features, suffix):
         ("1,2\n3,4\n5,6,7\n", ["cannot be read as a table", "line 3"]),
         ("g1,g2,g3\n1,2\n3,4\n", ["the first row has 3 fields and the second 2"]),
         ("g1,g2\n", ["cannot be read as a table"]),
+        ("1,2\n3,4\0 5\n", ["cannot be read as a table", "NUL"]),
         ("\n\n", ["is empty"]),
         ("c1,1\nc1,2\n", ["cell names must differ, 'c1' occurs 2 times"]),
         ("1,2\n", ["at least 2 cells and 1 feature", "(1, 2)"]),
@@ -271,6 +272,8 @@ NAN = np.array([[1, np.nan], [2, 3]])
         ("x.npz", npz(**BAD_CSR | {"indices": [0, 2], "data": [1, np.inf]}), ["row 2, column 3 holds inf"]),
         ("x.npz", npz(**BAD_CSR | {"indices": [0, 1], "data": [1, 1e300]}), ["finite in float32", "holds inf"]),
         ("x.npz", npz(**BAD_CSR | {"indices": [0, 1], "data": [1, 1j]}), ["real numbers"]),
+        ("x.npz", npz(**BAD_CSR | {"format": 3}), ["cannot be read as an archive"]),
+        ("x.npz", npz(**BAD_CSR | {"shape": 3}), ["cannot be read as an archive"]),
         ("x.npz", npz(**BAD_CSR | {"format": "lil"}), ["cannot be read as an archive"]),
         ("x.mtx", b"1,2\n3,4\n", ["cannot be read as a Matrix Market file"]),
         ("x.mtx", MTX + b"2 2 1\n3 1 1\n", ["Matrix Market"]),
@@ -278,10 +281,12 @@ NAN = np.array([[1, np.nan], [2, 3]])
         ("x.mtx", MTX + b"2 2 1\n0 1 1\n", ["Matrix Market"]),
         ("x.mtx", MTX + b"2 2 1\n1 1 1\n1 1 1\n", ["must have 1 lines of 3 numbers, it has (2, 3)"]),
         ("x.mtx", MTX + b"2 2 1\n1 1 x\n", ["Matrix Market"]),
-        ("x.mtx", MTX + b"2 2 1\n1 1 1\0\n", ["Matrix Market"]),  # crashes scipy.io.mmread
+        ("x.mtx", MTX + b"2 2 1\n1 1 1\0\n", ["Matrix Market", "NUL"]),  # crashes scipy.io.mmread
         ("x.mtx", MTX + b"2 2\n1 1 1\n", ["Matrix Market"]),
         ("x.mtx", MTX + b"2 2 1\n1 1 nan\n", ["Matrix Market"]),
         ("x.mtx", MTX + b"2 2 1\n1 2 inf\n", ["row 1, column 2 holds inf"]),
+        ("x.mtx", MTX.replace(b"general", b"symmetric") + b"2 2 1\n1 2 1\n", ["lower triangle"]),
+        ("x.mtx", MTX.replace(b"general", b"symmetric") + b"3 2 1\n2 1 1\n", ["Matrix Market"]),
         ("x.mtx", MTX.replace(b"real", b"complex") + b"2 2 1\n1 1 1 1\n", ["must be real", "it is complex general"]),
         ("x.mtx", MTX.replace(b"coordinate", b"array") + b"2 2\n1\n1\n1\n1\n", ["of coordinates", "matrix array real"]),
         ("x.mtx.gz", b"%%MatrixMarket", ["Matrix Market"]),
