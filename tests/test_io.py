@@ -171,6 +171,13 @@ def test_files_of_another_kind(tmp_path, suffix):
     refused(lambda: read_view(broken, modality=modality), str(broken), f"cannot be read as a {suffix} file")
 
 
+def test_a_file_of_a_later_anndata(h5ad):
+    h5py = pytest.importorskip("h5py", reason="needs the extra anndata")
+    with h5py.File(h5ad, "r+") as file:
+        file["uns"].attrs["encoding-type"] = "not known yet"
+    refused(lambda: read_view(h5ad), str(h5ad), "cannot be read as a .h5ad file", "not known yet", "update")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "values"),
     [
@@ -229,6 +236,7 @@ def test_a_match(tmp_path):
     [
         (np.arange(5), ["match vector has 5 entries, x has 4 cells: is x transposed?"]),
         (np.array([0, 1, 2, 2]), ["one to one, row 2 of y is the match of 2 cells"]),
+        (np.array([1, -1, 1, -1]), ["one to one, row 1 of y is the match of 2 cells"]),
         (np.array([1, 2, 3, 4]), ["rows of y counted from 0, 0 to 3; entry 4 is 4"]),
         (np.array([0, 1, -2, 3]), ["entry 3 is -2"]),
         (np.array([0, 1, 2, 2**64 - 1], dtype=np.uint64), ["entry 4 is 18446744073709551615"]),
