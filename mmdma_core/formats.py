@@ -26,10 +26,13 @@ import pandas as pd
 import scipy.sparse
 import torch
 
+from mmdma_core.registry import MissingDependency
+
 # What the libraries raise on damaged files, seen by damaging files at random.
 DAMAGED = (OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, AttributeError, TypeError)
 DAMAGED += (AssertionError, RuntimeError, SyntaxError, tokenize.TokenError)
 DAMAGED += (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
+_SAFE_TORCH = (2, 10)  # files can get round weights_only before: CVE-2025-32434 until 2.5.1, CVE-2026-24747 until 2.9
 _MISSING = ("", "na", "n/a", "nan", "<na>", "none", "null")  # a field like this is no name
 
 
@@ -143,6 +146,9 @@ def _triplets(file: TextIO, n_entries: int, field: str) -> tuple[np.ndarray, np.
 
 
 def _read_pt(path: Path) -> Table:
+    if torch.__version__ < _SAFE_TORCH:
+        wanted = ".".join(map(str, _SAFE_TORCH))
+        raise MissingDependency(f"{path}: PyTorch {torch.__version__} may run code of the file, .pt needs {wanted}")
     # PyTorch's own message is not passed on: it recommends to load without weights_only.
     try:
         with torch.sparse.check_sparse_tensor_invariants():
