@@ -11,11 +11,13 @@ import gzip
 import math
 import pickle
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -24,20 +26,14 @@ import pandas as pd
 import scipy.sparse
 import torch
 
-_DAMAGED = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    OverflowError,
-    zipfile.BadZipFile,
-    zlib.error,
-)  # what readers raise
+from mmdma_core.registry import MissingDependency
+
+# What the libraries raise on damaged files, seen by damaging files at random.
+DAMAGED = (OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, AttributeError, TypeError)
+DAMAGED += (AssertionError, RuntimeError, SyntaxError, tokenize.TokenError)
+DAMAGED += (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
+_SAFE_TORCH = (2, 10)  # files can get round weights_only before: CVE-2025-32434 until 2.5.1, CVE-2026-24747 until 2.9
 _MISSING = ("", "na", "n/a", "nan", "<na>", "none", "null")  # a field like this is no name
-_DAMAGED_PICKLE = (
-    *(pickle.UnpicklingError, struct.error, RuntimeError),
-    *(AssertionError, AttributeError, IndexError, TypeError),
-)
 
 
 class Table(NamedTuple):
@@ -46,6 +42,21 @@ class Table(NamedTuple):
     matrix: np.ndarray | scipy.sparse.sparray | scipy.sparse.spmatrix
     rows: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
+
+
+class _Text(TextIOWrapper):
+    """Text without NUL, at which pandas would end a field and drop what follows."""
+
+    def read(self, size: int | None = -1) -> str:
+        text = super().read(size)
+        if "\0" in text:
+            raise UnicodeError("it holds NUL, so it is no text")
+        return text
+
+
+def _open(path: Path) -> _Text:
+    file = gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb")
+    return _Text(file, encoding="utf-8-sig", newline="")
 
 
 @contextmanager
@@ -74,7 +85,7 @@ def suffix(path: Path) -> str:
 
 def read_array(path: Path) -> np.ndarray:
     """The array of a .npy file. Raises ValueError."""
-    with reading(path, "a NumPy array", *_DAMAGED):
+    with reading(path, "a NumPy array", *DAMAGED):
         array = np.load(path, allow_pickle=False)
     if not isinstance(array, np.ndarray):
         array.close()
@@ -88,7 +99,7 @@ def _read_npy(path: Path) -> Table:
 
 def _read_npz(path: Path) -> Table:
     """A sparse matrix of scipy.sparse.save_npz, or the one array of numpy.savez."""
-    with reading(path, "an archive of NumPy arrays", *_DAMAGED):
+    with reading(path, "an archive of NumPy arrays", *DAMAGED):
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
             names = archive.files
             dense = archive[names[0]] if len(names) == 1 else None
@@ -104,10 +115,7 @@ def _read_mtx(path: Path) -> Table:
 
     scipy.io.mmread is not used: its parser reads beyond its buffer, so that a trailing blank can crash the process.
     """
-    with (
-        reading(path, "a Matrix Market file of coordinates", *_DAMAGED),
-        (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file,
-    ):
+    with reading(path, "a Matrix Market file of coordinates", *DAMAGED), _open(path) as file:
         banner = file.readline().lower().split()
         if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or len(banner) != 5:
             raise ValueError(f"its first line is {' '.join(banner)[:80]!r}")
@@ -117,8 +125,12 @@ def _read_mtx(path: Path) -> Table:
         sizes = next((line for line in file if line.strip() and not line.startswith("%")), "").split()
         n_rows, n_columns, n_entries = map(int, sizes)
         rows, columns, values = _triplets(file, n_entries, field)
-    matrix = scipy.sparse.coo_array((values, (rows, columns)), shape=(n_rows, n_columns))
-    return Table(matrix if symmetry == "general" else matrix + scipy.sparse.tril(matrix, -1).T)
+        matrix = scipy.sparse.coo_array((values, (rows, columns)), shape=(n_rows, n_columns))
+        if symmetry == "symmetric":
+            if np.any(rows < columns):
+                raise ValueError("it is symmetric and must hold the lower triangle alone")
+            matrix = matrix + scipy.sparse.tril(matrix, -1).T
+    return Table(matrix)
 
 
 def _triplets(file: TextIO, n_entries: int, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -134,16 +146,19 @@ def _triplets(file: TextIO, n_entries: int, field: str) -> tuple[np.ndarray, np.
 
 
 def _read_pt(path: Path) -> Table:
+    if torch.__version__ < _SAFE_TORCH:
+        wanted = ".".join(map(str, _SAFE_TORCH))
+        raise MissingDependency(f"{path}: PyTorch {torch.__version__} may run code of the file, .pt needs {wanted}")
     # PyTorch's own message is not passed on: it recommends to load without weights_only.
     try:
         with torch.sparse.check_sparse_tensor_invariants():
             tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except (*_DAMAGED, *_DAMAGED_PICKLE):
+    except DAMAGED:
         raise ValueError(f"{path} cannot be read as a tensor: it is damaged or holds other objects") from None
     if not isinstance(tensor, torch.Tensor):
         held = f" with the keys {', '.join(map(str, tensor))}" if isinstance(tensor, dict) else ""
         raise ValueError(f"{path} must hold one tensor, it holds a {type(tensor).__name__}{held}")
-    with reading(path, "a matrix", RuntimeError, TypeError, ValueError):
+    with reading(path, "a matrix", *DAMAGED):
         tensor = tensor.detach()
         if tensor.is_floating_point() and tensor.dtype != torch.float64:
             tensor = tensor.float()  # NumPy has no bfloat16
@@ -180,7 +195,6 @@ def _read_text(path: Path) -> Table:
         "index_col": 0 if named else None,
         "skiprows": end_of_first if header else 0,
         "keep_default_na": False,
-        "encoding": "utf-8-sig",
     }
     return _numbers(path, columns, named, options)
 
@@ -188,10 +202,7 @@ def _read_text(path: Path) -> Table:
 def _first_rows(path: Path) -> tuple[str, list[str], list[str], int]:
     """The separator, the fields of the first two rows that are not empty, the line on which the first of them ends."""
     rows, ends = [], []
-    with (
-        reading(path, "a table of text", UnicodeDecodeError, csv.Error),
-        path.open(encoding="utf-8-sig", newline="") as file,
-    ):
+    with reading(path, "a table of text", UnicodeError, csv.Error), _open(path) as file:
         line = next((line for line in file if line.strip()), "")
         separator = next((mark for mark in "\t;," if mark in line), " ")
         file.seek(0)
@@ -212,11 +223,13 @@ def _numbers(path: Path, columns: tuple[str, ...] | None, named: bool, options: 
     """The table of numbers below and beside the names. Raises ValueError that names the first field of text."""
     types = defaultdict(lambda: np.float64, {0: str}) if named else np.float64
     try:
-        frame = pd.read_csv(path, dtype=types, **options)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        with _open(path) as file:
+            frame = pd.read_csv(file, dtype=types, **options)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
         raise ValueError(f"{path} cannot be read as a table of text: {str(error).strip()}") from error
     except ValueError:
-        frame = pd.read_csv(path, dtype=str, **options).astype(object)
+        with _open(path) as file:
+            frame = pd.read_csv(file, dtype=str, **options).astype(object)
         row, column = np.argwhere(~frame.map(_is_number).to_numpy())[0]
         where = place(frame.index if named else None, row, columns, column)
         raise ValueError(f"{path} must hold numbers, {where} holds {frame.iat[row, column]!r}") from None

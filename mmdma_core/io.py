@@ -60,7 +60,7 @@ def read_vector(path: str | Path, name: str) -> np.ndarray:
 def _lines(path: Path, name: str) -> list[str]:
     """The value on each line; in .csv and .tsv files it may be quoted, in .txt it is the whole line."""
     delimiter = _DELIMITERS[suffix(path)]
-    with reading(path, "text", UnicodeDecodeError, csv.Error), path.open(encoding="utf-8-sig", newline="") as file:
+    with reading(path, "text", UnicodeError, csv.Error), path.open(encoding="utf-8-sig", newline="") as file:
         rows = (
             list(csv.reader(file, delimiter=delimiter)) if delimiter else [[line] for line in file.read().splitlines()]
         )
@@ -89,7 +89,7 @@ def read_match(path: str | Path, n_x: int, n_y: int) -> np.ndarray:
     if len(match) != n_x:
         raise ValueError(f"{path}: match vector has {len(match)} entries, x has {n_x} cells: is x transposed?")
     if match.dtype.kind not in "iu":
-        raise ValueError(f"{path}: match vector must hold integers, it holds {match[0]!r} ({match.dtype})")
+        raise ValueError(f"{path}: match vector must hold integers, it holds {match[0].item()!r} ({match.dtype})")
     outside = np.flatnonzero((match < -1) | (match >= n_y))
     if outside.size:
         raise ValueError(
@@ -98,11 +98,10 @@ def read_match(path: str | Path, n_x: int, n_y: int) -> np.ndarray:
         )
     match = match.astype(np.int64)
     rows, counts = np.unique(match[match >= 0], return_counts=True)
-    if np.any(counts > 1):
-        row = rows[counts > 1][0]
-        raise ValueError(
-            f"{path}: match vector must be one to one, row {row} of y is the match of {counts.max()} cells"
-        )
+    twice = np.flatnonzero(counts > 1)
+    if twice.size:
+        row, count = rows[twice[0]], counts[twice[0]]
+        raise ValueError(f"{path}: match vector must be one to one, row {row} of y is the match of {count} cells")
     return match
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from mmdma_core.formats import READERS, existing, place, reading, suffix
+from mmdma_core.formats import DAMAGED, READERS, existing, place, reading, suffix
 from mmdma_core.registry import MissingDependency
 
 # Suffix -> the package that reads it, and what every such file has at its top.
@@ -63,15 +63,16 @@ def read_view(
                        number or missing, the first column if its first entry below is neither; the corner may be
                        empty or left out. A purely numeric file has no names. Features with numbers for names need the
                        empty corner.
-    .mtx, .mtx.gz      Matrix Market
-    .pt                one PyTorch tensor, dense or sparse
+    .mtx, .mtx.gz      Matrix Market, in coordinates
+    .pt                one PyTorch tensor, dense or sparse; it needs PyTorch 2.10
 
     transpose: the file has features in rows, as the .mtx files of 10x have; only for bare matrices.
     Sparse matrices stay sparse, in float32; float64 stays float64; all else becomes float32. Text is float64.
 
     Raises ValueError of one line that names the file, the key and what is there instead: for a file that is missing or
     not of its format, for a key that it does not have or cannot have, for cell names that occur twice, for entries that
-    are not finite real numbers, for fewer than 2 cells or 1 feature. MissingDependency without anndata or mudata.
+    are not finite real numbers, for fewer than 2 cells or 1 feature. Raises
+    MissingDependency without anndata or mudata, and for .pt with a PyTorch before 2.10, whose weights_only is not safe.
     """
     path = existing(path)
     kind = suffix(path)
@@ -100,9 +101,11 @@ def _read_annotated(path: Path, kind: str, layer: str | None, obsm: str | None, 
     if kind == ".h5mu" and modality not in modalities:
         got = "none was given" if modality is None else f"there is no {modality!r}"
         raise ValueError(f"{path}: modality must be one of {_listed(modalities)}; {got}")
+    from anndata._io.specs.registry import IORegistryError  # it has no public name
+
     read = package.read_h5ad if kind == ".h5ad" else package.read_h5mu
     with (
-        reading(path, f"a {kind} file", OSError, ValueError, KeyError, TypeError, AttributeError, IndexError),
+        reading(path, f"a {kind} file", *DAMAGED, IORegistryError),
         warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of mudata, about its own next version
     ):
         source = read(path)

@@ -8,26 +8,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse
 import torch
+from refusals import refused
 
 from mmdma_core.io import read_labels, read_match, read_view
 from mmdma_core.registry import MissingDependency
 
 DENSE = np.array([[0.0, 1.5, 0.0], [2.25, 0.0, 0.1]])
-CELLS, FEATURES = ("c1", "c2"), ("g1", "g2", "g3")
-
-
-def refused(call, *parts):
-    """The call raises a ValueError of one line that has all these parts."""
-    with pytest.raises(ValueError, match=r".") as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert all(part in message for part in parts), message
 
 
 @pytest.mark.parametrize(
@@ -86,7 +76,7 @@ def test_matrix_market(tmp_path, suffix, end):
 @pytest.mark.parametrize(
     ("stored", "options"),
     [
-        (scipy.sparse.coo_array(DENSE), {"precision": 25}),
+        (scipy.sparse.coo_array(DENSE), {"precision": 17}),
         (scipy.sparse.coo_array(DENSE > 0), {"field": "pattern"}),
         (scipy.sparse.coo_array(DENSE.T @ DENSE), {"symmetry": "symmetric"}),
         (scipy.sparse.coo_array((2, 3)), {}),
@@ -117,69 +107,6 @@ def test_dense_tensors(tmp_path, stored, dtype):
 def test_sparse_tensors(tmp_path, layout):
     torch.save(torch.tensor(DENSE).to_sparse(layout=layout), tmp_path / "x.pt")
     same_sparse(read_view(tmp_path / "x.pt"))
-
-
-@pytest.mark.parametrize(
-    ("text", "cells", "features"),
-    [
-        ("0,1.5,0\n2.25,0,1e-1\n", None, None),
-        ("0\t1.5\t0\r\n2.25\t0\t.1\r\n", None, None),
-        ("0 1.5 0\n 2.25   0  0.1 \n\n", None, None),
-        ("0;1.5;0\n2.25;0;0.1", None, None),
-        ("\n0,1.5,0\n\n2.25,0,0.1\n", None, None),
-        ("g1,g2,g3\n0,1.5,0\n2.25,0,0.1\n", None, FEATURES),
-        ("\n\ng1,g2,g3\n\n0,1.5,0\n2.25,0,0.1\n", None, FEATURES),
-        ("c1,0,1.5,0\nc2,2.25,0,0.1\n", CELLS, None),
-        ("cell\tg1\tg2\tg3\nc1\t0\t1.5\t0\nc2\t2.25\t0\t0.1\n", CELLS, FEATURES),
-        ("\ufeffcell,g1,g2,g3\nc1,0,1.5,0\nc2,2.25,0,0.1\n", CELLS, FEATURES),  # Excel
-        ('"g1" "g2" "g3"\n"c1" 0 1.5 0\n"c2" 2.25 0 0.1\n', CELLS, FEATURES),  # write.table of R
-        ('"","g1","g2","g3"\n"c1",0,1.5,0\n"c2",2.25,0,0.1\n', CELLS, FEATURES),  # write.csv of R
-        (",7157,672,-1\nc1,0,1.5,0\nc2,2.25,0,0.1\n", CELLS, ("7157", "672", "-1")),
-        (pd.DataFrame(DENSE).to_csv(), ("0", "1"), ("0", "1", "2")),
-        (pd.DataFrame(DENSE, index=["007", "NA"], columns=FEATURES).to_csv(), ("007", "NA"), FEATURES),
-        ('"T cell, 1",0,1.5,0\n"T cell, 2",2.25,0,0.1\n', ("T cell, 1", "T cell, 2"), None),
-    ],
-)
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".TXT"])
-def test_text(tmp_path, text, cells, features, suffix):
-    path = tmp_path / f"x{suffix}"
-    path.write_text(text, encoding="utf-8", newline="")
-    view = read_view(path)
-    assert (view.cells, view.features) == (cells, features)
-    assert view.matrix.dtype == np.float64
-    np.testing.assert_allclose(view.matrix, DENSE, rtol=1e-15)
-    turned = read_view(path, transpose=True)
-    assert (turned.cells, turned.features, turned.matrix.shape) == (features, cells, (3, 2))
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("1,2\n3,x\n", ["row 2, column 2 holds 'x'"]),
-        ("cell,g1,g2\nc1,1,2\nc2,NA,3\n", ["row 'c2', column 'g1' holds 'NA'"]),
-        ("g1,g2\n1,2\n3,nan\n", ["row 2, column 'g2' holds 'nan'"]),
-        ("1,\n3,4\n", ["row 1, column 2 holds ''"]),
-        ("NA,2\n3,4\n", ["row 1, column 1 holds 'NA'"]),  # no row of names: a row of data would be lost
-        ("x1,2,g3\n1,2,3\n", ["row 'x1', column 2 holds 'g3'"]),
-        ("1,2\n3,4\n5\n", ["row 3, column 2 holds ''"]),
-        ("1,2\n3,1_0\n", ["row 2, column 2 holds '1_0'"]),
-        ("1,2\n3,True\n", ["row 2, column 2 holds 'True'"]),
-        ("1;2,5\n3;4\n5;6\n", ["row 1, column 2 holds '2,5'"]),  # nor for this
-        ("1,2\n3,inf\n", ["must be finite in float64, row 2, column 2 holds inf"]),
-        ("1,2\n3,4\n5,6,7\n", ["cannot be read as a table", "line 3"]),
-        ("g1,g2,g3\n1,2\n3,4\n", ["the first row has 3 fields and the second 2"]),
-        ("g1,g2\n", ["cannot be read as a table"]),
-        ("\n\n", ["is empty"]),
-        ("c1,1\nc1,2\n", ["cell names must differ, 'c1' occurs 2 times"]),
-        ("1,2\n", ["at least 2 cells and 1 feature", "(1, 2)"]),
-        ("c1\nc2\nc3\n", ["at least 2 cells and 1 feature", "(2, 0)"]),
-        ("caf\udce9,1\n", ["cannot be read as a table"]),
-    ],
-)
-def test_text_that_is_refused(tmp_path, text, parts):
-    path = tmp_path / "x.csv"
-    path.write_text(text, encoding="utf-8", errors="surrogateescape")
-    refused(lambda: read_view(path), str(path), *parts)
 
 
 class Plant:
@@ -271,6 +198,8 @@ NAN = np.array([[1, np.nan], [2, 3]])
         ("x.npz", npz(**BAD_CSR | {"indices": [0, 2], "data": [1, np.inf]}), ["row 2, column 3 holds inf"]),
         ("x.npz", npz(**BAD_CSR | {"indices": [0, 1], "data": [1, 1e300]}), ["finite in float32", "holds inf"]),
         ("x.npz", npz(**BAD_CSR | {"indices": [0, 1], "data": [1, 1j]}), ["real numbers"]),
+        ("x.npz", npz(**BAD_CSR | {"format": 3}), ["cannot be read as an archive"]),
+        ("x.npz", npz(**BAD_CSR | {"shape": 3}), ["cannot be read as an archive"]),
         ("x.npz", npz(**BAD_CSR | {"format": "lil"}), ["cannot be read as an archive"]),
         ("x.mtx", b"1,2\n3,4\n", ["cannot be read as a Matrix Market file"]),
         ("x.mtx", MTX + b"2 2 1\n3 1 1\n", ["Matrix Market"]),
@@ -278,10 +207,12 @@ NAN = np.array([[1, np.nan], [2, 3]])
         ("x.mtx", MTX + b"2 2 1\n0 1 1\n", ["Matrix Market"]),
         ("x.mtx", MTX + b"2 2 1\n1 1 1\n1 1 1\n", ["must have 1 lines of 3 numbers, it has (2, 3)"]),
         ("x.mtx", MTX + b"2 2 1\n1 1 x\n", ["Matrix Market"]),
-        ("x.mtx", MTX + b"2 2 1\n1 1 1\0\n", ["Matrix Market"]),  # crashes scipy.io.mmread
+        ("x.mtx", MTX + b"2 2 1\n1 1 1\0\n", ["Matrix Market", "NUL"]),  # crashes scipy.io.mmread
         ("x.mtx", MTX + b"2 2\n1 1 1\n", ["Matrix Market"]),
         ("x.mtx", MTX + b"2 2 1\n1 1 nan\n", ["Matrix Market"]),
         ("x.mtx", MTX + b"2 2 1\n1 2 inf\n", ["row 1, column 2 holds inf"]),
+        ("x.mtx", MTX.replace(b"general", b"symmetric") + b"2 2 1\n1 2 1\n", ["lower triangle"]),
+        ("x.mtx", MTX.replace(b"general", b"symmetric") + b"3 2 1\n2 1 1\n", ["Matrix Market"]),
         ("x.mtx", MTX.replace(b"real", b"complex") + b"2 2 1\n1 1 1 1\n", ["must be real", "it is complex general"]),
         ("x.mtx", MTX.replace(b"coordinate", b"array") + b"2 2\n1\n1\n1\n1\n", ["of coordinates", "matrix array real"]),
         ("x.mtx.gz", b"%%MatrixMarket", ["Matrix Market"]),
@@ -317,17 +248,19 @@ def test_keys_are_for_annotated_files(tmp_path, option):
     refused(lambda: read_view(tmp_path / "x.npy", **{option: "k"}), f"{option} 'k' is for .h5ad and .h5mu", ".npy file")
 
 
-def test_what_is_not_finite_is_named_as_cell_and_feature(tmp_path):
-    (tmp_path / "x.csv").write_text("gene,c1,c2\ng1,1,-inf\ng2,3,4\n")
-    refused(lambda: read_view(tmp_path / "x.csv", transpose=True), "row 'c2', column 'g1' holds -inf")
-
-
 @pytest.mark.parametrize(("package", "name"), [("anndata", "x.h5ad"), ("mudata", "x.h5mu")])
 def test_without_the_packages(tmp_path, monkeypatch, package, name):
     (tmp_path / name).touch()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependency, match=rf"needs {package}: pip install 'mmdma-benchmark\[anndata\]'"):
         read_view(tmp_path / name, modality="rna" if package == "mudata" else None)
+
+
+def test_tensors_with_a_pytorch_that_is_not_safe(tmp_path, monkeypatch):
+    torch.save(torch.ones(2, 2), tmp_path / "x.pt")
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.9.1+cu128"))
+    with pytest.raises(MissingDependency, match=r"x\.pt: PyTorch 2\.9\.1\+cu128 may run code .* needs 2\.10"):
+        read_view(tmp_path / "x.pt")
 
 
 def test_the_packages_are_imported_when_needed(tmp_path):

@@ -1,0 +1,100 @@
+"""Vectors of a person's own: matches, by number or by name, and the files they are in."""
+
+import numpy as np
+import pytest
+from refusals import refused
+
+from mmdma_core.io import View, align_by_name, read_match, read_vector
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "values"),
+    [
+        ("v.txt", "3\n-1\n0\n", [3, -1, 0]),
+        ("v.txt", "1.000e+00\n2.0e+00\n", [1, 2]),  # numpy.savetxt
+        ("v.csv", "1.5\r\n2\r\n", [1.5, 2.0]),
+        ("v.txt", "T cell, CD4\n1\n", ["T cell, CD4", "1"]),
+        ("v.csv", '"T cell, CD4"\nB\n', ["T cell, CD4", "B"]),
+        ("v.TSV", "\ufeffB\nT\n", ["B", "T"]),
+    ],
+)
+def test_vectors_of_text(tmp_path, name, text, values):
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    read = read_vector(tmp_path / name, "labels")
+    assert read.tolist() == values
+    assert read.dtype == np.array(values).dtype
+
+
+@pytest.mark.parametrize("array", [np.array([3, -1]), np.array([[3.0], [-1.0]]), np.array([3, -1], dtype=">i2")])
+def test_vectors_of_numpy(tmp_path, array):
+    np.save(tmp_path / "v.npy", array)
+    assert read_vector(tmp_path / "v.npy", "match vector").tolist() == [3, -1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("v.txt", b"1\n\n2\n", ["labels must have one value a line, line 2 has none"]),
+        ("v.csv", b"1\n2,3\n", ["labels must have one value a line, line 2 has 2"]),
+        ("v.txt", b"1\nnan\n", ["labels must be finite, entry 2 is nan"]),
+        ("v.txt", b"\xff\xfe\x00\n", ["cannot be read as text"]),
+        ("v.json", b"[]", ["labels must be a .npy, .txt, .csv or .tsv file"]),
+        ("v.npy", b"1\n2\n", ["cannot be read as a NumPy array"]),
+        ("v.npy", np.ones((2, 2)), ["labels must be a vector", "(2, 2)"]),
+        ("v.npy", np.ones(2, dtype=complex), ["labels must be a vector", "complex128"]),
+        ("w.txt", None, ["no such file"]),
+    ],
+)
+def test_vectors_that_are_refused(tmp_path, name, content, parts):
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif content is not None:
+        np.save(tmp_path / name, content)
+    refused(lambda: read_vector(tmp_path / name, "labels"), str(tmp_path / name), *parts)
+
+
+def test_a_match(tmp_path):
+    (tmp_path / "m.txt").write_text("2\n0\n-1\n-1\n")
+    match = read_match(tmp_path / "m.txt", 4, 3)
+    assert match.tolist() == [2, 0, -1, -1]
+    assert match.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        (np.arange(5), ["match vector has 5 entries, x has 4 cells: is x transposed?"]),
+        (np.array([0, 1, 2, 2]), ["one to one, row 2 of y is the match of 2 cells"]),
+        (np.array([1, -1, 1, -1]), ["one to one, row 1 of y is the match of 2 cells"]),
+        (np.array([1, 2, 3, 4]), ["rows of y counted from 0, 0 to 3; entry 4 is 4"]),
+        (np.array([0, 1, -2, 3]), ["entry 3 is -2"]),
+        (np.array([0, 1, 2, 2**64 - 1], dtype=np.uint64), ["entry 4 is 18446744073709551615"]),
+        (np.array([0, 1, 2, 0.5]), ["must hold integers", "float64"]),
+        (np.array(["a", "b", "c", "d"]), ["must hold integers", "'a'"]),
+        (np.array([True, False, True, False]), ["must hold integers", "bool"]),
+    ],
+)
+def test_matches_that_are_refused(tmp_path, values, parts):
+    np.save(tmp_path / "m.npy", values)
+    refused(lambda: read_match(tmp_path / "m.npy", 4, 4), str(tmp_path / "m.npy"), *parts)
+
+
+def named(cells):
+    return View(np.zeros((4, 2)), cells, None, None, "x.npy")
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "match"),
+    [
+        (("a", "b", "c"), ("c", "x", "a", "b"), [2, 3, 0]),
+        (("a", "b", "c"), ("c", "d"), [-1, -1, 0]),
+        (("a", "b"), ("c", "d"), None),
+        (("a", "a"), ("a", "d"), None),
+        (("a", "b"), ("a", "a"), None),
+        (None, ("a", "b"), None),
+        (("a", "b"), None, None),
+    ],
+)
+def test_align_by_name(x, y, match):
+    found = align_by_name(named(x), named(y))
+    assert found is match if match is None else found.tolist() == match
