@@ -139,7 +139,7 @@ def _overlap(cell: pd.DataFrame, first: str, second: str) -> bool:
 
 def _paper_memory(rows: pd.DataFrame) -> pd.Series:
     """Which rows were measured on a GPU that was limited to the memory of the paper's."""
-    limit = rows["limit_gpu_gib"] if "limit_gpu_gib" in rows else None  # there is none where no record states limits
+    limit = rows.get("limit_gpu_gib")  # None where no record states limits
     return (rows["device"] == "cuda") & (limit == PAPER_GIB)
 
 
