@@ -12,7 +12,7 @@ from benchmarks.figures.style import style
 
 _SHOWN = (-0.7, 3.7)  # an interval that is wider ends at the frame
 _QUANTITIES = {"runtime": "runtime of an epoch", "memory": "peak memory"}
-_HOST = "peak host memory"
+_HOST = "peaks of host memory include what the allocator keeps of freed arrays"
 
 
 def draw(table: pd.DataFrame, title: str) -> Figure:
@@ -20,8 +20,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     fitted = exponents(table)
     fitted = fitted[fitted["n"].notna() | fitted["p"].notna()]
     parts = {quantity: fitted[fitted["quantity"] == quantity] for quantity in _QUANTITIES}
-    on_host = (table["device"] == "cpu").any()
-    names = _QUANTITIES | ({"memory": _HOST} if on_host else {})
+    notes = [_HOST] if (table["device"] == "cpu").any() else []
     rows = [max(len(part), 1) for part in parts.values()]
     figure = Figure(figsize=(9, 2.0 + 0.26 * sum(rows)), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[count + 1 for count in rows])
@@ -31,8 +30,8 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
         panels[0].set_ylim(max(len(labels), 1) - 0.5, -0.5)
         for axis, axes in zip("np", panels, strict=True):
             _panel(axes, part, axis)
-            axes.set_title(f"{names[quantity]}: exponent of {axis}", loc="left")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+            axes.set_title(f"{_QUANTITIES[quantity]}: exponent of {axis}", loc="left")
+    figure.suptitle("\n".join([title, *notes]), x=0.01, ha="left", fontsize=10)
     dot = Line2D([], [], color="0.3", marker="o", markersize=4, label="measured, with its 95 % interval")
     theory = Line2D([], [], color="black", marker="|", markersize=11, linestyle="none", label="theory, dominating term")
     figure.legend(handles=[dot, theory], loc="outside lower right", ncols=2)
