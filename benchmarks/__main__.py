@@ -64,6 +64,12 @@ def _figures(study, options) -> None:  # noqa: ANN001
         print(path)
 
 
+def _report(study, options) -> None:  # noqa: ANN001
+    from benchmarks import report
+
+    print(report.write(study))
+
+
 def _frontier(study, options) -> None:  # noqa: ANN001
     from benchmarks import frontier
 
@@ -84,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         ("sweep", _sweep, "measure the cells that are not known (all sweeps of the study, or some)"),
         ("table", _table, "write summary.csv, summary.parquet and losses.csv, count the statuses"),
         ("figures", _figures, "draw the figures from the table"),
+        ("report", _report, "write report.html: verdict, figures, tables, in one page"),
         ("frontier", _frontier, "where memory ends each variant, predicted and published"),
     ):
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
