@@ -1,4 +1,4 @@
-"""The scaling study: sweeps -> table -> figures. One job measures one variant at one p, along n."""
+"""The scaling study: sweeps -> table -> figures -> report. One job measures one variant at one p, along n."""
 
 from benchmarks import config as configuration
 from benchmarks import figures, study
@@ -16,6 +16,7 @@ rule all:
         SWEEPS,
         STUDY.root / "summary.csv",
         figures.paths(STUDY),
+        STUDY.root / "report.html",
 
 
 rule sweep:
@@ -69,6 +70,23 @@ rule figures:
         "environment.yaml"
     shell:
         "python -m benchmarks figures {params.overrides} | tee -i {log}"
+
+
+rule page:
+    input:
+        STUDY.root / "summary.parquet",
+        figures.paths(STUDY),
+    output:
+        STUDY.root / "report.html",
+    log:
+        STUDY.root / "logs" / "report.log",
+    params:
+        overrides=OVERRIDES,
+        shows=figures.question(STUDY),
+    conda:
+        "environment.yaml"
+    shell:
+        "python -m benchmarks report {params.overrides} | tee -i {log}"
 
 
 # Neither of the two is part of `all`. They have no output, so that they run whenever they are asked for: what is known

@@ -90,6 +90,12 @@ def _quality(study, options) -> None:  # noqa: ANN001
     print(quality.run(options.values["quality"], study.root))
 
 
+def _report(study, options) -> None:  # noqa: ANN001
+    from benchmarks import report
+
+    print(report.write(study))
+
+
 def _frontier(study, options) -> None:  # noqa: ANN001
     from benchmarks import frontier
 
@@ -129,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         ("advise", _advise, "which variant to take for n cells and p features, how long, how much memory"),
         ("quality", _quality, "matching quality on SNARE-seq and scGEM, beside the published values"),
         ("citeseq", _citeseq, "the real-data experiment: CITE-seq, or a stand-in of its shape"),
+        ("report", _report, "write report.html: verdict, figures, tables, in one page"),
         ("frontier", _frontier, "where memory ends each variant, predicted and published"),
     ):
         command = commands.add_parser(name, help=text, description=text, parents=[shared])

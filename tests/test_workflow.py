@@ -60,6 +60,7 @@ def test_the_study_end_to_end(snakemake, project):
     assert "s/epoch" in output
     for name in figures.NAMES:
         assert (root / "figures" / f"{name}.png").stat().st_size > 5_000
+    assert "Verdict" in (root / "report.html").read_text()
     legend = (root / "figures" / "figure_1b.svg").read_text()
     assert "LSMMD-MA" in legend
     # The measuring process sets its own threads, whatever Snakemake exports.

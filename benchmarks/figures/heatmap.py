@@ -43,12 +43,12 @@ def draw(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], variants: Se
     axes.set_xlabel("number of cells n")
     axes.set_ylabel("number of features p")
     axes.set_title(title, loc="left")
-    _legend(axes, [*(v for v in variants if v in used), *(s for s in _SPECIAL if s in used)])
+    _legend(axes, [*(v for v in variants if v in used), *(s for s in SPECIAL if s in used)])
     return figure
 
 
 def winner(cell: pd.DataFrame | None, expected: int) -> str:
-    """The fastest variant of a cell, or one of _SPECIAL."""
+    """The fastest variant of a cell, or one of SPECIAL."""
     if cell is None:
         return "untested"
     ok = cell[cell["status"] == "ok"]
@@ -59,7 +59,7 @@ def winner(cell: pd.DataFrame | None, expected: int) -> str:
     return "too slow" if cell["outcome"].isin(["timeout", "budget"]).any() else "not all"
 
 
-_SPECIAL = {
+SPECIAL = {
     "nothing fits": ("every variant ran out of memory", _NOTHING_FITS),
     "too slow": ("none ended in the time given", _TOO_SLOW),
     "not all": ("none ended, not all could run", _NOT_ALL),
@@ -68,15 +68,13 @@ _SPECIAL = {
 
 
 def _look(what: str) -> dict:
-    if what in _SPECIAL:
-        return _SPECIAL[what][1]
+    if what in SPECIAL:
+        return SPECIAL[what][1]
     return {"facecolor": style(what).color, "edgecolor": "white", "linewidth": 0.8}
 
 
 def _legend(axes: Axes, used: Sequence[str]) -> None:
-    handles = [
-        Patch(label=_SPECIAL[what][0] if what in _SPECIAL else style(what).label, **_look(what)) for what in used
-    ]
+    handles = [Patch(label=SPECIAL[what][0] if what in SPECIAL else style(what).label, **_look(what)) for what in used]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), title="fastest")
 
 

@@ -1,0 +1,43 @@
+"""The report of a study: one self-contained HTML page, results/MACHINE/report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.report import losses, measured, noise, overview, status
+from benchmarks.report.evidence import Evidence, gather
+from benchmarks.report.page import Section, render
+from benchmarks.study import Study
+from mmdma_core.files import write_through
+
+# In the order of the page. Each takes the evidence and gives a Section, or None where it has nothing to say.
+SECTIONS: list[Callable[[Evidence], Section | None]] = [
+    overview.verdict,
+    overview.figures,
+    overview.runtime_chart,
+    status.section,
+    losses.section,
+    noise.section,
+    measured.machine,
+    measured.full_table,
+    measured.citations,
+]
+
+
+def path(study: Study) -> Path:
+    """The file that `write` writes."""
+    return study.root / "report.html"
+
+
+def write(study: Study) -> Path:
+    """Write the page from the records and figures of results/MACHINE; returns its path.
+
+    What cannot be shown is named in the page. Raises ValueError if there is no such folder, OSError if it cannot be
+    written to.
+    """
+    evidence = gather(study)
+    sections = [section for make in SECTIONS if (section := make(evidence)) is not None]
+    html = render(study, sections, evidence.notes)
+    write_through(path(study), lambda part: part.write_text(html, encoding="utf-8"))
+    return path(study)

@@ -1,0 +1,117 @@
+"""How far the times can be trusted: their spread within a cell, clocks that fell, and what was extrapolated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from benchmarks.records import Record
+from benchmarks.report.evidence import Evidence
+from benchmarks.report.page import Section, paragraph, table
+from benchmarks.report.words import cells, number, percent
+
+MIN_EPOCHS = 4  # timed epochs from which on quartiles say something
+NOISY = 0.25  # spread above which a cell counts as noisy
+SLOWED = 1.2  # median of the last third of the epochs over that of the first
+THROTTLED = 0.9  # of the GPU's highest clock
+WORST = 10
+
+
+def section(evidence: Evidence) -> Section | None:
+    """Spread by variant, the worst cells, throttling; None without a measured cell."""
+    ok = [record for record in evidence.in_study if record.status == "ok"]
+    if not ok:
+        return None
+    spreads = pd.DataFrame(map(spread, ok))
+    told = spreads[spreads["epochs"] >= MIN_EPOCHS]
+    said = paragraph(*_in_words(spreads, told)) + paragraph(*clocks(ok), *_slowed(spreads))
+    return Section("Noise", said + _by_variant(spreads) + (_worst(told) if len(told) else Markup()))
+
+
+def spread(record: Record) -> dict:
+    """Of a cell's timed epochs: interquartile range over median, and the last third's median over the first third's."""
+    times = np.asarray(record.epoch_s)
+    low, middle, high = np.quantile(times, (0.25, 0.5, 0.75))
+    third = len(times) // 3
+    return {
+        "variant": record.variant,
+        "n": record.n,
+        "p": record.p,
+        "epochs": len(times),
+        "median_s": middle,
+        "spread": (high - low) / middle,
+        "drift": np.median(times[-third:]) / np.median(times[:third]) if third else np.nan,
+        "extrapolated": record.extrapolated,
+    }
+
+
+def clocks(ok: Sequence[Record]) -> Iterator[str]:
+    """Whether the records say that the GPU throttled: the highest clock seen in a cell against the GPU's highest."""
+    told = [(record, gpu) for record in ok if _has_clocks(gpu := record.machine.get("gpu"))]
+    shares = {
+        i: gpu["sm_clock_mhz"] / gpu["max_sm_clock_mhz"] for i, (_, gpu) in enumerate(told) if gpu["sm_clock_mhz"]
+    }
+    low = [i for i, share in shares.items() if share < THROTTLED]
+    if not shares:
+        yield "The records hold no clocks (a CPU's are not recorded), so throttling shows in the times alone."
+    elif low:
+        least = min(low, key=shares.get)
+        record = told[least][0]
+        yield (
+            f"**Throttled:** in {cells(len(low))} of {len(shares)} the GPU never reached {percent(THROTTLED)} of its "
+            f"highest clock; least in `{record.variant}` at n = {record.n:,}, p = {record.p:,}: "
+            f"{percent(shares[least])}."
+        )
+    else:
+        least = percent(min(shares.values()))
+        yield f"No throttling: in every cell the GPU reached {least} or more of its highest clock."
+
+
+def _has_clocks(gpu: Mapping | None) -> bool:
+    return bool(gpu and gpu.get("sm_clock_mhz") and gpu.get("max_sm_clock_mhz"))
+
+
+def _in_words(spreads: pd.DataFrame, told: pd.DataFrame) -> Iterator[str]:
+    yield "The spread of a cell is the interquartile range of its timed epochs over their median."
+    few = len(spreads) - len(told)
+    if few:
+        yield f"{few} of {cells(len(spreads))} timed fewer than {MIN_EPOCHS} epochs, which tell no spread."
+    if len(told):
+        noisy = int((told["spread"] > NOISY).sum())
+        yield (
+            f"In the other {len(told)} it is {percent(told['spread'].median())} in the median, and above "
+            f"{percent(NOISY)} in {noisy}."
+        )
+    extrapolated = int(spreads["extrapolated"].sum())
+    yield f"{extrapolated} of {len(spreads)} runtimes are extrapolated from the median epoch."
+
+
+def _slowed(spreads: pd.DataFrame) -> Iterator[str]:
+    long = spreads[spreads["epochs"] >= 3 * MIN_EPOCHS]
+    if len(long):
+        yield (
+            f"In {int((long['drift'] > SLOWED).sum())} of {cells(len(long))} with at least {3 * MIN_EPOCHS} epochs, "
+            f"the last third of them took more than {SLOWED:g} times as long as the first."
+        )
+
+
+def _by_variant(spreads: pd.DataFrame) -> Markup:
+    rows = []
+    for variant, group in spreads.groupby("variant", sort=False):
+        told = group[group["epochs"] >= MIN_EPOCHS]["spread"]
+        epochs, extrapolated = number(group["epochs"].median()), int(group["extrapolated"].sum())
+        rows.append((variant, len(group), extrapolated, epochs, percent(told.median()), percent(told.max())))
+    head = ("variant", "cells", "extrapolated", "epochs timed, median", "spread, median", "spread, largest")
+    return table("Spread and extrapolation by variant", head, rows, range(1, 6))
+
+
+def _worst(told: pd.DataFrame) -> Markup:
+    rows = [
+        (r.variant, f"{r.n:,}", f"{r.p:,}", r.epochs, number(r.median_s), percent(r.spread), number(r.drift))
+        for r in told.sort_values("spread", ascending=False).head(WORST).itertuples()
+    ]
+    head = ("variant", "n", "p", "epochs timed", "median epoch, s", "spread", "last third / first third")
+    return table(f"The {len(rows)} noisiest cells", head, rows, range(1, 7))

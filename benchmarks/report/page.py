@@ -1,0 +1,112 @@
+"""The page itself: sections, tables and charts as HTML, and all of it in one file that asks no network for anything."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+
+from benchmarks.study import Study
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv", "parquet": "application/octet-stream"}
+_LEAST_SCALE = 0.7  # a chart is drawn no smaller than that, and scrolls in its box where there is no room
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a title, and HTML that is safe to put in as it is."""
+
+    title: str
+    html: Markup
+
+    @property
+    def anchor(self) -> str:
+        """Its address within the page."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+def render(study: Study, sections: Sequence[Section], notes: Sequence[str]) -> str:
+    """The whole page. `notes` are sentences about what was left out; they stand above everything else."""
+    css, js = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    page = _environment().get_template("page.html.j2")
+    return page.render(study=study, sections=sections, notes=notes, css=css, js=js)
+
+
+def part(name: str, **values: object) -> Markup:
+    """The macro `name` of parts.html.j2, filled in."""
+    return getattr(_environment().get_template("parts.html.j2").module, name)(**values)
+
+
+def table(
+    caption: str, headings: Sequence[str], rows: Iterable[Sequence], numeric: Sequence[int] = (), **more: object
+) -> Markup:
+    """A table in a box of its own that scrolls; the first value of each row is its heading.
+
+    Values are text, escaped here, or Markup. numeric: the columns to align right.
+    more: `id`, `css` (classes of the box: 'tall' limits its height, 'screen' keeps it off paper).
+    """
+    return part("table", caption=caption, headings=headings, rows=list(rows), numeric=numeric, **more)
+
+
+def figure(root: Path, name: str, caption: str, alt: str) -> Markup:
+    """A figure of results/MACHINE/figures, put into the page, with itself as PNG and SVG to take along.
+
+    alt says what it shows to one who cannot see it. A figure that is not there is named in a sentence.
+    """
+    files = {suffix: root / "figures" / f"{name}.{suffix}" for suffix in ("png", "svg")}
+    if not all(file.exists() for file in files.values()):
+        absent = next(file for file in files.values() if not file.exists())
+        return paragraph(f"`{absent}` is not there, so {name} is left out: `python -m benchmarks figures` draws it.")
+    links = [download(f"{name}.{suffix}", file.read_bytes()) for suffix, file in files.items()]
+    width = re.search(r'<svg[^>]* width="([\d.]+)pt"', files["svg"].read_text(encoding="utf-8"))
+    least = round(float(width[1]) * 4 / 3 * _LEAST_SCALE) if width else 0
+    return part("figure", source=links[1].uri, caption=caption, alt=alt, least=least, links=links)
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file inside the page."""
+
+    name: str
+    uri: str
+    kind: str
+    kilobytes: int
+
+
+def download(name: str, content: bytes) -> Download:
+    """The file as a data URI."""
+    kind = name.rsplit(".", 1)[1]
+    uri = f"data:{_TYPES[kind]};base64,{base64.b64encode(content).decode()}"
+    return Download(name, uri, {"csv": "CSV", "parquet": "Parquet"}.get(kind, kind.upper()), -(-len(content) // 1000))
+
+
+def paragraph(*sentences: str, css: str = "") -> Markup:
+    """Sentences, in which `...` marks code."""
+    return part("paragraph", text=" ".join(sentences), css=css)
+
+
+def code(text: str) -> Markup:
+    """Text, escaped, with `...` set as code and **...** set strong; n = 1,000 and 7 % stay on one line."""
+    text = re.sub(r"\b([np]) = (?=\d)", "\\1\u00a0=\u00a0", text).replace(" %", "\u00a0%")
+    html = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", html))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"code": code, "plain": lambda text: re.sub(r"[`*]", "", text)}
+    return environment

@@ -1,0 +1,119 @@
+"use strict";
+// The chart that tells its values, and the table that is searched and sorted. The page reads well without either.
+const NS = "http://www.w3.org/2000/svg";
+function draw(parent, name, attributes, text) {
+  const node = parent.appendChild(document.createElementNS(NS, name));
+  for (const key in attributes) node.setAttribute(key, attributes[key]);
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+const shown = (x) => x >= 999.5 ? Math.round(x).toLocaleString("en") : String(Number(x.toPrecision(3)));
+
+function chart(box) {
+  const data = JSON.parse(box.querySelector("script").textContent);
+  const [pick, what] = box.querySelectorAll("select"), svg = box.querySelector("svg");
+  const left = 52, top = 12;
+  let right, bottom, x, y, at = data.n.length - 1, near = null;
+  function scale(from, to, low, high) {
+    const span = Math.log(to / from) || 1;
+    return (value) => low + (high - low) * Math.log(value / from) / span;
+  }
+  const cells = () => data.cells.filter((cell) => cell.p === Number(pick.value));
+  const value = (cell) => cell.values[what.value];
+  function axes() {
+    const width = Math.max(svg.clientWidth, 280), height = Math.round(Math.max(0.62 * width, 300));
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    [right, bottom] = [width - 12, height - 44];
+    x = scale(data.n[0], data.n.at(-1), left + 8, right - 8);
+    const all = data.cells.map(value).filter((v) => v > 0);
+    y = scale(Math.min(...all), Math.max(...all), bottom - 10, top + 10);
+    for (let e = -6; e < 9; e++) for (const m of [1, 3]) {
+      const tick = m * 10 ** e, h = y(tick);
+      if (h < top || h > bottom) continue;
+      draw(svg, "line", { x1: left, x2: right, y1: h, y2: h, stroke: "#e6e9eb" });
+      draw(svg, "text", { x: left - 8, y: h + 4, "text-anchor": "end" }, shown(tick));
+    }
+    let last = -Infinity;
+    for (const n of data.n) if (x(n) - last > 44) draw(svg, "text", { x: last = x(n), y: bottom + 20, "text-anchor": "middle" }, n.toLocaleString("en"));
+    draw(svg, "text", { x: (left + right) / 2, y: bottom + 38, "text-anchor": "middle" }, "number of cells n");
+  }
+  function lines() {
+    svg.replaceChildren();
+    axes();
+    draw(svg, "line", { class: "cursor", y1: top, y2: bottom, stroke: "#8a949b" });
+    data.variants.forEach((look, v) => {
+      const points = cells().filter((cell) => cell.v === v && value(cell) > 0).map((cell) => ({ cell, at: [x(cell.n), y(value(cell))] }));
+      const group = draw(svg, "g", { "data-v": v, stroke: look.color, "stroke-width": 1.5, fill: "none" });
+      draw(group, "polyline", { points: points.map((point) => point.at).join(" "), "stroke-dasharray": look.dash });
+      for (const { cell, at: [cx, cy] } of points) draw(group, "circle", { cx, cy, r: 3, fill: cell.extrapolated ? "#ffffff" : look.color });
+    });
+    tell();
+  }
+  function tell() {
+    const n = data.n[at], here = cells().filter((cell) => cell.n === n).sort((a, b) => (value(a) ?? Infinity) - (value(b) ?? Infinity));
+    for (const side of ["x1", "x2"]) svg.querySelector(".cursor").setAttribute(side, x(n));
+    box.querySelector(".readout p").textContent = `n = ${n.toLocaleString("en")}, p = ${Number(pick.value).toLocaleString("en")}`;
+    box.querySelector(".readout ol").replaceChildren(...here.map((cell) => {
+      const row = document.createElement("li"), look = data.variants[cell.v];
+      const swatch = draw(row, "svg", { viewBox: "0 0 24 8", "aria-hidden": "true" });
+      draw(swatch, "line", { x1: 0, x2: 24, y1: 4, y2: 4, stroke: look.color, "stroke-width": 2.5, "stroke-dasharray": look.dash });
+      row.className = cell.v === near ? "near" : "";
+      const number = value(cell) == null ? cell.ended : `${shown(value(cell))} ${data.units[what.value]}`;
+      for (const text of [look.label, number]) row.appendChild(document.createElement("span")).textContent = text;
+      return row;
+    }));
+    for (const line of svg.querySelectorAll("g")) line.setAttribute("stroke-width", Number(line.dataset.v) === near ? 3 : 1.5);
+  }
+  function point(event) {
+    const area = svg.getBoundingClientRect(), px = event.clientX - area.left, py = event.clientY - area.top;
+    const nearest = (items, far) => items.reduce((best, item) => far(item) < far(best) ? item : best, items[0]);
+    at = data.n.indexOf(nearest(data.n, (n) => Math.abs(x(n) - px)));
+    near = nearest(cells().filter((cell) => cell.n === data.n[at] && value(cell) > 0), (cell) => Math.abs(y(value(cell)) - py))?.v;
+    tell();
+  }
+  svg.addEventListener("pointermove", point);
+  svg.addEventListener("pointerdown", point);
+  svg.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!step) return;
+    at = Math.min(Math.max(at + step, 0), data.n.length - 1);
+    tell();
+    event.preventDefault();
+  });
+  for (const control of [pick, what]) control.addEventListener("change", lines);
+  addEventListener("resize", lines);
+  box.hidden = false;
+  lines();
+}
+
+function searchable(section, table) {
+  const field = section.querySelector("input"), count = section.querySelector("output"), body = table.tBodies[0];
+  const plain = (text) => text.toLowerCase().replaceAll(",", "");
+  const rows = [...body.rows].map((row) => ({ row, text: plain(row.textContent), cells: [...row.cells].map((cell) => cell.textContent) }));
+  function search() {
+    const words = plain(field.value).split(/\s+/);
+    for (const { row, text } of rows) row.hidden = !words.every((word) => text.includes(word));
+    const left = rows.filter(({ row }) => !row.hidden).length;
+    count.textContent = `${left.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows`;
+  }
+  function sort(column, heading) {
+    const down = heading.getAttribute("aria-sort") === "ascending", sign = down ? -1 : 1;
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const key = ({ cells }) => cells[column].replaceAll(",", "");
+    const empty = (a, b) => (key(a) === "") - (key(b) === "");
+    rows.sort((a, b) => empty(a, b) || sign * (key(a) - key(b) || key(a).localeCompare(key(b))));
+    body.append(...rows.map(({ row }) => row));
+  }
+  [...table.tHead.rows[0].cells].forEach((heading, column) => {
+    const button = document.createElement("button");
+    button.append(...heading.childNodes);
+    heading.append(button);
+    button.addEventListener("click", () => sort(column, heading));
+  });
+  field.addEventListener("input", search);
+  field.closest("label").hidden = false;
+  search();
+}
+document.querySelectorAll(".chart").forEach(chart);
+document.querySelectorAll("#cells").forEach((table) => searchable(table.closest("section"), table));

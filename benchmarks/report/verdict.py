@@ -1,0 +1,181 @@
+"""The verdict in one paragraph: who wins where, whether the paper's pattern is seen, where memory ends whom."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+
+from benchmarks.figures import heatmap
+from benchmarks.report.evidence import Evidence, name_of
+from benchmarks.report.words import at, cells, grouped, listing, number
+
+PATTERN = ("dual", "dual-keops", "primal-keops")  # Figure 1A of the paper: who wins as n grows, at every p
+Winners = Mapping[tuple[int, int], str]  # (n, p) -> a variant, or why there is none, see heatmap.winner
+
+OUTCOMES = {  # an outcome of benchmarks.table.to_frame -> what one says of a cell that ended so
+    "ok": "came to an end",
+    "oom": "ran out of memory there or at a smaller n",
+    "timeout": "ran out of time there or at a smaller n",
+    "budget": "had no time left in their sweep",
+    "error": "failed",
+    "missing_dependency": "lack a package or a device",
+    "unsupported": "are not supported by their variant",
+}
+
+
+def sentences(evidence: Evidence) -> list[str]:
+    """The verdict, computed from the records; each sentence stands where there is something to say."""
+    if not evidence.records:
+        return [f"`{evidence.study.root / 'records'}` holds no record that counts, so there is no verdict."]
+    said = [_count(evidence)]
+    if evidence.grid.empty:
+        return [*said, "So there is no verdict on this study; the full table below has what was measured."]
+    paper = winners(evidence, evidence.paper)
+    said += _who_wins("the paper's variants", paper) if evidence.paper else ["None of the paper's variants is in it."]
+    said += _of_all_exact(evidence, paper)
+    said += pattern(paper, evidence.study.n, evidence.study.p) if evidence.paper else []
+    return [*said, *_memory(evidence), *_extrapolated(evidence)]
+
+
+def winners(evidence: Evidence, variants: Sequence[str]) -> Winners:
+    """The winner among `variants` at each point of the study, as the heat maps have it."""
+    table = evidence.grid[evidence.grid["variant"].isin(variants)]
+    by_point = dict(iter(table.groupby(["n", "p"])))
+    points = [(n, p) for p in evidence.study.p for n in evidence.study.n]
+    return {point: heatmap.winner(by_point.get(point), len(variants)) for point in points}
+
+
+def _count(evidence: Evidence) -> str:
+    study, counts = evidence.study, Counter(evidence.grid["outcome"]) if len(evidence.grid) else {}
+    total = len(study.variants) * len(study.n) * len(study.p)
+    known = [outcome for outcome in OUTCOMES if outcome in counts]
+    others = [outcome for outcome in counts if outcome not in OUTCOMES]
+    parts = [f"{counts[outcome]} {OUTCOMES.get(outcome, f'ended as {outcome}')}" for outcome in (*known, *others)]
+    missing = total - len(evidence.grid)
+    parts += [f"{missing} {'has' if missing == 1 else 'have'} no record"] if missing else []
+    return (
+        f"On {name_of(evidence.records[0])}, of the {cells(total)} of the study `{study.name}` "
+        f"({len(study.variants)} variants, n = {study.n[0]:,} to {study.n[-1]:,}, p = {study.p[0]:,} to "
+        f"{study.p[-1]:,}), {listing(parts)}."
+    )
+
+
+def _who_wins(among: str, found: Winners) -> Iterator[str]:
+    """The points of each winner, the most frequent one first, and the box of n and p that they lie in."""
+    places = grouped({point: what for point, what in found.items() if what not in heatmap.SPECIAL})
+    if not places:
+        yield f"Of {among}, none came to an end anywhere."
+        return
+    wins = []
+    for variant, points in sorted(places.items(), key=lambda item: -len(item[1])):
+        wins.append(f"`{variant}` at {len(points)}{_box(points, found)}")
+    yield f"At the {len(found)} points (n, p) the fastest of {among} is {listing(wins)}."
+
+
+def _box(points: Sequence[tuple[int, int]], found: Winners) -> str:
+    """The range of n and p that the points span; nothing if that is the range of all."""
+    box, all_ = ([_range([point[axis] for point in some]) for axis in (0, 1)] for some in (points, found))
+    return "" if box == all_ else f" (n = {box[0]}, p = {box[1]})"
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _of_all_exact(evidence: Evidence, paper: Winners) -> Iterator[str]:
+    """Who wins when every exact variant competes, and by how much over the paper's."""
+    if set(evidence.exact) <= set(evidence.paper):
+        return
+    best = winners(evidence, evidence.exact)
+    yield from _who_wins("all exact variants", best)
+    runtime = evidence.grid.set_index(["variant", "n", "p"])["runtime_s"]
+    gains = [
+        runtime[paper[point], *point] / runtime[best[point], *point]
+        for point in best
+        if paper[point] not in heatmap.SPECIAL and best[point] not in evidence.paper
+    ]
+    if gains:
+        low, middle, high = map(number, (min(gains), median(gains), max(gains)))
+        spread = f" in the median ({low} to {high})" if len(gains) > 1 else ""
+        yield f"Where it is not one of the paper's, it is {middle} times as fast as the fastest of those{spread}."
+
+
+def pattern(found: Winners, ns: Sequence[int], ps: Sequence[int]) -> Iterator[str]:
+    """Whether the map has the pattern of the paper's Figure 1A, in three parts that hold or not at each p.
+
+    dual wins at the smallest n; primal-keops wins at the largest n at which anything ended; the n from which on it wins
+    does not fall as p grows. Nobody else wins anywhere. It takes three n at one p to tell.
+    """
+    along = {p: [(n, found[n, p]) for n in ns if found[n, p] not in heatmap.SPECIAL] for p in ps}
+    along = {p: points for p, points in along.items() if points}
+    if max(map(len, along.values()), default=0) < len(PATTERN):
+        yield "The paper's pattern cannot be told from so few points: no p has a winner at three n."
+        return
+    ps = list(along)
+    first = [p for p in ps if along[p][0][1] == PATTERN[0]]
+    last = [p for p in ps if along[p][-1][1] == PATTERN[-1]]
+    starts = [_taken_over(along[p]) for p in ps]
+    rises = all(low <= high for low, high in itertools.pairwise(starts))
+    between = [p for p in ps if any(what == PATTERN[1] for _, what in along[p])]
+    strangers = grouped({(n, p): what for p in ps for n, what in along[p] if what not in PATTERN})
+    parts = (first == ps, last == ps, rises and math.isfinite(min(starts)), bool(between), not strangers)
+    seen = "is **seen**" if all(parts) else "is **seen in part**" if any(parts) else "is **not seen**"
+    order = f"`{PATTERN[0]}`, then `{PATTERN[1]}`, then `{PATTERN[2]}` as n grows, the last later the larger p is"
+    details = [
+        f"`{PATTERN[0]}` wins at the smallest n {_where(first, ps)}",
+        f"`{PATTERN[1]}` wins at some n {_where(between, ps)}",
+        f"`{PATTERN[2]}` wins at the largest n {_where(last, ps)}",
+        f"the n from which on it wins {'never falls' if rises else 'does not always rise'} as p grows"
+        if math.isfinite(min(starts))
+        else "it takes over at no p",
+    ]
+    details += [
+        f"`{what}`, which wins nowhere in the paper, wins at {len(points)} point{'s' if len(points) > 1 else ''}"
+        for what, points in strangers.items()
+    ]
+    yield f"The paper's pattern ({order}) {seen}: {'; '.join(details)}."
+
+
+def _taken_over(points: Sequence[tuple[int, str]]) -> float:
+    """The n from which on primal-keops wins up to the last n; infinity if it does not win there."""
+    start = math.inf
+    for n, what in reversed(points):
+        if what != PATTERN[-1]:
+            break
+        start = n
+    return start
+
+
+def _where(some: Sequence[int], ps: Sequence[int]) -> str:
+    return f"at {at(some, ps, 'p')}" if some else "at no p"
+
+
+def _memory(evidence: Evidence) -> Iterator[str]:
+    """From which n on each variant runs out of memory, variants and p with the same answer in one."""
+    ran_out = evidence.grid[evidence.grid["outcome"] == "oom"]
+    if ran_out.empty:
+        yield "Nothing ran out of memory."
+        return
+    first = ran_out.groupby(["variant", "p"])["n"].min()
+    ends = {variant: _ends(first[variant].to_dict(), evidence.study.p) for variant in first.index.unique(0)}
+    ends = {variant: ends[variant] for variant in evidence.study.variants if variant in ends}
+    parts = [f"{listing([f'`{v}`' for v in variants])} {where}" for where, variants in grouped(ends).items()]
+    limits = evidence.grid["limit_gpu_gib" if evidence.device == "cuda" else "limit_host_gib"].dropna().unique()
+    given = f" (limit {limits[0]:g} GiB)" if len(limits) == 1 else ""
+    yield f"Memory{given} ends {'; '.join(parts)}."
+
+
+def _ends(first: Mapping[int, int], ps: Sequence[int]) -> str:
+    return listing([f"from n = {n:,} at {at(where, ps, 'p')}" for n, where in grouped(first).items()])
+
+
+def _extrapolated(evidence: Evidence) -> Iterator[str]:
+    ok = evidence.grid[evidence.grid["status"] == "ok"]
+    count = int(ok["extrapolated"].astype(bool).sum())
+    if count:
+        share = f"All {count}" if count == len(ok) else f"{count} of the {len(ok)}"
+        yield f"{share} runtimes are extrapolated from fewer epochs than they stand for."

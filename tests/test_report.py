@@ -1,0 +1,353 @@
+"""The report: what it counts and leaves out, what it says about it, and that the page stands on its own."""
+
+import base64
+import io
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+from reports import LOSSES, MACHINE, grid, planted, study_of
+
+from benchmarks import report
+from benchmarks.report import evidence, losses, noise, page, verdict
+from benchmarks.report.words import at, listing, number, percent, spans
+from mmdma_core import Settings
+
+RUNTIMES = {"primal": 3.0, "dual": 2.0, "primal-fused": 0.5}
+
+
+def written(study):
+    return report.write(study).read_text()
+
+
+# What is counted
+
+
+def test_an_empty_folder_is_said_in_the_page(tmp_path):
+    html = written(study_of(tmp_path / "here"))
+    assert "holds no record that counts, so there is no verdict" in html
+    assert "<table" in html  # how to cite stays
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path, command, configure):
+    configure({"n": [100], "p": [10], "variants": ["primal"]})
+    assert "here is not there: run a sweep first" in command("report", status=2)
+
+
+def test_another_schema_is_left_out_by_name(tmp_path):
+    study = study_of(tmp_path / "here", grid(RUNTIMES))
+    path = study.path("dual", 100, 10)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2}))
+    found = evidence.gather(study)
+    assert len(found.records) == 11
+    first, second = found.notes
+    assert "1 record file is left out" in first
+    assert "schema version 2, this program reads 1" in first
+    assert "`records/dual/p10/n100.json`" in first
+    assert "differs from the records counted here in 1 cell" in second  # its figures still have that cell
+
+
+def test_of_two_machines_the_one_with_more_records_counts(tmp_path):
+    other = MACHINE | {"cpu": "another CPU"}
+    made = [*grid(RUNTIMES), planted("dual", 100, 10, 0.001, machine=other)]
+    found = evidence.gather(study_of(tmp_path / "here", made))
+    assert {record.machine["cpu"] for record in found.records} == {"a CPU"}
+    assert len(found.records) == 11
+    assert "about a CPU, 2 threads (11 cells); left out of it: another CPU, 2 threads (1 cell)" in found.notes[0]
+
+
+def test_a_variant_that_is_gone_is_in_the_table_alone(tmp_path):
+    study = study_of(tmp_path / "here", [*grid(RUNTIMES), planted("gone", 100, 10, 0.001)])
+    found = evidence.gather(study)
+    assert "`gone` (1 cell) is not registered any more" in found.notes[0]
+    assert "gone" in set(found.table["variant"])
+    assert "gone" not in " ".join(verdict.sentences(found))
+    assert "Not registered any more, so without a reference: <code>gone</code>" in written(study)
+
+
+def test_what_lies_outside_the_study_is_named(tmp_path):
+    made = [*grid(RUNTIMES), planted("dual", 900, 10), planted("dual-keops", 100, 70)]
+    found = evidence.gather(study_of(tmp_path / "here", made))
+    assert len(found.notes) == 1
+    assert (
+        "2 cells of the folder lie outside the study `test` (variants `dual-keops`; n = 900; p = 70)" in found.notes[0]
+    )
+    assert (len(found.table), len(found.grid)) == (14, 12)
+
+
+def test_other_epochs_are_named(tmp_path):
+    made = grid(RUNTIMES)
+    made[0].epochs = 5
+    (note,) = evidence.gather(study_of(tmp_path / "here", made)).notes
+    assert note.startswith("1 cell was measured with d = 10, 5 epochs and seed 4, where the study asks for d = 10, 500")
+
+
+def test_nothing_is_noted_where_all_is_well(tmp_path):
+    study = study_of(tmp_path / "here", grid(RUNTIMES))
+    assert evidence.gather(study).notes == []
+    assert '<aside class="notes"' not in written(study)
+
+
+@pytest.mark.parametrize("absent", ["figure_1b.png", "figure_1b.svg"])
+def test_a_figure_that_is_not_there_is_named(tmp_path, absent):
+    study = study_of(tmp_path / "here", grid(RUNTIMES))
+    (study.root / "figures" / absent).unlink()
+    html = written(study)
+    assert f"{absent}</code> is not there, so figure_1b is left out" in html
+    assert html.count("<img ") == 4
+
+
+# The verdict
+
+
+def said(tmp_path, made, **more):
+    return " ".join(verdict.sentences(evidence.gather(study_of(tmp_path / "here", made, **more))))
+
+
+def test_the_verdict_counts_and_names_the_winners(tmp_path):
+    text = said(tmp_path, grid(RUNTIMES)[:-1])
+    assert "On a CPU, 2 threads, of the 12 cells of the study `test`" in text
+    assert "11 came to an end and 1 has no record" in text
+    assert "fastest of the paper's variants is `dual` at 4" in text
+    assert "fastest of all exact variants is `primal-fused` at 3 (n = 100 to 200, p = 10 to 20)" not in text
+    assert "`primal-fused` at 3 and `dual` at 1 (n = 200, p = 20)" in text
+    assert "it is 4 times as fast as the fastest of those in the median (4 to 4)" in text
+    assert "All 11 runtimes are extrapolated" in text
+
+
+def test_the_verdict_says_where_memory_ends_whom(tmp_path):
+    ends = {"primal": [20], "dual": [10, 20], "primal-fused": []}
+    made = [
+        planted(variant, n, p, status="oom" if n == 200 and p in ps else "ok")
+        for variant, ps in ends.items()
+        for n in (100, 200)
+        for p in (10, 20)
+    ]
+    text = said(tmp_path, made)
+    assert "3 ran out of memory" in text
+    assert "Memory (limit 0.5 GiB) ends `primal` from n = 200 at p = 20; `dual` from n = 200 at every p." in text
+    assert "Nothing ran out of memory" in said(tmp_path, grid(RUNTIMES))
+
+
+def test_no_winner_is_no_error(tmp_path):
+    text = said(tmp_path, grid(dict.fromkeys(RUNTIMES)))
+    assert "Of the paper's variants, none came to an end anywhere." in text
+
+
+D, DK, PK, P, NONE = "dual", "dual-keops", "primal-keops", "primal", "nothing fits"
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[D, PK, PK, PK], [D, D, DK, PK]], ["is **seen**", "never falls"]),
+        ([[D, PK, PK, NONE], [D, D, DK, PK]], ["is **seen**"]),  # the last n at which anything ended
+        (
+            [[D, PK, PK, PK], [D, P, DK, PK]],
+            ["is **seen in part**", "`primal`, which wins nowhere in the paper, wins at 1"],
+        ),
+        ([[D, D, DK, PK], [D, PK, PK, PK]], ["is **seen in part**", "does not always rise"]),
+        ([[P, P, P, P], [P, P, P, P]], ["is **not seen**", "wins at the smallest n at no p", "wins at 8 points"]),
+        ([[D, NONE, NONE, NONE], [D, PK, NONE, NONE]], ["cannot be told from so few points"]),
+    ],
+)
+def test_the_pattern_of_the_paper(rows, expected):
+    ns, ps = (1, 2, 3, 4), (10, 20)
+    found = {(n, p): what for p, row in zip(ps, rows, strict=True) for n, what in zip(ns, row, strict=True)}
+    (sentence,) = verdict.pattern(found, ns, ps)
+    for words in expected:
+        assert words in sentence
+
+
+# Losses and noise
+
+
+@pytest.mark.parametrize(
+    ("agree", "expected"),
+    [
+        ("primal = primal-keops | dual = dual-keops", {}),
+        ("primal = primal-keops | primal-fused | dual", {"primal-fused": "primal"}),
+        ("primal | primal-keops", {"primal": "primal-keops", "primal-keops": "primal"}),
+        ("dual | original-2019", {}),  # biased against unbiased
+        ("primal | linear-time", {}),  # approximate
+    ],
+)
+def test_who_stands_apart(agree, expected):
+    assert losses.outliers(agree, Settings()) == expected
+
+
+def test_a_planted_wrong_loss_is_marked(tmp_path):
+    made = [planted(variant, 100, 10) for variant in ("primal", "primal-keops")]
+    made.append(planted("primal-fused", 100, 10, early=LOSSES | {"pen_y": 2.1, "total": 7.25}))
+    html = written(
+        study_of(tmp_path / "here", made, n=[100], p=[10], variants=["primal", "primal-keops", "primal-fused"])
+    )
+    assert "1 of 3 losses stand apart" in html
+    assert '<span class="apart">≠ 7.25</span>' in html
+    assert "pen_y: 4.76\N{NO-BREAK SPACE}%" in html.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def test_spread_and_drift_of_known_epochs():
+    found = noise.spread(planted("primal", 100, 10, epoch_s=[1.0, 1.0, 2.0, 2.0, 3.0, 3.0]))
+    assert found["spread"] == pytest.approx(1.5 / 2.0)
+    assert found["drift"] == pytest.approx(3.0)
+    assert noise.spread(planted("primal", 100, 10, epoch_s=[1.0] * 9))["spread"] == 0
+
+
+def test_the_noisy_cell_comes_first(tmp_path):
+    made = grid(RUNTIMES)
+    made[5] = planted("dual", 200, 10, epoch_s=[0.1, 0.2] * 4)
+    made[6] = planted("dual", 100, 20, epoch_s=[0.1, 0.9])  # two epochs tell no spread
+    section = noise.section(evidence.gather(study_of(tmp_path / "here", made)))
+    worst = section.html.split("noisiest cells")[-1]
+    assert re.search(r'<tbody>\s*<tr>\s*<th scope="row">dual</th>\s*<td class="number">200</td>', worst)
+    assert "1 of 12 cells timed fewer than 4 epochs" in section.html
+
+
+def test_throttling_is_said_where_the_record_says_so():
+    gpu = {"name": "a GPU", "max_sm_clock_mhz": 2000}
+    fast, slow = (
+        planted("dual", n, 10, machine={"gpu": gpu | {"sm_clock_mhz": mhz}}) for n, mhz in ((1, 1980), (2, 900))
+    )
+    assert "No throttling" in "".join(noise.clocks([fast]))
+    (sentence,) = noise.clocks([fast, slow])
+    assert "**Throttled:** in 1 cell of 2" in sentence
+    assert "`dual` at n = 2, p = 10: 45 %" in sentence
+    assert "no clocks" in "".join(noise.clocks([planted("dual", 1, 10)]))
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and headings in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def all(self, *names):
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+@pytest.fixture
+def html(tmp_path):
+    return written(study_of(tmp_path / "here", grid(RUNTIMES | {"dual": None})))
+
+
+def test_the_page_asks_no_network_for_anything(html):
+    page = Page(html)
+    assert page.all("script", "style", "img")
+    addresses = [a[key] for _, a in page.tags for key in ("src", "href") if key in a]
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert not re.search(r"@import|url\(|fetch\(", html)
+
+
+def test_the_page_can_be_read_by_those_who_cannot_see_it(html):
+    page = Page(html)
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(heading.get("scope") in ("col", "row") for heading in page.all("th"))
+    assert len(page.all("table")) == len(page.all("caption"))
+    assert len(page.all("h1")) == 1
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in page.all("a") if a["href"].startswith("#")} <= set(ids)
+
+
+def test_a_figure_says_in_words_who_wins(html):
+    words = next(image["alt"] for image in Page(html).all("img"))
+    assert words == "The fastest variant. p = 10: primal at n = 100 to 200. p = 20: primal at n = 100 to 200."
+
+
+def test_the_table_is_there_to_take_along(tmp_path):
+    study = study_of(tmp_path / "here", grid(RUNTIMES))
+    links = {a["download"]: a["href"] for a in Page(written(study)).all("a") if "download" in a}
+    content = {name: base64.b64decode(uri.split(",", 1)[1]) for name, uri in links.items()}
+    assert content["summary.csv"] == (study.root / "summary.csv").read_bytes()
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(io.BytesIO(content["summary.parquet"])), pd.read_parquet(study.root / "summary.parquet")
+    )
+    assert {f"{name}.{kind}" for name in ("figure_1a", "memory") for kind in ("png", "svg")} <= set(content)
+
+
+def test_what_a_record_says_cannot_become_html(tmp_path):
+    study = study_of(tmp_path / "here", [planted("dual", 100, 10, status="error", detail="</script><b onclick=x>`&")])
+    html = written(study)
+    assert "<b onclick" not in html
+    assert "&lt;/script&gt;&lt;b onclick=x&gt;`&amp;" in html
+
+
+def test_every_end_has_a_mark_and_a_reason(tmp_path):
+    ends = {"oom": "M", "timeout": "T", "error": "E", "missing_dependency": "D", "unsupported": "U", "skipped": "b"}
+    made = [planted("dual", n, 10, status=status, detail=f"because {n}") for n, status in enumerate(ends, start=11)]
+    made.append(planted("dual", 17, 10, status="skipped", detail="oom at n = 11"))
+    html = written(study_of(tmp_path / "here", made, n=range(11, 19), p=[10], variants=["dual"]))
+    marks = re.findall(r'<td class="mark \w+" title="n = (\d+), p = 10: [^"]+">(.)</td>', html)
+    assert [mark for _, mark in sorted(marks)] == [*ends.values(), "m", "·"]
+    assert all(f"<td>because {n}</td>" in html for n in range(11, 17))
+
+
+def test_another_part_of_the_project_can_add_a_section(tmp_path, monkeypatch):
+    def extra(found):
+        return page.Section("Added here", page.table("a caption", ("x", "y"), [("<one>", 2)], numeric=[1]))
+
+    monkeypatch.setattr(report, "SECTIONS", [report.SECTIONS[0], extra, lambda found: None])
+    html = written(study_of(tmp_path / "here", grid(RUNTIMES)))
+    assert html.index('id="verdict"') < html.index('<section id="added-here"')
+    assert '<a href="#added-here">Added here</a>' in html
+    assert '<th scope="row">&lt;one&gt;</th>' in html
+
+
+def test_text_and_marks_have_contrast():
+    css = (ROOT / "benchmarks" / "report" / "templates" / "page.css").read_text()
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)
+    )
+    assert set(light) == set(dark)
+    for colors in (light, dark):
+        pairs = [(text, back) for text in ("ink", "quiet", "accent") for back in ("page", "tint")]
+        pairs += [(f"{name}-ink", name) for name in ("ok", "memory", "late", "failed", "absent")]
+        for text, back in pairs:
+            assert contrast(colors[text], colors[back]) >= 4.5, (text, back)
+
+
+def contrast(one, other):
+    """Ratio of luminances as WCAG 2 defines it."""
+
+    def luminance(color):
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (number(0.012345), "0.0123"),
+        (number(999.7), "1,000"),
+        (number(float("nan")), ""),
+        (number(1234567), "1,234,567"),
+        (percent(0.0714), "7 %"),
+        (listing(["a"]), "a"),
+        (listing("abcd", most=2), "a, b and 2 more"),
+        (spans([1, 2, 4], [1, 2, 3, 4]), "1 to 2 and 4"),
+        (at([1, 2], [1, 2], "p"), "every p"),
+        (at([1], [1], "p"), "p = 1"),
+        (page.code("a `b` < **c** 7 %"), "a <code>b</code> &lt; <strong>c</strong> 7\N{NO-BREAK SPACE}%"),
+    ],
+)
+def test_words(found, expected):
+    assert found == expected
