@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.report import losses, measured, noise, overview, status
+from benchmarks.report import losses, measured, noise, overview, reading, status
 from benchmarks.report.evidence import Evidence, gather
 from benchmarks.report.page import Section, render
 from benchmarks.study import Study
-from mmdma_core.files import write_through
+from mmdma_core.files import atomically
 
 # In the order of the page. Each takes the evidence and gives a Section, or None where it has nothing to say.
 SECTIONS: list[Callable[[Evidence], Section | None]] = [
     overview.verdict,
     overview.figures,
     overview.runtime_chart,
+    reading.against_the_paper,
+    reading.table_a1,
+    reading.log_ratios,
     status.section,
     losses.section,
     noise.section,
@@ -39,5 +42,6 @@ def write(study: Study) -> Path:
     evidence = gather(study)
     sections = [section for make in SECTIONS if (section := make(evidence)) is not None]
     html = render(study, sections, evidence.notes)
-    write_through(path(study), lambda part: part.write_text(html, encoding="utf-8"))
+    with atomically(path(study)) as part:
+        part.write_text(html, encoding="utf-8")
     return path(study)
