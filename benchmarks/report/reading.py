@@ -95,8 +95,9 @@ def _differences(cells: pd.DataFrame) -> Markup:
     sentences = discrepancies.in_short(discrepancies.not_reproduced(cells))
     if not sentences:
         return paragraph("Nothing that could be tested differs.")
-    rows = [(number, f"{sentence}.") for number, sentence in enumerate(sentences, 1)]
-    return table("What does not reproduce, with its likely cause", ["", "what, and why"], rows)
+    head = paragraph("**What does not reproduce, with its likely cause.**")
+    said = (paragraph(f"{number}. {sentence.rstrip('.')}.") for number, sentence in enumerate(sentences, 1))
+    return head + Markup().join(said)
 
 
 def _interval(value: float, low: float, high: float) -> str:
