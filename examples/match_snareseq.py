@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmdma_core import MMDMA, io, metrics
+from mmdma_core import MMDMA, LossTerms, Run, io, metrics
 
 folder = Path(sys.argv[1]) / "snareseq"
 x, y = (io.read_view(folder / f"SNAREseq_{name}_feat.npy").matrix for name in ("atac", "rna"))
@@ -20,7 +20,7 @@ print(f"accessibility {x.shape}, expression {y.shape}")
 of_each_start = []
 
 
-def watch(run, terms):
+def watch(run: Run, terms: LossTerms) -> None:
     """Called whenever the loss is recorded, here at the end of each start."""
     of_each_start.append(metrics.foscttm(*run.embeddings(), truth))
 
