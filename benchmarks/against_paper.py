@@ -67,6 +67,7 @@ def ratio_summary(cells: pd.DataFrame) -> pd.DataFrame:
     """Of the cells of `ratios`, one row a variant: cells, lowest, lower quartile, median, upper quartile, highest."""
     names = {"count": "cells", "min": "lowest", "25%": "lower_quartile", "50%": "median", "75%": "upper_quartile"}
     names["max"] = "highest"
+    cells = cells.astype({"ratio": float})  # of no cells at all, pandas would describe objects
     found = cells.groupby("variant")["ratio"].describe().rename(columns=names)[list(names.values())]
     return found.astype({"cells": int}).reset_index()
 

@@ -4,7 +4,7 @@ import yaml
 from conftest import ROOT
 from test_records import record
 
-from benchmarks import records, study, table
+from benchmarks import figures, records, study, table
 
 MACHINE = {"gpu": None, "cpu": "a CPU", "cpu_threads": 2, "memory_bytes": 2**34, "commit": "abc"}
 LOSSES = {"total": 1.5, "mmd": 0.5, "pen_x": 1.0, "pen_y": 2.0, "dis_x": 3.0, "dis_y": 4.0}
@@ -36,7 +36,7 @@ def study_of(root, made=(), n=(100, 200), p=(10, 20), variants=("primal", "dual"
     if made:
         table.write_summary(root)
     (root / "figures").mkdir(exist_ok=True)
-    for name in ("figure_1a", "fastest_of_all", "figure_1b", "figure_a1", "memory"):
+    for name in figures.NAMES:
         (root / "figures" / f"{name}.png").write_bytes(PIXEL)
         (root / "figures" / f"{name}.svg").write_text(SVG)
     return study.load(config)

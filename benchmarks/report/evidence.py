@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 import mmdma_core
 from benchmarks.figures.style import PAPER_VARIANTS
-from benchmarks.records import Record, UnreadableRecord, read
+from benchmarks.records import Record, read_folder
 from benchmarks.report.words import cells, listing
+from benchmarks.selection import machine_name, of_study, one_machine
 from benchmarks.study import Study
 from benchmarks.table import read_summary, to_frame
+
+_KEY = ["variant", "n", "p"]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The records that count, and `notes`, a sentence for each kind of thing that does not or that does not fit."""
+    """What lies in the folder of a study and counts.
+
+    records  of one machine
+    table    benchmarks.table.to_frame of them
+    grid     the rows of the table that the study asks for: what its figures show
+    notes    a sentence for each kind of thing that is left out or does not fit
+    """
 
     study: Study
     records: list[Record]
+    table: pd.DataFrame
+    grid: pd.DataFrame
     notes: list[str]
 
-    @cached_property
-    def table(self) -> pd.DataFrame:
-        """One row a cell, see benchmarks.table.to_frame."""
-        return to_frame(self.records)
-
-    @cached_property
-    def grid(self) -> pd.DataFrame:
-        """The rows of the table that lie in the study's grid: what its figures show."""
-        return self.table[_in_grid(self.table, self.study)] if self.records else self.table
+    @property
+    def machine(self) -> str:
+        """Who measured, in words: the GPU, or the CPU and its threads."""
+        threads = self.records[0].machine.get("cpu_threads")
+        known = self.device == "cpu" and threads
+        return machine_name(next(self.table.itertuples())) + (f", {threads} threads" if known else "")
 
     @property
     def in_study(self) -> list[Record]:
@@ -65,80 +72,19 @@ class Evidence:
 def gather(study: Study) -> Evidence:
     """Sort what lies in results/MACHINE. Raises ValueError if there is no such folder."""
     if not study.root.is_dir():
-        raise ValueError(
-            f"{study.root} is not there: run a sweep first, or name another folder with --set machine=NAME"
-        )
-    found, notes = _readable(study.root)
-    kept, others = _of_one_machine(found)
-    notes += others
-    if kept:
-        notes += [*_unregistered(kept), *_outside(kept, study), *_otherwise_asked(kept, study)]
-        notes += _drawn_from(to_frame(kept), study.root)
-    return Evidence(study, kept, notes)
-
-
-def name_of(record: Record) -> str:
-    """Which machine measured, in words: the GPU, or the CPU and its threads."""
-    gpu = record.machine.get("gpu")
-    if record.device == "cuda" and gpu:
-        return gpu["name"]
-    threads = record.machine.get("cpu_threads")
-    return (record.machine.get("cpu") or "an unnamed CPU") + (f", {threads} threads" if threads else "")
-
-
-def _readable(root: Path) -> tuple[list[Record], list[str]]:
-    found, refused = [], defaultdict(list)
-    for path in sorted((root / "records").glob("*/p*/n*.json")):
-        try:
-            found.append(read(path))
-        except UnreadableRecord as error:
-            refused[str(error).removeprefix(f"{path}: ")].append(f"`{path.relative_to(root)}`")
-    notes = [
-        f"{len(paths)} record {'file is' if len(paths) == 1 else 'files are'} left out, not readable here "
-        f"({reason}): {listing(paths, most=6)}."
-        for reason, paths in refused.items()
-    ]
-    return found, notes
-
-
-def _of_one_machine(found: list[Record]) -> tuple[list[Record], list[str]]:
-    """The records of the machine that has the most, since times of two machines do not compare."""
-    counts = Counter(map(name_of, found))
-    if len(counts) < 2:
-        return found, []
-    (kept, number), *others = counts.most_common()
-    left_out = listing([f"{name} ({cells(count)})" for name, count in others])
-    note = (
-        f"The folder holds the records of {len(counts)} machines, whose times do not compare. "
-        f"This page is about {kept} ({cells(number)}); left out of it: {left_out}."
-    )
-    return [record for record in found if name_of(record) == kept], [note]
-
-
-def _unregistered(kept: list[Record]) -> list[str]:
-    unknown = Counter(record.variant for record in kept if record.variant not in mmdma_core.variants())
-    return [
-        f"The variant `{variant}` ({cells(count)}) is not registered any more: in the full table and in nothing else."
-        for variant, count in unknown.items()
-    ]
-
-
-def _outside(kept: list[Record], study: Study) -> list[str]:
-    table = to_frame(kept)
-    outside = table[~_in_grid(table, study) & table["variant"].isin(mmdma_core.variants())]
-    if outside.empty:
-        return []
-    why = []
-    variants = sorted(set(outside["variant"]) - set(study.variants))
-    why += [f"variants {listing([f'`{variant}`' for variant in variants])}"] if variants else []
-    for axis, asked in (("n", study.n), ("p", study.p)):
-        more = [f"{value:,}" for value in sorted(set(outside[axis]) - set(asked))]
-        why += [f"{axis} = {listing(more, most=6)}"] if more else []
-    return [
-        f"{cells(len(outside))} of the folder {'lies' if len(outside) == 1 else 'lie'} outside the study "
-        f"`{study.name}` ({'; '.join(why)}): in the full table and in nothing else. Another study is named with "
-        "`--set study=NAME`."
-    ]
+        hint = "run a sweep first, or name another folder with --set machine=NAME"
+        raise ValueError(f"{study.root} is not there: {hint}")
+    found, unreadable = read_folder(study.root)
+    left_out = [f"{len(unreadable):,} unreadable: {listing(unreadable, most=3)}"] if unreadable else []
+    table, of_others = one_machine(to_frame(found)) if found else (pd.DataFrame(), [])
+    notes = [f"Left out: {sentence}." for sentence in (*left_out, *of_others)]
+    kept = set(table[_KEY].itertuples(index=False, name=None)) if found else set()
+    records = [record for record in found if (record.variant, record.n, record.p) in kept]
+    grid, beyond = of_study(table, study) if found else (table, [])
+    notes += [f"In the full table and nowhere else: {sentence}." for sentence in beyond]
+    if found:
+        notes += [*_otherwise_asked(records, study), *_drawn_from(table, study.root)]
+    return Evidence(study, records, table, grid, notes)
 
 
 def _otherwise_asked(kept: list[Record], study: Study) -> list[str]:
@@ -154,9 +100,9 @@ def _otherwise_asked(kept: list[Record], study: Study) -> list[str]:
 
 def _drawn_from(table: pd.DataFrame, root: Path) -> list[str]:
     """Whether the figures show what this page counts: their table is compared with it."""
-    what = ["variant", "n", "p", "status", "runtime_s"]
+    what = [*_KEY, "status", "runtime_s"]
     try:
-        drawn = read_summary(root)
+        drawn, _ = one_machine(read_summary(root))
     except ValueError as error:
         return [f"The figures have no table to be drawn from: {error}."]
     here, there = (_rows(frame.reindex(columns=what)) for frame in (table, drawn))
@@ -171,7 +117,3 @@ def _drawn_from(table: pd.DataFrame, root: Path) -> list[str]:
 
 def _rows(frame: pd.DataFrame) -> set[tuple]:
     return set(frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None))
-
-
-def _in_grid(table: pd.DataFrame, study: Study) -> pd.Series:
-    return table["variant"].isin(study.variants) & table["n"].isin(study.n) & table["p"].isin(study.p)

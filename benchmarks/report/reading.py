@@ -82,6 +82,8 @@ def log_ratios(evidence: Evidence) -> Section | None:
 
 def _ratios(cells: pd.DataFrame) -> Markup:
     found = against_paper.ratio_summary(against_paper.ratios(cells))
+    if found.empty:
+        return paragraph("No cell was measured both here and there, so there are no ratios.")
     columns = ["lowest", "lower_quartile", "median", "upper_quartile", "highest"]
     rows = [
         (style(row["variant"]).label, row["cells"], *(f"{row[column]:.3g}" for column in columns))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from benchmarks.figures import heatmap
-from benchmarks.report.evidence import Evidence, name_of
+from benchmarks.report.evidence import Evidence
 from benchmarks.report.words import at, cells, grouped, listing, number
 
 PATTERN = ("dual", "dual-keops", "primal-keops")  # Figure 1A of the paper: who wins as n grows, at every p
@@ -57,7 +57,7 @@ def _count(evidence: Evidence) -> str:
     missing = total - len(evidence.grid)
     parts += [f"{missing} {'has' if missing == 1 else 'have'} no record"] if missing else []
     return (
-        f"On {name_of(evidence.records[0])}, of the {cells(total)} of the study `{study.name}` "
+        f"On {evidence.machine}, of the {cells(total)} of the study `{study.name}` "
         f"({len(study.variants)} variants, n = {study.n[0]:,} to {study.n[-1]:,}, p = {study.p[0]:,} to "
         f"{study.p[-1]:,}), {listing(parts)}."
     )
