@@ -87,7 +87,9 @@ def _citeseq(study, options) -> None:  # noqa: ANN001
 def _quality(study, options) -> None:  # noqa: ANN001
     from benchmarks.experiments import quality
 
-    print(quality.run(options.values["quality"], study.root))
+    if "quality" not in options.values:
+        raise ValueError("quality: config.yaml has no such key, the experiment is described there")
+    print(quality.run(options.values["quality"], study.root, study.device))
 
 
 def _report(study, options) -> None:  # noqa: ANN001

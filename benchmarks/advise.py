@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 import mmdma_core
-from benchmarks import memory, records
+from benchmarks import memory, published, records, selection
 from benchmarks.plan import duration, machine_memory
 from benchmarks.study import Study
+from benchmarks.table import to_frame
 from mmdma_core import advice
 
 
@@ -22,16 +23,15 @@ def describe(study: Study, n: int, p: int, gpu_gib: float | None = None) -> str:
     if n < 2 or p < 1:
         raise ValueError(f"--n must be at least 2 and --p at least 1, got {n} and {p}")
     kind = study.device if gpu_gib is None else "cuda"
-    known = [record for record in records.read_all(study.root) if record.status == "ok" and record.device == kind]
-    measured = [record.measured for record in known]
+    d = study.settings.n_components
+    measured, where = _measured(study, kind)
     limit = machine_memory(kind) if gpu_gib is None else gpu_gib * memory.GIB
     device = torch.device(kind) if gpu_gib is None else None
-    d = study.settings.n_components
     choice = advice.choose(n, p, d, device, limit, measured=measured)
     lines = [
         f"n = {n:,} cells, p = {p:,} features, d = {d}, {limit / memory.GIB:.3g} GiB of {kind} memory; "
-        f"{len(measured)} measured cells in {study.root}",
-        f"take {choice.variant}: {_words(study, choice.estimate)}{_needs(choice.variant, n, p, d)}",
+        f"{len(measured)} measured cells {where}",
+        f"take {choice.variant}: {_words(study, choice.estimate)}{_needs(choice)}",
         f"this rests on {choice.estimate.basis}",
     ]
     others = {
@@ -51,6 +51,20 @@ def _words(study: Study, estimate: advice.Estimate) -> str:
     return f"about {duration(seconds)} for {study.epochs} epochs ({duration(low)} to {duration(high)})"
 
 
-def _needs(name: str, n: int, p: int, d: int) -> str:
-    model = mmdma_core.variant(name).memory_model
-    return f", {model(n, p, d) / memory.GIB:.2g} GiB with the data" if model else ""
+def _needs(choice: advice.Choice) -> str:
+    return "" if choice.needs_bytes is None else f", {choice.needs_bytes / memory.GIB:.2g} GiB with the data"
+
+
+def _measured(study: Study, kind: str) -> tuple[list[advice.Measured], str]:
+    """The ok cells of one machine, those of the published V100 where a GPU is asked for and none is measured."""
+    known = [record for record in records.read_all(study.root) if record.status == "ok" and record.device == kind]
+    if known:
+        table, left_out = selection.one_machine(to_frame(known))
+        said = "".join(f"; left out: {sentence}" for sentence in left_out)
+        columns = zip(*(table[name] for name in ("variant", "n", "p", "d", "median_epoch_s")), strict=True)
+        return [advice.Measured(*cell) for cell in columns], f"in {study.root}{said}"
+    if kind == "cuda":
+        read = published.runtimes().dropna(subset=["runtime_s"])
+        cells = [advice.Measured(c.variant, c.n, c.p, published.D, c.runtime_s / 500) for c in read.itertuples()]
+        return cells, f"of the published V100, since {study.root} has none of a GPU"
+    return [], f"in {study.root}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TypeVar
 
 import mmdma_core
@@ -13,6 +13,7 @@ from benchmarks.cell import EARLY_EPOCHS
 from benchmarks.records import Record
 from benchmarks.study import ENDS_A_SWEEP, Study
 from mmdma_core import advice
+from mmdma_core.advice import Measured
 
 _OVERHEAD_S = 0.7  # most that the harness adds to a cell
 _SWEEP_OVERHEAD_S = 4.0  # what Snakemake's job and the imports take, on two cores
@@ -31,16 +32,20 @@ class Plan:
         self.study = study
         self.total = len(study.variants) * len(study.p) * len(study.n)
         self.known: dict[Point, Record] = {}
+        self._measured: dict[str, list[Measured]] = {}  # of each variant
         self._limit = memory_limit(study)
+        self._speed: float | None = None
         for variant, p in study.sweeps():
             for n in study.n:
                 record = study.known(variant, n, p)
                 if record is not None:
-                    self.known[variant, p, n] = record
+                    self.add(record)
 
     def add(self, record: Record) -> None:
         """Take note of a cell that has just ended."""
         self.known[record.variant, record.p, record.n] = record
+        if record.status == "ok":
+            self._measured.setdefault(record.variant, []).append(record.measured)
 
     def remaining(self) -> list[Point]:
         """The cells that are not known, in the order in which they run."""
@@ -49,7 +54,7 @@ class Plan:
 
     def basis(self) -> str:
         """What the estimate rests on, in words."""
-        measured = sum(record.status == "ok" for record in self.known.values())
+        measured = sum(map(len, self._measured.values()))
         return f"{measured} measured cells and models of cost" if measured else "models of cost, nothing is measured"
 
     def too_large(self, variant: str, limit: float) -> dict[int, int]:
@@ -62,6 +67,7 @@ class Plan:
 
     def seconds_left(self) -> float:
         """Estimated time of the remaining cells; no sweep takes more than its budget."""
+        self._speed = advice.machine_speed(list(chain.from_iterable(self._measured.values())))
         sweeps: dict[tuple[str, int], float] = {}
         for variant, p, n in self.remaining():
             sweeps[variant, p] = sweeps.get((variant, p), 0.0) + self._cell_seconds(variant, p, n)
@@ -90,8 +96,8 @@ class Plan:
     def _epoch_seconds(self, variant: str, p: int, n: int) -> float | None:
         if mmdma_core.variant(variant).cost_model is None:
             return None
-        measured = [record.measured for record in self.known.values() if record.status == "ok"]
-        return advice.estimate(variant, n, p, self.study.settings.n_components, measured).epoch_s
+        own, d = self._measured.get(variant, []), self.study.settings.n_components
+        return advice.epoch_seconds(variant, n, p, d, own, self._speed)
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from mmdma_core import commands
 from mmdma_core.estimator import MMDMA
 
 _VIEWS = ("x", "y")
+_TEXTS = ("variant", "device", "checkpoint")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,8 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.captureWarnings(True)
     try:
         return getattr(commands, options.command)(options)
-    except (ValueError, RuntimeError, ImportError, FloatingPointError) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError, FloatingPointError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FileNotFoundError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
@@ -116,9 +120,9 @@ def _add_parameters(group: argparse._ArgumentGroup) -> None:
                 group.add_argument(option, action=argparse.BooleanOptionalAction, default=True, help=text)
             else:
                 shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-                group.add_argument(
-                    option, type=_value, default=default, metavar="VALUE", help=f"{text} (default: {shown})"
-                )
+                kind = str if name in _TEXTS else _value
+                text = f"{text} (default: {shown})"
+                group.add_argument(option, type=kind, default=default, metavar="VALUE", help=text)
 
 
 def _described(docstring: str) -> dict[str, str]:

@@ -69,7 +69,7 @@ def choose(
 
     device        where it runs; None: on another machine, so that nothing is asked of this one
     memory_bytes  what it may take; by default what is free on the device. Its model of memory decides whether it
-                  fits; the models are of dense views, so that for others nothing is left out for memory
+                  fits; of sparse views and kernels the part that one feature would take
     form          of the views
     measured      cells of the machine in question
 
@@ -97,18 +97,28 @@ def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = (
     if variant(name).cost_model is None:
         raise ValueError(f"variant {name!r} states no cost")
     own = [cell for cell in measured if cell.variant == name]
+    speed = machine_speed(measured)
+    seconds = epoch_seconds(name, n, p, d, own, speed)
     if own:
         cell = _nearest(own, n, p)
-        seconds = _scaled(cell, n, p, d)
         if (cell.n, cell.p, cell.d) == (n, p, d):
             return Estimate(seconds, _AT_LEAST, f"its measured cell at n = {n}, p = {p}")
         return Estimate(seconds, _error(own), f"its nearest measured cell, n = {cell.n}, p = {cell.p}")
-    nominal = _nominal(name, n, p, d)
-    costed = [name for name in variants() if variant(name).cost_model]
-    others = [cell.epoch_s / _nominal(*cell[:4]) for cell in measured if cell.variant in costed]
-    if others:
-        return Estimate(nominal * median(others), _OF_ANOTHER, "its cost, at the speed of the other variants measured")
-    return Estimate(nominal, _NOMINAL, "its cost, at nominal rates: nothing is measured")
+    if speed is not None:
+        return Estimate(seconds, _OF_ANOTHER, "its cost, at the speed of the other variants measured")
+    return Estimate(seconds, _NOMINAL, "its cost, at nominal rates: nothing is measured")
+
+
+def epoch_seconds(name: str, n: int, p: int, d: int, own: Sequence[Measured], speed: float | None) -> float:
+    """The seconds of `estimate` alone, from the variant's own cells, else from the machine's speed."""
+    return _scaled(_nearest(own, n, p), n, p, d) if own else _nominal(name, n, p, d) * (speed or 1.0)
+
+
+def machine_speed(measured: Sequence[Measured]) -> float | None:
+    """The median of measured seconds over nominal ones, of variants that state a cost; None without such cells."""
+    costed = {name for name in variants() if variant(name).cost_model}
+    ratios = [cell.epoch_s / _nominal(*cell[:4]) for cell in measured if cell.variant in costed]
+    return median(ratios) if ratios else None
 
 
 def free_bytes(device: torch.device) -> int:
@@ -158,8 +168,8 @@ def why_not(
         return f"{known.estimator} MMD alone"
     if form not in known.accepts:
         return f"takes no {form} views"
-    if form == "dense" and known.memory_model is not None:
-        needs = known.memory_model(n, p, d)
+    if known.memory_model is not None:
+        needs = known.memory_model(n, p if form == "dense" else 1, d)  # of sparse views what does not depend on p
         if needs > memory_bytes:
             return f"needs {needs / 2**30:.3g} GiB of {memory_bytes / 2**30:.3g}"
     try:

@@ -20,6 +20,7 @@ from mmdma_core.simulate import simulate as simulate_views
 
 _LOG = logging.getLogger("mmdma_core")
 _INTERRUPTED = 130
+_WRITTEN = ("embedding_x.npy", "embedding_y.npy", "overlap.csv", "starts.csv", "loss.csv", "metrics.json", "model.npz")
 
 
 @dataclasses.dataclass
@@ -37,6 +38,8 @@ def fit(options: argparse.Namespace) -> int:
     if options.simulate:
         if options.x or options.y:
             raise ValueError("--simulate makes both views: give it, or --x and --y")
+        if options.match or options.labels or options.x_labels or options.y_labels or options.same_cells:
+            raise ValueError("--simulate knows the match, and there are no labels: leave --match and --labels out")
         x, y, match = simulate_views(options.simulate, options.n, options.p, p_y=options.p_y)
         views = [_bare(view.numpy(), f"simulated-{name}.npy") for name, view in (("x", x), ("y", y))]
         truth = Truth(match, None, None)
@@ -45,12 +48,14 @@ def fit(options: argparse.Namespace) -> int:
         truth = _read_truth(options, *views)
     parameters = {name: getattr(options, name) for name in MMDMA().get_params() if hasattr(options, name)}
     parameters |= {"kernel": "precomputed" if options.kernel else "linear", "verbose": not options.quiet}
+    _embedding_paths(options.out, views)  # before the work, what it may refuse
     model = MMDMA(**parameters)
     begin = time.perf_counter()
     model.fit(*(view.matrix for view in views))
     seconds = time.perf_counter() - begin
+    model.feature_names_x_, model.feature_names_y_ = (view.features for view in views)
     _write_fit(options.out, model, views, truth, seconds, options.n_neighbors)
-    return _INTERRUPTED if "interrupted" in set(model.starts_["stopped"]) else 0
+    return _INTERRUPTED if model.interrupted_ else 0
 
 
 def transform(options: argparse.Namespace) -> int:
@@ -58,6 +63,7 @@ def transform(options: argparse.Namespace) -> int:
     _keep_file(options.out, options.overwrite)
     view = io.read_view(options.cells, **_keys(options, ""))
     model = MMDMA.load(options.model)
+    _check_features(view, getattr(model, f"feature_names_{options.view}_"))
     embedding = model.transform(view.matrix, view=options.view)
     io.write_embedding(view, embedding, options.out, {"model": str(options.model), "view": options.view})
     print(options.out)
@@ -69,8 +75,12 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.out:
         _keep_file(options.out, options.overwrite)
     x, y = _read_views(options)
-    text = json.dumps(_metrics(x.matrix, y.matrix, _read_truth(options, x, y), options.n_neighbors), indent=1)
+    found = _metrics(x.matrix, y.matrix, _read_truth(options, x, y), options.n_neighbors)
+    curve = found.pop("neighbourhood_overlap", None)
+    text = json.dumps(found, indent=1)
     if options.out:
+        if curve is not None:
+            _write_table(_overlap(curve), options.out.with_name(f"{options.out.stem}_overlap.csv"))
         with atomically(options.out) as part:
             part.write_text(text + "\n")
     print(text)
@@ -86,6 +96,15 @@ def simulate(options: argparse.Namespace) -> int:
             np.save(part, array)
         print(options.out / f"{name}.npy")
     return 0
+
+
+def _check_features(view: io.View, fitted: tuple[str, ...] | None) -> None:
+    """Raises ValueError for the first feature that is another one than in the fit; names may be absent."""
+    if fitted is None or view.features is None or len(fitted) != len(view.features):
+        return
+    for k, (then, now) in enumerate(zip(fitted, view.features, strict=True)):
+        if then != now:
+            raise ValueError(f"{view.path}: feature {k} is {now!r}, the model was fitted with {then!r} there")
 
 
 def _read_views(options: argparse.Namespace) -> list[io.View]:
@@ -134,8 +153,9 @@ def _write_fit(out: Path, model: MMDMA, views: list[io.View], truth: Truth, seco
     embeddings = model.embedding_x_, model.embedding_y_
     known = {k: v for k, v in model.get_params().items() if k not in ("callbacks", "checkpoint", "verbose")}
     used = known | {"variant": model.variant_, "sigma": model.sigma_, "random_state": int(model.starts_["seed"][0])}
-    for view, path, embedding in zip(views, _embedding_paths(out, views), embeddings, strict=True):
-        if path.exists() and view.source is not None:  # the second modality goes into the copy with the first
+    paths = _embedding_paths(out, views)
+    for k, (view, path, embedding) in enumerate(zip(views, paths, embeddings, strict=True)):
+        if k == 1 and path == paths[0]:  # the second modality goes into the copy that holds the first
             view = dataclasses.replace(view, path=path)
         io.write_embedding(view, embedding, path, used)
     model.save(out / "model.npz")
@@ -144,7 +164,7 @@ def _write_fit(out: Path, model: MMDMA, views: list[io.View], truth: Truth, seco
     found = _metrics(*embeddings, truth, n_neighbors)
     curve = found.pop("neighbourhood_overlap", None)
     if curve is not None:
-        _write_table(pd.DataFrame({"k": np.arange(1, len(curve) + 1), "overlap": curve}), out / "overlap.csv")
+        _write_table(_overlap(curve), out / "overlap.csv")
     fitted = {"loss": float(model.starts_["loss"].min()), "n_epochs": model.n_iter_, "seconds": round(seconds, 3)}
     with atomically(out / "metrics.json") as part:
         part.write_text(json.dumps(found | {"fit": fitted | {"parameters": used}}, indent=1) + "\n")
@@ -159,20 +179,32 @@ def _write_fit(out: Path, model: MMDMA, views: list[io.View], truth: Truth, seco
 
 
 def _embedding_paths(out: Path, views: list[io.View]) -> list[Path]:
-    """Where the embeddings go: copies of AnnData and MuData files under their names, else embedding_x.npy and _y."""
+    """Where the embeddings go: copies of AnnData and MuData files under their names, else embedding_x.npy and _y.
+
+    Two modalities of one MuData file share a copy. Raises ValueError if a copy would take an input's place.
+    """
     names = [
         f"embedding_{name}.npy" if view.source is None else view.path.name
         for name, view in zip("xy", views, strict=True)
     ]
-    if names[0] == names[1] and views[0].path.resolve() != views[1].path.resolve():
+    files, modalities = {view.path.resolve() for view in views}, {view.modality for view in views}
+    if names[0] == names[1] and not (len(files) == 1 and len(modalities) == 2):
         names = [f"{name}_{file}" for name, file in zip("xy", names, strict=True)]
-    return [out / name for name in names]
+    paths = [out / name for name in names]
+    for path in paths:
+        if path.resolve() in files:
+            raise ValueError(f"{path} is an input, it is kept: choose another --out")
+    return paths
 
 
 def _metrics(e_x: np.ndarray, e_y: np.ndarray, truth: Truth, n_neighbors: int) -> dict[str, Any]:
     found = metrics.evaluate(e_x, e_y, truth.match, truth.labels_x, truth.labels_y, n_neighbors)
     result = {"values": found.values, "left_out": found.left_out, "notes": list(found.notes)}
     return result if found.overlap is None else result | {"neighbourhood_overlap": found.overlap.tolist()}
+
+
+def _overlap(curve: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"k": np.arange(1, len(curve) + 1), "overlap": curve})
 
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:
@@ -188,8 +220,11 @@ def _make_folder(out: Path, overwrite: bool) -> None:
     """Raises ValueError if the folder holds something and may not be overwritten."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, --out must be a folder")
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise ValueError(f"{out} holds results already: kept; --overwrite replaces them")
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise ValueError(f"{out} holds results already: kept; --overwrite replaces them")
+        for name in _WRITTEN:  # what this run may not write anew
+            (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
 
 

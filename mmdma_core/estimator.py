@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import numbers
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -61,8 +63,9 @@ class MMDMA(BaseEstimator):
     loss_every : epochs between two records of the loss, each of which costs about an epoch
     window : early stopping: epochs of each of two windows whose mean losses are compared; 0: none
     tolerance : training stops when the two differ by less than this times max(|mean|, 1)
-    callbacks : functions of (run, loss terms), called whenever the loss is recorded
-    checkpoint : file that training is saved to whenever the loss is recorded, and gone on from if it is there
+    callbacks : functions of (run, loss terms), called whenever the loss is recorded, but for that of the start
+    checkpoint : file that training is saved to whenever the loss is recorded, and gone on from if it is there; of
+        several starts NAME-start0.SUFFIX and so on
     device : "cpu", "cuda", "cuda:INDEX"; "auto": a GPU where there is one
     random_state : start k has the seed random_state + k; None or a RandomState draws the first
     verbose : a progress bar with the loss
@@ -74,11 +77,14 @@ class MMDMA(BaseEstimator):
     loss_history_ : DataFrame of the winning start: epoch, total, mmd, pen_x, pen_y, dis_x, dis_y
     starts_ : DataFrame of all starts: seed, loss, n_epochs, seconds, stopped ("converged", "interrupted" or None)
     n_iter_ : epochs of the winning start
+    interrupted_ : whether Ctrl-C ended it
     sigma_, variant_, device_ : what was used
     mean_x_, mean_y_ : what was subtracted from each column, None without `center`
     n_features_in_, n_features_y_ : p_x, p_y
+    feature_names_x_, feature_names_y_ : of data frames, else None
 
-    Ctrl-C ends `fit` and keeps the best parameters so far.
+    Ctrl-C ends `fit` and keeps the best parameters that were recorded (of another package's run the last).
+    With `variant="auto"` the logger `mmdma_core` says which was taken, and why.
 
     >>> from mmdma_core import MMDMA, simulate
     >>> x, y, match = simulate("branch", n=100, p=20)
@@ -144,30 +150,13 @@ class MMDMA(BaseEstimator):
         self._check()
         views = [self._prepared(view, name, fitting=True) for name, view in (("x", X), ("y", Y))]
         self.n_features_in_, self.n_features_y_ = (view.shape[1] for view in views)
+        self.feature_names_x_, self.feature_names_y_ = _names(X), _names(Y)
         self.device_ = self._device()
         self.variant_ = self._choose(*views)
         seeds = self._seeds()
         self.sigma_ = self._sigma(views, seeds[0])
         settings = self._settings(self.sigma_)
-        run: Run | None = None
-        starts, best = [], None
-        for k, seed in enumerate(seeds):
-            begin = time.perf_counter()
-            if isinstance(run, AdamRun):
-                run.restart(seed)
-            else:
-                run = None  # let go of what it holds first
-                run = self._start(views, settings, seed)
-            history = self._train(run, views, settings, seed, k)
-            loss = self._settle(run, history)
-            starts.append((seed, loss, history.epochs[-1], time.perf_counter() - begin, history.stopped))
-            if best is None or loss < best:
-                best = loss
-                self._keep(run, history, views)
-            if history.stopped == "interrupted":
-                _LOG.warning("interrupted: the best parameters so far are kept (start %d of %d)", k + 1, len(seeds))
-                break
-        self.starts_ = pd.DataFrame(starts, columns=["seed", "loss", "n_epochs", "seconds", "stopped"])
+        self._run_starts(views, settings, seeds)
         return self
 
     def fit_transform(self, X: Any, Y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -180,6 +169,9 @@ class MMDMA(BaseEstimator):
         check_is_fitted(self, "embedding_x_")
         if view not in ("x", "y"):
             raise ValueError(f"view must be 'x' or 'y', got {view!r}")
+        fitted, given = getattr(self, f"feature_names_{view}_"), _names(X)
+        if fitted is not None and given is not None and fitted != given:
+            raise ValueError(f"view {view!r} was fitted with other features, or in another order")
         return np.asarray(self._prepared(X, view, fitting=False) @ getattr(self, f"weights_{view}_"))
 
     def save(self, path: str | Path) -> None:
@@ -197,10 +189,12 @@ class MMDMA(BaseEstimator):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        for name in ("window", "tolerance"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or value < 0:
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
         if self.window and self.window < self.loss_every:
             raise ValueError(f"window must be 0 or at least loss_every = {self.loss_every}, got {self.window!r}")
-        if self.tolerance < 0:
-            raise ValueError(f"tolerance must be at least 0, got {self.tolerance!r}")
         if self.kernel not in ("linear", "precomputed"):
             raise ValueError(f"kernel must be 'linear' or 'precomputed', got {self.kernel!r}")
         if self.kernel == "precomputed" and (self.center or self.l2_normalize):
@@ -210,7 +204,9 @@ class MMDMA(BaseEstimator):
         self._settings(1.0 if self.sigma == "median" else self.sigma)
 
     def _settings(self, sigma: float) -> Settings:
-        return Settings(sigma=sigma, **{name: getattr(self, name) for name in _SETTINGS})
+        given = {name: getattr(self, name) for name in _SETTINGS}
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+        return Settings(sigma=sigma, **plain)
 
     def _prepared(self, view: Any, name: str, fitting: bool) -> Matrix:
         """The view as float32, normalised and centred as asked; in `fit` the means are taken, else those are used."""
@@ -295,10 +291,37 @@ class MMDMA(BaseEstimator):
                 question.update(np.ascontiguousarray(part))
         return Checkpoint(path, question.hexdigest())
 
+    def _run_starts(self, views: list[Matrix], settings: Settings, seeds: list[int]) -> None:
+        """Train every start, keep the best; Ctrl-C ends it, and passes through where there is nothing to keep."""
+        run: Run | None = None
+        starts, best, self.interrupted_ = [], math.inf, False
+        try:
+            for k, seed in enumerate(seeds):
+                begin = time.perf_counter()
+                if isinstance(run, AdamRun):
+                    run.restart(seed)
+                else:
+                    run = None  # let go of what it holds first
+                    run = self._start(views, settings, seed)
+                history = self._train(run, views, settings, seed, k)
+                loss = self._settle(run, history)
+                if not starts or loss < best:
+                    best = loss
+                    self._keep(run, history, views)
+                starts.append((seed, loss, history.epochs[-1], time.perf_counter() - begin, history.stopped))
+                if history.stopped == "interrupted":
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if not starts:
+                raise
+            self.interrupted_ = True
+            _LOG.warning("interrupted: the best parameters so far are kept (start %d of %d)", len(starts), len(seeds))
+        self.starts_ = pd.DataFrame(starts, columns=["seed", "loss", "n_epochs", "seconds", "stopped"])
+
     def _settle(self, run: Run, history: History) -> float:
         """The loss of the parameters that are kept: the last, or the best where training was interrupted."""
-        if history.stopped != "interrupted" or not history.best or not isinstance(run, AdamRun):
-            return run.loss().total
+        if history.stopped != "interrupted" or not isinstance(run, AdamRun):
+            return history.losses[-1].total
         with torch.no_grad():
             for parameter, best in zip(run.parameters, history.best, strict=True):
                 parameter.copy_(best)
@@ -313,6 +336,11 @@ class MMDMA(BaseEstimator):
         self.loss_history_ = pd.DataFrame(history.losses, columns=LossTerms._fields)
         self.loss_history_.insert(0, "epoch", history.epochs)
         self.n_iter_ = history.epochs[-1]
+
+
+def _names(view: Any) -> tuple[str, ...] | None:
+    """The columns of a data frame."""
+    return tuple(map(str, view.columns)) if isinstance(view, pd.DataFrame) else None
 
 
 def median_sigma(e_x: np.ndarray, e_y: np.ndarray) -> float:

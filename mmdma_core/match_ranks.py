@@ -162,7 +162,7 @@ def _checked_match(match: Vector, n_x: int, n_y: int) -> np.ndarray:
     match = match.astype(np.int64)
     times = np.bincount(match[match >= 0], minlength=n_y)
     if not times.any():
-        raise ValueError(f"match must have a known entry, all {n_x} are -1")
+        raise Undefined(f"no match is known, all {n_x} entries are -1")
     twice = int(times.argmax())
     if times[twice] > 1:
         kind = "a permutation" if n_x == n_y and (match >= 0).all() else "one-to-one"

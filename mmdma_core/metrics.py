@@ -121,9 +121,13 @@ def evaluate(
     if match is None:
         left_out |= dict.fromkeys((*_OF_MATCH, "neighbourhood_overlap"), "no match given")
     else:
-        ranks = match_ranks(e_x, e_y, match)
-        overlap, notes = ranks.overlap(), ranks.notes()
-        metrics |= {name: partial(metric, ranks) for name, metric in _OF_MATCH.items()}
+        try:
+            ranks = match_ranks(e_x, e_y, match)
+        except Undefined as reason:
+            left_out |= dict.fromkeys((*_OF_MATCH, "neighbourhood_overlap"), str(reason))
+        else:
+            overlap, notes = ranks.overlap(), ranks.notes()
+            metrics |= {name: partial(metric, ranks) for name, metric in _OF_MATCH.items()}
     absent = [name for name, labels in (("labels_x", labels_x), ("labels_y", labels_y)) if labels is None]
     if absent:
         names = ("label_transfer_accuracy", "label_silhouette")

@@ -51,6 +51,8 @@ def draw_embedding(
     share = values**2 / max(float((values**2).sum()), np.finfo(float).tiny)
     parts = shown[: len(e_x)], shown[len(e_x) :]
     labelled = labels_x is not None and labels_y is not None
+    if labelled:  # numbers in one view may be text in the other
+        labels_x, labels_y = labels_x.astype(str), labels_y.astype(str)
     figure = Figure(figsize=(9 if labelled else 4.8, 4), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, 2 if labelled else 1))
     size = float(np.clip(4000 / len(points), 2, 20))

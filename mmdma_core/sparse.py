@@ -12,7 +12,7 @@ import torch
 
 from mmdma_core import objective
 
-_BLOCK_ENTRIES = 2**24  # of X^T that are multiplied by X at a time
+_BLOCK_ENTRIES = 2**24  # that a product of a block may have at most
 
 
 def csr(begins: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -42,7 +42,8 @@ class SparsePrimal:
         self.n, self.rows = x.shape
         self._x = x.double()
         self._x_t = self._x.t().to_sparse_csr()
-        self._constant = _squared_gram_norm(self._x, self._x_t)
+        factors = (self._x_t, self._x) if self.rows < self.n else (self._x, self._x_t)
+        self._constant = _squared_norm_of_product(*factors)
 
     def embed(self, theta: torch.Tensor) -> torch.Tensor:
         return _Product.apply(self._x, self._x_t, theta.double()).to(theta.dtype)
@@ -59,17 +60,16 @@ class SparsePrimal:
         return objective.distortion(norm, self.n, self.rows)
 
 
-def _squared_gram_norm(x: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
-    """|X^T X|^2 = |X X^T|^2, from sparse products of blocks of rows of X^T with X."""
-    begins, total = x_t.crow_indices(), x.values().new_zeros(())
-    low = 0
-    while low < len(begins) - 1:
-        # As many rows as hold _BLOCK_ENTRIES entries, and at least one.
-        high = int(torch.searchsorted(begins, begins[low] + _BLOCK_ENTRIES, right=True)) - 1
-        high = min(max(high, low + 1), len(begins) - 1)
+def _squared_norm_of_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """|A B|^2 for sparse A (m, k) and B (k, m), from blocks of rows of A; no product has more than _BLOCK_ENTRIES."""
+    begins, total = a.crow_indices(), a.values().new_zeros(())
+    rows, k = a.shape
+    step = max(1, _BLOCK_ENTRIES // b.shape[1])
+    for low in range(0, rows, step):
+        high = min(rows, low + step)
         entries = slice(int(begins[low]), int(begins[high]))
-        rows = begins[low : high + 1] - begins[low]
-        block = csr(rows, x_t.col_indices()[entries], x_t.values()[entries], (high - low, x_t.shape[1]))
-        total += (block @ x).values().square().sum()
-        low = high
+        block = csr(
+            begins[low : high + 1] - begins[low], a.col_indices()[entries], a.values()[entries], (high - low, k)
+        )
+        total += (block @ b).values().square().sum()
     return total

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from mmdma_core.files import atomically
+from mmdma_core.formats import DAMAGED, reading
 from mmdma_core.objective import LossTerms
-from mmdma_core.run import Run
+from mmdma_core.run import AdamRun, Run
 
-Callback = Callable[[Run, LossTerms], object]  # called with the run at each epoch whose loss is recorded
+Callback = Callable[[Run, LossTerms], object]  # called whenever the loss is recorded but for the start
 
 
 @dataclass
@@ -63,14 +65,12 @@ class Stopping:
         if self.window == 0 or now < 2 * self.window:
             return False
         totals = [(now - epoch, loss.total) for epoch, loss in zip(history.epochs, history.losses, strict=True)]
-        after = _mean(total for age, total in totals if age < self.window)
-        before = _mean(total for age, total in totals if self.window <= age < 2 * self.window)
+        after = [total for age, total in totals if age < self.window]
+        before = [total for age, total in totals if self.window <= age < 2 * self.window]
+        if not before:  # a checkpoint may have been written with wider gaps
+            return False
+        after, before = fmean(after), fmean(before)
         return abs(before - after) < self.tolerance * max(abs(before), 1.0)
-
-
-def _mean(values: Any) -> float:
-    values = list(values)
-    return math.fsum(values) / len(values)
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,15 @@ class Checkpoint:
     path: Path
     question: str
 
-    def write(self, run: Run, history: History) -> None:
-        content = {
-            "question": self.question,
-            "state": run.state(),
-            "epochs": history.epochs,
-            "losses": [tuple(loss) for loss in history.losses],
-            "best": [tensor.cpu() for tensor in history.best],
-        }
-        with atomically(self.path) as part:
-            torch.save(content, part)
+    def write(self, run: AdamRun, history: History) -> None:
+        state = run.state()
+        told = {"question": self.question, "epoch": state["epoch"], "epochs": history.epochs}
+        arrays = {f"state{k}": tensor.numpy() for k, tensor in enumerate(state["tensors"])}
+        arrays |= {f"best{k}": tensor.cpu().numpy() for k, tensor in enumerate(history.best)}
+        with atomically(self.path) as part, part.open("wb") as file:
+            np.savez(file, told=json.dumps(told), losses=np.array(history.losses), **arrays)
 
-    def resume(self, run: Run) -> History:
+    def resume(self, run: AdamRun) -> History:
         """The history so far, with the run at its state; a new one if there is no file.
 
         Raises ValueError for a file that is no checkpoint, or that was written for another question.
@@ -102,17 +99,18 @@ class Checkpoint:
         history = History()
         if not self.path.exists():
             return history
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            question = content["question"]
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} is no checkpoint of this program: {type(error).__name__}") from None
+        with reading(self.path, "a checkpoint", *DAMAGED), np.load(self.path, allow_pickle=False) as file:
+            told = json.loads(str(file["told"]))
+            question, epoch, epochs = told["question"], told["epoch"], told["epochs"]
+            arrays = {name: file[name] for name in file.files if name != "told"}
         if question != self.question:
             raise ValueError(f"{self.path} was written for other data, settings or seeds; remove it or name another")
-        run.restore(content["state"])
-        history.epochs = content["epochs"]
-        history.losses = [LossTerms(*loss) for loss in content["losses"]]
-        history.best = tuple(t.to(p.device) for t, p in zip(content["best"], run.parameters, strict=True))
+        tensors = [torch.from_numpy(arrays[f"state{k}"]) for k in range(len(run.state()["tensors"]))]
+        run.restore({"epoch": epoch, "tensors": tensors})
+        history.epochs = epochs
+        history.losses = [LossTerms(*map(float, row)) for row in arrays["losses"]]
+        best = (torch.from_numpy(arrays[f"best{k}"]) for k in range(len(run.parameters)))
+        history.best = tuple(value.to(own.device) for value, own in zip(best, run.parameters, strict=True))
         return history
 
 
@@ -132,7 +130,8 @@ def train(
     progress    a bar with the loss (tqdm)
     checkpoint  gone on from if its file exists, and written whenever the loss is recorded
 
-    Ctrl-C ends training: the history says so and holds the best parameters. Raises FloatingPointError if the loss
+    Ctrl-C ends training: the history says so and holds the best parameters; it passes through before the first loss.
+    Raises FloatingPointError if the loss
     is no number.
     """
     history = checkpoint.resume(run) if checkpoint else History()
@@ -152,6 +151,8 @@ def train(
                 for callback in callbacks:
                     callback(run, terms)
         except KeyboardInterrupt:
+            if not history.epochs:  # nothing to keep
+                raise
             history.stopped = "interrupted"
     if history.stopped is None and run.epoch < n_epochs:
         history.stopped = "converged"

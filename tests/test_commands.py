@@ -78,6 +78,35 @@ def test_fit_writes_into_copies_of_anndata_files_and_matches_by_name(folder, cap
     assert "foscttm" in json.loads((folder / "out" / "metrics.json").read_text())["values"]
 
 
+def test_overwriting_takes_the_input_as_it_is_now(folder):
+    fit("--x", "x.h5ad", "--y", "y.h5ad")
+    changed = anndata.read_h5ad("x.h5ad")[:30]
+    changed.write_h5ad("x.h5ad")
+    fit("--x", "x.h5ad", "--y", "y.h5ad", "--overwrite")
+    assert anndata.read_h5ad("out/x.h5ad").obsm["X_mmdma"].shape == (30, 2)
+
+
+def test_two_matrices_of_one_file_get_a_copy_each(folder):
+    fit("--x", "x.h5ad", "--x-obsm", "X_pca", "--y", "x.h5ad")
+    assert "X_mmdma" in anndata.read_h5ad("out/x_x.h5ad").obsm
+    assert "X_mmdma" in anndata.read_h5ad("out/y_x.h5ad").obsm
+
+
+def test_an_input_is_never_replaced(folder, capsys):
+    before = (folder / "x.h5ad").read_bytes()
+    run("fit", *QUICK, "--quiet", "--out", ".", "--overwrite", "--x", "x.h5ad", "--y", "y.npy", status=2)
+    assert "x.h5ad is an input, it is kept: choose another --out" in capsys.readouterr().err
+    assert (folder / "x.h5ad").read_bytes() == before
+
+
+def test_transform_refuses_features_in_another_order(folder, capsys):
+    fit("--x", "x.h5ad", "--y", "y.npy")
+    data = anndata.read_h5ad("x.h5ad")
+    data[:, ::-1].copy().write_h5ad("reversed.h5ad")
+    run("transform", "--model", "out/model.npz", "--cells", "reversed.h5ad", "--out", "new.h5ad", status=2)
+    assert "reversed.h5ad: feature 0 is '11', the model was fitted with '0' there" in capsys.readouterr().err
+
+
 def test_fit_on_two_modalities_of_one_file(folder):
     fit("--x", "both.h5mu", "--x-modality", "rna", "--y-modality", "prot")
     both = mudata.read_h5mu(folder / "out" / "both.h5mu")
@@ -109,6 +138,7 @@ def test_transform_evaluate_simulate(folder, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed["values"] == json.loads((folder / "out/metrics.json").read_text())["values"]
     assert json.loads((folder / "found.json").read_text()) == printed
+    assert pd.read_csv("found_overlap.csv").equals(pd.read_csv("out/overlap.csv"))
 
 
 def test_what_is_there_is_kept_unless_overwritten(folder, capsys):
@@ -168,5 +198,5 @@ def test_bad_input_gets_one_line(folder, capsys, arguments, message):
 def test_a_model_that_is_none_gets_one_line(folder, capsys):
     run("transform", "--model", "x.npz", "--cells", "x.npy", "--out", "new.npy", status=2)
     assert "x.npz is no model of this program" in capsys.readouterr().err
-    run("transform", "--model", "none.npz", "--cells", "x.npy", "--out", "new.npy", status=1)
+    run("transform", "--model", "none.npz", "--cells", "x.npy", "--out", "new.npy", status=2)
     assert "error: none.npz: No such file" in capsys.readouterr().err

@@ -119,7 +119,7 @@ def test_a_match_is_any_vector_of_integers():
         (X, Y, [MATCH], r"match must have one entry .* got shape \(1, 5\)"),
         (X, Y, [3, 0, 4, 2, 1], r"match must hold rows of y, 0 to 3, or -1 for none, got match\[2\] = 4"),
         (X, Y, [3, 0, -2, 2, 1], r"match must hold rows of y, .* got match\[2\] = -2"),
-        (X, Y, [-1] * 5, "match must have a known entry, all 5 are -1"),
+        (X, Y, [-1] * 5, "no match is known, all 5 entries are -1"),
         (X, Y, [3, 0, -1, 3, 3], "match must be one-to-one: row 3 of y is the match of 3 rows of x"),
         (X[:4], Y, [3, 0, 1, 3], "match must be a permutation: row 3 of y is the match of 2 rows of x"),
         (X[:1], Y, MATCH, r"e_x must be a matrix of at least 2 cells and 1 component, got shape \(1, 3\)"),

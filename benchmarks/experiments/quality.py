@@ -23,7 +23,7 @@ from sklearn.preprocessing import normalize
 from benchmarks.config import ConfigError
 from benchmarks.figures.style import save, style
 from benchmarks.records import write_atomically
-from mmdma_core import MMDMA, metrics, views
+from mmdma_core import MMDMA, MissingDependency, metrics, views
 
 _SETTING = ["n_components", "lambda1", "lambda2", "sigma"]
 _FIT = ["dataset", "variant", *_SETTING]
@@ -48,22 +48,26 @@ DATASETS = {
 }
 
 
-def run(options: dict[str, Any], root: Path) -> str:
+def run(options: dict[str, Any], root: Path, device: str = "cpu") -> str:
     """Fit what runs.csv does not hold yet, write the tables and the figure; the table in words.
 
     options  `quality` of config.yaml
     root     results/MACHINE; everything lies in its folder `quality`
+    device   where the variants run
 
-    Raises ConfigError if a file of the data is absent.
+    A variant that lacks something here is named and left out. Raises ConfigError if a file of the data is absent.
     """
     data = {name: _load(Path(options["data"]), name) for name in options["datasets"]}
-    runs = _Runs(root / "quality" / "runs.csv", options)
+    runs = _Runs(root / "quality" / "runs.csv", options, device)
     for name, (x, y) in data.items():
         for setting in _grid(options):
             runs.fit(name, x, y, options["grid_variant"], setting)
         best = _best_setting(runs.of(name, options["grid_variant"]))
         for variant in options["variants"]:
-            runs.fit(name, x, y, variant, best)
+            try:
+                runs.fit(name, x, y, variant, best)
+            except MissingDependency as error:
+                print(f"{name}: left out: {error}", flush=True)
     summary = pd.concat([_summary(runs, name, *views, options) for name, views in data.items()], ignore_index=True)
     write_atomically(root / "quality" / "quality.csv", summary.to_csv(index=False))
     save(_draw(runs, summary, options), root / "quality", "quality")
@@ -89,9 +93,10 @@ def _grid(options: dict[str, Any]) -> Iterator[dict[str, float]]:
 class _Runs:
     """The table of all starts, one row each; a fit that it holds already is not repeated."""
 
-    def __init__(self, path: Path, options: dict[str, Any]) -> None:
+    def __init__(self, path: Path, options: dict[str, Any], device: str) -> None:
         self.path, self.options = path, options
         self.fixed = {key: options[key] for key in ("learning_rate", "n_epochs", "n_starts", "unbiased", "seed")}
+        self.fixed["device"] = device
         self.table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*_FIT, *self.fixed])
 
     def of(self, dataset: str, variant: str, setting: dict[str, float] | None = None) -> pd.DataFrame:
@@ -146,7 +151,7 @@ def _summary(runs: _Runs, dataset: str, x: np.ndarray, y: np.ndarray, options: d
     grid = runs.of(dataset, options["grid_variant"])
     best = _best_setting(grid)
     rows = []
-    for variant in (options["grid_variant"], *options["variants"]):
+    for variant in _variants(runs, dataset, best):
         starts = runs.of(dataset, variant, best)
         rows.append(_row(variant, "best setting by truth, start by loss", starts, starts))
     rows.insert(1, _row(options["grid_variant"], "setting and start by loss", _chosen(grid), grid))
@@ -159,6 +164,12 @@ def _summary(runs: _Runs, dataset: str, x: np.ndarray, y: np.ndarray, options: d
     ):
         rows.append({"variant": name, "foscttm": value})
     return pd.DataFrame(rows).assign(dataset=DATASETS[dataset].title).set_index("dataset").reset_index()
+
+
+def _variants(runs: _Runs, dataset: str, setting: dict[str, float]) -> list[str]:
+    """Those that were fitted, the one of the grid first."""
+    asked = [runs.options["grid_variant"], *runs.options["variants"]]
+    return [variant for variant in asked if not runs.of(dataset, variant, setting).empty]
 
 
 def _row(variant: str, choice: str, candidates: pd.DataFrame, starts: pd.DataFrame) -> dict[str, Any]:
@@ -182,9 +193,9 @@ def _draw(runs: _Runs, summary: pd.DataFrame, options: dict[str, Any]) -> Figure
     names = options["datasets"]
     figure = Figure(figsize=(4.2 * len(names), 3.6), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
-    variants = [options["grid_variant"], *options["variants"]]
     for axes, name in zip(panels, names, strict=True):
         best = _best_setting(runs.of(name, options["grid_variant"]))
+        variants = _variants(runs, name, best)
         for column, variant in enumerate(variants):
             starts = runs.of(name, variant, best)
             look = style(variant)
