@@ -85,7 +85,7 @@ def _in_words(evidence: Evidence, apart: int, total: int) -> tuple[str, ...]:
         f"{MMD_TOLERANCE:g}) and each penalty and distortion (within {percent(NORM_TOLERANCE, 1)} of its value).",
         "Exact variants of one formulation and one estimator of MMD2 must agree; approximate ones, in grey, need not. "
         "Those marked ≠ do not.",
-        f"**{apart} of {total} losses stand apart.**" if apart else f"None of {total} losses stands apart.",
+        f"**{apart:,} of {total:,} losses stand apart.**" if apart else f"None of {total:,} losses stands apart.",
     )
 
 

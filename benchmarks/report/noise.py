@@ -78,15 +78,13 @@ def _in_words(spreads: pd.DataFrame, told: pd.DataFrame) -> Iterator[str]:
     yield "The spread of a cell is the interquartile range of its timed epochs over their median."
     few = len(spreads) - len(told)
     if few:
-        yield f"{few} of {cells(len(spreads))} timed fewer than {MIN_EPOCHS} epochs, which tell no spread."
+        yield f"{few:,} of {cells(len(spreads))} timed fewer than {MIN_EPOCHS} epochs, which tell no spread."
     if len(told):
         noisy = int((told["spread"] > NOISY).sum())
-        yield (
-            f"In the other {len(told)} it is {percent(told['spread'].median())} in the median, and above "
-            f"{percent(NOISY)} in {noisy}."
-        )
+        middle, which = percent(told["spread"].median()), "the other" if few else "all"
+        yield f"In {which} {len(told):,} it is {middle} in the median, and above {percent(NOISY)} in {noisy:,}."
     extrapolated = int(spreads["extrapolated"].sum())
-    yield f"{extrapolated} of {len(spreads)} runtimes are extrapolated from the median epoch."
+    yield f"{extrapolated:,} of {len(spreads):,} runtimes are extrapolated from the median epoch."
 
 
 def _slowed(spreads: pd.DataFrame) -> Iterator[str]:

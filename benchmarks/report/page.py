@@ -34,9 +34,10 @@ class Section:
 
 def render(study: Study, sections: Sequence[Section], notes: Sequence[str]) -> str:
     """The whole page. `notes` are sentences about what was left out; they stand above everything else."""
-    css, js = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    names = ("page.css", "chart.js", "cells.js")
+    css, *scripts = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in names)
     page = _environment().get_template("page.html.j2")
-    return page.render(study=study, sections=sections, notes=notes, css=css, js=js)
+    return page.render(study=study, sections=sections, notes=notes, css=css, scripts=scripts)
 
 
 def part(name: str, **values: object) -> Markup:

@@ -78,7 +78,7 @@ def _reasons(evidence: Evidence) -> Markup:
         for (variant, status, outcome, detail), same in ended.groupby(["variant", "status", "outcome", "detail"])
     ]
     rows.sort(key=lambda row: evidence.study.variants.index(row[0]))
-    return table("Cells that did not come to an end", ("variant", "how it ended", "where", "reason"), rows)
+    return table("Cells that did not come to an end", ("variant", "how it ended", "where", "reason"), rows, css="tall")
 
 
 def _places(some: pd.DataFrame, evidence: Evidence) -> str:

@@ -53,9 +53,9 @@ def _count(evidence: Evidence) -> str:
     total = len(study.variants) * len(study.n) * len(study.p)
     known = [outcome for outcome in OUTCOMES if outcome in counts]
     others = [outcome for outcome in counts if outcome not in OUTCOMES]
-    parts = [f"{counts[outcome]} {OUTCOMES.get(outcome, f'ended as {outcome}')}" for outcome in (*known, *others)]
+    parts = [f"{counts[outcome]:,} {OUTCOMES.get(outcome, f'ended as {outcome}')}" for outcome in (*known, *others)]
     missing = total - len(evidence.grid)
-    parts += [f"{missing} {'has' if missing == 1 else 'have'} no record"] if missing else []
+    parts += [f"{missing:,} {'has' if missing == 1 else 'have'} no record"] if missing else []
     return (
         f"On {evidence.machine}, of the {cells(total)} of the study `{study.name}` "
         f"({len(study.variants)} variants, n = {study.n[0]:,} to {study.n[-1]:,}, p = {study.p[0]:,} to "
@@ -72,6 +72,8 @@ def _who_wins(among: str, found: Winners) -> Iterator[str]:
     wins = []
     for variant, points in sorted(places.items(), key=lambda item: -len(item[1])):
         wins.append(f"`{variant}` at {len(points)}{_box(points, found)}")
+    none = len(found) - sum(map(len, places.values()))
+    wins += [f"none at {none}"] if none else []
     yield f"At the {len(found)} points (n, p) the fastest of {among} is {listing(wins)}."
 
 
@@ -177,5 +179,5 @@ def _extrapolated(evidence: Evidence) -> Iterator[str]:
     ok = evidence.grid[evidence.grid["status"] == "ok"]
     count = int(ok["extrapolated"].astype(bool).sum())
     if count:
-        share = f"All {count}" if count == len(ok) else f"{count} of the {len(ok)}"
+        share = f"All {count:,}" if count == len(ok) else f"{count:,} of the {len(ok):,}"
         yield f"{share} runtimes are extrapolated from fewer epochs than they stand for."

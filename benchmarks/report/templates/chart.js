@@ -1,5 +1,5 @@
 "use strict";
-// The chart that tells its values, and the table that is searched and sorted. The page reads well without either.
+// The chart that tells its values. Without it the page reads as well.
 const NS = "http://www.w3.org/2000/svg";
 function draw(parent, name, attributes, text) {
   const node = parent.appendChild(document.createElementNS(NS, name));
@@ -85,35 +85,4 @@ function chart(box) {
   box.hidden = false;
   lines();
 }
-
-function searchable(section, table) {
-  const field = section.querySelector("input"), count = section.querySelector("output"), body = table.tBodies[0];
-  const plain = (text) => text.toLowerCase().replaceAll(",", "");
-  const rows = [...body.rows].map((row) => ({ row, text: plain(row.textContent), cells: [...row.cells].map((cell) => cell.textContent) }));
-  function search() {
-    const words = plain(field.value).split(/\s+/);
-    for (const { row, text } of rows) row.hidden = !words.every((word) => text.includes(word));
-    const left = rows.filter(({ row }) => !row.hidden).length;
-    count.textContent = `${left.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows`;
-  }
-  function sort(column, heading) {
-    const down = heading.getAttribute("aria-sort") === "ascending", sign = down ? -1 : 1;
-    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const key = ({ cells }) => cells[column].replaceAll(",", "");
-    const empty = (a, b) => (key(a) === "") - (key(b) === "");
-    rows.sort((a, b) => empty(a, b) || sign * (key(a) - key(b) || key(a).localeCompare(key(b))));
-    body.append(...rows.map(({ row }) => row));
-  }
-  [...table.tHead.rows[0].cells].forEach((heading, column) => {
-    const button = document.createElement("button");
-    button.append(...heading.childNodes);
-    heading.append(button);
-    button.addEventListener("click", () => sort(column, heading));
-  });
-  field.addEventListener("input", search);
-  field.closest("label").hidden = false;
-  search();
-}
 document.querySelectorAll(".chart").forEach(chart);
-document.querySelectorAll("#cells").forEach((table) => searchable(table.closest("section"), table));
