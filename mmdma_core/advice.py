@@ -104,7 +104,8 @@ def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = (
             return Estimate(seconds, _AT_LEAST, f"its measured cell at n = {n}, p = {p}")
         return Estimate(seconds, _error(own), f"its nearest measured cell, n = {cell.n}, p = {cell.p}")
     nominal = _nominal(name, n, p, d)
-    others = [cell.epoch_s / _nominal(*cell[:4]) for cell in measured if variant(cell.variant).cost_model]
+    costed = [name for name in variants() if variant(name).cost_model]
+    others = [cell.epoch_s / _nominal(*cell[:4]) for cell in measured if cell.variant in costed]
     if others:
         return Estimate(nominal * median(others), _OF_ANOTHER, "its cost, at the speed of the other variants measured")
     return Estimate(nominal, _NOMINAL, "its cost, at nominal rates: nothing is measured")

@@ -37,7 +37,8 @@ class MMDMA(BaseEstimator):
     """Match the cells of two modalities: a linear embedding of each, learnt so that the embedded clouds agree.
 
     Minimises MMD2 + lambda1 (penalties) + lambda2 (distortions) of Meng-Papaxanthos et al., equation 1, see
-    mmdma_core.objective, by full-batch Adam from random starting values.
+    mmdma_core.objective, by full-batch Adam from random starting values. The defaults are those that match SNARE-seq
+    and scGEM as well as was published, with rows of unit length (l2_normalize); for other data they are a start.
 
     Parameters
     ----------
@@ -91,11 +92,11 @@ class MMDMA(BaseEstimator):
         variant: str = "auto",
         *,
         n_components: int = 5,
-        sigma: float | Literal["median"] = "median",
-        lambda1: float = 1e-4,
-        lambda2: float = 1e-4,
-        learning_rate: float = 1e-3,
-        n_epochs: int = 2000,
+        sigma: float | Literal["median"] = 1.0,
+        lambda1: float = 1e-2,
+        lambda2: float = 0.3,
+        learning_rate: float = 5e-3,
+        n_epochs: int = 1000,
         n_starts: int = 10,
         init: tuple | str = ("uniform", 0.0, 0.1),
         unbiased: bool = True,

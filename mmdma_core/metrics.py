@@ -54,7 +54,7 @@ def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = Fal
 
     With percent, among the k per cent nearest: floor(k n / 100) cells, n the number of cells of the other view.
     Raises ValueError as `match_ranks` does, for a k that is no integer of at least 1 or no percentage in (0, 100], and
-    (`Undefined`) where k per cent are less than one cell. Source: Meng-Papaxanthos et al. 2023.
+    (`Undefined`) where k per cent are less than one cell. Source: the package lsmmdma.
     """
     return match_ranks(e_x, e_y, match).top_k(k, percent)
 
@@ -62,8 +62,8 @@ def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = Fal
 def neighbourhood_overlap(e_x: Matrix, e_y: Matrix, match: Vector) -> np.ndarray:
     """(n_y,): for k = 1..n_y the fraction of matched cells of x whose true match is among their k nearest cells of y.
 
-    Raises ValueError as `match_ranks` does. Source: Cao et al. 2020 (UnionCom); the package lsmmdma reads the diagonal
-    of an argsort instead, which is no rank.
+    Raises ValueError as `match_ranks` does. Source: the package lsmmdma, which however takes for ranks the diagonal of
+    an argsort.
     """
     return match_ranks(e_x, e_y, match).overlap()
 
@@ -74,9 +74,10 @@ def label_transfer_accuracy(
     """Accuracy with which the labels of one view are predicted from the other, mean of both directions, 0 to 1 (best).
 
     labels_x (n_x,) and labels_y (n_y,) are numbers or text; a cell's label is predicted by the vote of its n_neighbors
-    nearest cells of the other view (scikit-learn's KNeighborsClassifier). Source: Johansen and Quon 2019 (scAlign).
+    nearest cells of the other view (scikit-learn's KNeighborsClassifier: of tied labels the first in order).
     Raises ValueError for bad embeddings, labels of the wrong length or missing, an n_neighbors that is no integer of at
     least 1; `Undefined` for more neighbours than a view has cells and for views without a common label.
+    Source: the package lsmmdma.
     """
     e_x, e_y = as_embeddings(e_x, e_y)
     return _label_transfer_accuracy(e_x, e_y, *_label_codes(e_x, e_y, labels_x, labels_y), n_neighbors)

@@ -53,7 +53,7 @@ def read_view(
     modality: str | None = None,
     transpose: bool = False,
 ) -> View:
-    """Read and check the view in a file of one of these suffixes; no file can run code.
+    """Read and check the view in a file of one of these suffixes; no file brings code that is run.
 
     .h5ad              AnnData: X, or the named layer, or the named entry of obsm
     .h5mu              MuData: the same of the named modality, which is required
@@ -68,6 +68,8 @@ def read_view(
 
     transpose: the file has features in rows, as the .mtx files of 10x have; only for bare matrices.
     Sparse matrices stay sparse, in float32; float64 stays float64; all else becomes float32. Text is float64.
+
+    A damaged .h5ad or .h5mu file is mostly refused, but it can crash the HDF5 library and with it the process.
 
     Raises ValueError of one line that names the file, the key and what is there instead: for a file that is missing or
     not of its format, for a key that it does not have or cannot have, for cell names that occur twice, for entries that
@@ -120,7 +122,7 @@ def _contents(path: Path, kind: str) -> list[str]:
     import h5py  # comes with anndata
 
     package, needed = _ANNOTATED[kind]
-    with reading(path, f"a {kind} file", OSError), h5py.File(path, "r") as file:
+    with reading(path, f"a {kind} file", *DAMAGED), h5py.File(path, "r") as file:
         there = list(file)
         modalities = list(file["mod"]) if kind == ".h5mu" and "mod" in there else []
     if not set(needed) <= set(there):

@@ -1,15 +1,23 @@
 """Shared by all tests: plugins of config.yaml are registered, and GPU tests say why they skip."""
 
+import functools
 import importlib
+import json
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+
+# Threads that spin where they wait take each other's time as soon as there are more of them than cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when PyTorch is loaded
+import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: its logic then runs in NumPy
@@ -27,36 +35,61 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, PyTorch finds none here"))
 
 
-@pytest.fixture
-def project(tmp_path):
-    """A copy of the project in an empty folder, to run commands in as a user would."""
-    folder = tmp_path / "project"
+def heed_interrupts():
+    """In a child before it starts: take SIGINT, which what runs in a shell's background inherits as ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def copy_project(folder):
+    """A copy of the project in a new folder, with what Python and Numba have compiled, to use it as a user would."""
     folder.mkdir()
     for name in ("Snakefile", "config.yaml", "environment.yaml", "README.md"):
         shutil.copy(ROOT / name, folder)
     for name in ("benchmarks", "mmdma_core", "profiles", "results/published-v100", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)
     return folder
 
 
 @pytest.fixture
-def command(project):
-    """Run `python -m benchmarks ...` there; the text of both streams in one."""
+def project(tmp_path):
+    return copy_project(tmp_path / "project")
 
-    def run(*arguments, status=0):
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks", *arguments],
-            cwd=project,
-            env=os.environ | {"PYTHONPATH": str(project)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == status, done.stdout
-        return done.stdout
 
-    return run
+@contextmanager
+def commands(output, preloaded=(), **environment):
+    """A function that runs `python -m benchmarks ...` in a folder, each in a fork of one process, see commands.py."""
+    server = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("commands.py"), *preloaded],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run(folder, *arguments, status=0, seconds=300):
+        request = {"folder": str(folder), "arguments": [str(a) for a in arguments], "output": str(output)}
+        print(json.dumps(request), file=server.stdin, flush=True)
+        assert select.select([server.stdout], [], [], seconds)[0], f"{arguments} took more than {seconds} s"
+        assert int(server.stdout.readline()) == status, output.read_text()
+        return output.read_text()
+
+    try:
+        yield run
+    finally:
+        server.kill()
+        server.communicate()
+
+
+@pytest.fixture(scope="session")
+def in_folder(tmp_path_factory):
+    with commands(tmp_path_factory.mktemp("commands") / "output") as run:
+        yield run
+
+
+@pytest.fixture
+def command(project, in_folder):
+    """Run a command there; the text of both streams in one."""
+    return functools.partial(in_folder, project)
 
 
 @pytest.fixture

@@ -54,6 +54,8 @@ def test_an_estimate_scales_the_nearest_cell_by_its_cost():
     other = advice.estimate("dual-keops", 1000, 100, 10, cells)
     assert "at the speed of the other variants" in other.basis
     assert "nothing is measured" in advice.estimate("dual", 1000, 100, 10).basis
+    gone = Measured("no-longer-there", 1000, 100, 10, 0.5)
+    assert "nothing is measured" in advice.estimate("dual", 1000, 100, 10, [gone]).basis
 
 
 def test_what_cannot_be_taken_is_passed_over_with_the_reason():

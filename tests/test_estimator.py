@@ -25,7 +25,8 @@ QUICK = {
     "loss_every": 5,
     "random_state": 3,
     "variant": "primal",
-    "sigma": 1.0,
+    "lambda1": 1e-4,
+    "lambda2": 1e-4,
 }
 
 

@@ -11,6 +11,7 @@ import time
 
 import psutil
 import pytest
+from conftest import heed_interrupts
 
 from benchmarks import records
 
@@ -91,7 +92,10 @@ def test_an_interrupted_sweep_loses_nothing_and_resumes(faulty, command, project
     sizes = [100, 110, 120, 200, 210]
     root = faulty(["slow"], sizes)
     sweep = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks", "sweep"], cwd=project, env=os.environ | {"PYTHONPATH": str(project)}
+        [sys.executable, "-m", "benchmarks", "sweep"],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(project)},
+        preexec_fn=heed_interrupts,
     )
     path = records.record_path(root, "slow", 10, 120)
     wait_until(path.exists)

@@ -4,6 +4,7 @@ The interpreter multiplies float16 and float32 matrices in float32, so the split
 GPU; the tensor cores' own rounding is not seen here. The tests marked gpu, here and in test_variants.py, see it.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -89,39 +90,47 @@ def test_the_distortion_near_the_optimum(as_on_cuda, name, n, p):
     common.check_distortion_near_the_optimum(name, n, p)
 
 
-@pytest.mark.parametrize("d", [10, 64])
-@pytest.mark.parametrize("capability", [80, 90])
-def test_the_kernel_compiles(capability, d):
-    """With products on the tensor cores, and nothing that only the device it is compiled on could tell."""
+@pytest.fixture(scope="module")
+def compiled():
+    """The kernel in PTX for (capability, d), compiled in a process where Triton is no interpreter."""
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(capability), str(d)],
+        [sys.executable, "-c", COMPILE, json.dumps([(c, d) for c in INSTRUCTION for d in WIDTHS])],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert {80: "mma.sync", 90: "wgmma.mma_async"}[capability] in done.stdout
+    return {(c, d): ptx for c, d, ptx in map(json.loads, done.stdout.splitlines())}
 
 
+INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async"}  # of the tensor cores, by compute capability
+WIDTHS = [10, 64]
 COMPILE = """
-import sys
+import json, sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from mmdma_core.gaussian.fused_cuda import pair_sums, tile
 
-capability, d = map(int, sys.argv[1:])
-sizes = tile(d)
-warps = sizes.pop("num_warps")
-types = dict.fromkeys(("n_x", "n_y", "blocks_x", "segment"), "i32")
-types |= dict.fromkeys(("scale", "weight_x", "weight_y", "weight_across"), "fp32")
-types |= {"points": "*fp32", "sums": "*fp64", "pulls": "*fp32"}
-constants = {"d": d} | sizes
-source = ASTSource(pair_sums, types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
-built = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
-assert built.asm["cubin"]
-print(built.asm["ptx"])
+for capability, d in json.loads(sys.argv[1]):
+    sizes = tile(d)
+    warps = sizes.pop("num_warps")
+    types = dict.fromkeys(("n_x", "n_y", "blocks_x", "segment"), "i32")
+    types |= dict.fromkeys(("scale", "weight_x", "weight_y", "weight_across"), "fp32")
+    types |= {"points": "*fp32", "sums": "*fp64", "pulls": "*fp32"}
+    constants = {"d": d} | sizes
+    source = ASTSource(pair_sums, types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+    built = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    assert built.asm["cubin"]
+    print(json.dumps([capability, d, built.asm["ptx"]]))
 """
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+@pytest.mark.parametrize("capability", INSTRUCTION)
+def test_the_kernel_compiles(compiled, capability, d):
+    """With products on the tensor cores, and nothing that only the device it is compiled on could tell."""
+    assert INSTRUCTION[capability] in compiled[capability, d]
 
 
 def test_what_the_fused_variants_do_not_take_on_a_gpu_is_said(monkeypatch):

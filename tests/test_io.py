@@ -159,6 +159,9 @@ def test_files_of_another_kind(tmp_path, suffix):
     with h5py.File(broken, "w") as file:
         file["obs"], file["var"], file["mod/rna/obs"], file["mod/rna/X"] = 1, 2, 3, COUNTS
     modality = "rna" if suffix == ".h5mu" else None
+    with h5py.File(tmp_path / f"linked{suffix}", "w") as file:
+        file["obs"], file["var"], file["mod"] = (h5py.ExternalLink("gone.h5", "/") for _ in range(3))
+    refused(lambda: read_view(tmp_path / f"linked{suffix}", modality=modality), f"cannot be read as a {suffix} file")
     refused(lambda: read_view(broken, modality=modality), str(broken), f"cannot be read as a {suffix} file")
 
 

@@ -3,6 +3,8 @@
 import re
 import sys
 
+import pytest
+
 from benchmarks import limit
 
 
@@ -11,5 +13,6 @@ def test_the_fraction_reached_is_that_of_the_limit(monkeypatch, capsys):
     limit.main()
     said = capsys.readouterr().out
     most, reached = (float(re.search(rf"{word}: +([\d.e+]+) pairs/s", said)[1]) for word in ("limit", "reached"))
-    assert int(re.search(r"(\d+)%", said)[1]) == round(100 * reached / most)
+    percent = 100 * reached / most  # of numbers printed with three digits, each off by 0.5 % at most
+    assert int(re.search(r"(\d+)%", said)[1]) == pytest.approx(percent, abs=0.5 + 0.01 * percent)
     assert 0.05 < reached / most < 1

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._dynamo  # before TensorFlow: Triton, which it imports, has been seen to crash after it
 
 from benchmarks import records
 from mmdma_core import Settings, Unsupported, reference, simulate, start, variant

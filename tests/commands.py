@@ -1,0 +1,36 @@
+"""`python -m benchmarks` in forks of one process that has imported it, which saves each command two seconds of imports.
+
+    python tests/commands.py [VARIANT ...]
+
+Reads requests, a JSON object {folder, arguments, output} a line, runs each in a process of its own in that folder, with
+both streams in the file `output`, and answers with its exit status. Like a sweep, which forks its cells, the one
+process has imported PyTorch, and what the variants named require, and never computed with it.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+from contextlib import redirect_stdout
+
+from benchmarks import guard, sweep, table  # noqa: F401
+from benchmarks.__main__ import main
+
+
+def run(folder: str, arguments: list[str], output: str) -> None:
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(written, 1)
+    os.dup2(written, 2)
+    sys.exit(main(arguments))
+
+
+if __name__ == "__main__":
+    with redirect_stdout(sys.stderr):  # KeOps says there what it finds
+        guard.preload(sys.argv[1:], "cpu")
+    for line in sys.stdin:
+        child = multiprocessing.get_context("fork").Process(target=run, kwargs=json.loads(line))
+        child.start()
+        child.join()
+        print(child.exitcode, flush=True)
