@@ -4,10 +4,11 @@ import yaml
 from conftest import ROOT
 from test_records import record
 
-from benchmarks import figures, records, study, table
+from benchmarks import figures, records, report, study, table
 
 MACHINE = {"gpu": None, "cpu": "a CPU", "cpu_threads": 2, "memory_bytes": 2**34, "commit": "abc"}
 LOSSES = {"total": 1.5, "mmd": 0.5, "pen_x": 1.0, "pen_y": 2.0, "dis_x": 3.0, "dis_y": 4.0}
+RUNTIMES = {"primal": 3.0, "dual": 2.0, "primal-fused": 0.5}
 PIXEL = bytes.fromhex("89504e470d0a1a0a")  # a PNG's first bytes: what follows is not looked at
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="600pt" height="200pt" viewBox="0 0 600 200"></svg>'
 
@@ -50,3 +51,8 @@ def grid(runtimes, n=(100, 200), p=(10, 20)):
         for one_p in p
         for one_n in n
     ]
+
+
+def written(study):
+    """The page of a study, as HTML."""
+    return report.write(study).read_text()
