@@ -56,7 +56,7 @@ def _needs(choice: advice.Choice) -> str:
 
 
 def _measured(study: Study, kind: str) -> tuple[list[advice.Measured], str]:
-    """The ok cells of one machine, those of the published V100 where a GPU is asked for and none is measured."""
+    """The ok cells of one machine; those of the published V100 where a GPU is asked for and none is measured."""
     known = [record for record in records.read_all(study.root) if record.status == "ok" and record.device == kind]
     if known:
         table, left_out = selection.one_machine(to_frame(known))
