@@ -40,7 +40,7 @@ class MMDMA(BaseEstimator):
 
     Minimises MMD2 + lambda1 (penalties) + lambda2 (distortions) of Meng-Papaxanthos et al., equation 1, see
     mmdma_core.objective, by full-batch Adam from random starting values. The defaults are those that match SNARE-seq
-    and scGEM as well as was published, with rows of unit length (l2_normalize); for other data they are a start.
+    as well as was published, with rows of unit length (l2_normalize); for other data they are a start.
 
     Parameters
     ----------
