@@ -8,11 +8,11 @@ as every cell is. Everything lies in results/MACHINE/citeseq/real/ or results/MA
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import mmdma_core
 from benchmarks import records, sweep
@@ -188,9 +188,9 @@ def draw(study: Study, rows: list[Row]) -> Figure:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlim(left, right * (right / left) ** 0.8)  # room for the notes
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 2 * right else ""))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(axis="x", which="minor", length=0)
+    decades = range(math.ceil(math.log10(left)), math.ceil(math.log10(right)) + 1)
+    axes.set_xticks([10.0**decade for decade in decades], [f"{10.0**decade:g}" for decade in decades])
+    axes.minorticks_off()
     axes.set_xlabel("minutes for all epochs")
     figure.suptitle(
         f"{_subject(study)}\n{study.epochs:,} epochs on {rows[0]['machine']}", x=0.02, ha="left", fontsize=9
