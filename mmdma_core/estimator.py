@@ -75,7 +75,8 @@ class MMDMA(BaseEstimator):
     embedding_x_, embedding_y_ : (n_x, d), (n_y, d)
     weights_x_, weights_y_ : (p, d), the embedding is X W; with kernels (n, d), the embedding is K alpha
     loss_history_ : DataFrame of the winning start: epoch, total, mmd, pen_x, pen_y, dis_x, dis_y
-    starts_ : DataFrame of all starts: seed, loss, n_epochs, seconds, stopped ("converged", "interrupted" or None)
+    starts_ : DataFrame of all starts: seed, loss, n_epochs, seconds, stopped ("converged", "interrupted",
+        "diverged" or None)
     n_iter_ : epochs of the winning start
     interrupted_ : whether Ctrl-C ended it
     sigma_, variant_, device_ : what was used
@@ -212,13 +213,13 @@ class MMDMA(BaseEstimator):
         """The view as float32, normalised and centred as asked; in `fit` the means are taken, else those are used."""
         if isinstance(view, torch.Tensor):
             view = view.detach().cpu().numpy()
-        rows = check_array(
-            view,
-            accept_sparse="csr",
-            dtype=np.float32,
-            input_name=name.upper(),
-            ensure_min_samples=2 if fitting else 1,
-        )
+        least = 2 if fitting else 1
+        try:
+            rows = check_array(
+                view, accept_sparse="csr", dtype=np.float32, input_name=name.upper(), ensure_min_samples=least
+            )
+        except ValueError as error:  # of several lines
+            raise ValueError(str(error).partition("\n")[0]) from None
         columns = rows.shape[1] if fitting else len(getattr(self, f"weights_{name}_"))
         if rows.shape[1] != columns:
             raise ValueError(f"view {name!r} was fitted with {columns} columns, got {rows.shape[1]}")
@@ -295,6 +296,7 @@ class MMDMA(BaseEstimator):
         """Train every start, keep the best; Ctrl-C ends it, and passes through where there is nothing to keep."""
         run: Run | None = None
         starts, best, self.interrupted_ = [], math.inf, False
+        diverged: FloatingPointError | None = None
         try:
             for k, seed in enumerate(seeds):
                 begin = time.perf_counter()
@@ -303,19 +305,26 @@ class MMDMA(BaseEstimator):
                 else:
                     run = None  # let go of what it holds first
                     run = self._start(views, settings, seed)
-                history = self._train(run, views, settings, seed, k)
+                try:
+                    history = self._train(run, views, settings, seed, k)
+                except FloatingPointError as error:
+                    diverged = error
+                    starts.append((seed, math.inf, run.epoch, time.perf_counter() - begin, "diverged"))
+                    continue
                 loss = self._settle(run, history)
-                if not starts or loss < best:
+                if loss < best:
                     best = loss
                     self._keep(run, history, views)
                 starts.append((seed, loss, history.epochs[-1], time.perf_counter() - begin, history.stopped))
                 if history.stopped == "interrupted":
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            if not starts:
+            if best == math.inf:
                 raise
             self.interrupted_ = True
             _LOG.warning("interrupted: the best parameters so far are kept (start %d of %d)", len(starts), len(seeds))
+        if best == math.inf:
+            raise diverged
         self.starts_ = pd.DataFrame(starts, columns=["seed", "loss", "n_epochs", "seconds", "stopped"])
 
     def _settle(self, run: Run, history: History) -> float:

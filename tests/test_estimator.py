@@ -251,6 +251,22 @@ def test_a_progress_bar_shows_the_loss(capsys):
     assert "loss=" in capsys.readouterr().err
 
 
+def test_a_start_that_diverges_is_named_and_another_one_wins(monkeypatch):
+    record = training.History.record
+
+    def diverge(self, run):
+        if run.epoch == 5 and len(seen) == 0:
+            seen.append(run.epoch)
+            raise FloatingPointError("planted")
+        return record(self, run)
+
+    seen = []
+    monkeypatch.setattr(training.History, "record", diverge)
+    model = fitted(n_starts=2)
+    assert model.starts_["stopped"].tolist() == ["diverged", None]
+    np.testing.assert_array_equal(model.embedding_x_, fitted(random_state=4).embedding_x_)
+
+
 def test_a_loss_that_is_no_number_is_an_error():
     with pytest.raises(FloatingPointError, match=r"after 5 epochs .*lower learning_rate"):
         fitted(learning_rate=1e30)
