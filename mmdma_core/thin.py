@@ -5,63 +5,210 @@ With X (n, p) and thin matrices of d columns, for every row x_i:
     rows:   out_i = base_i + alpha x_i W         W (p, d)
     sums:   total = sum_i x_i^T out_i            (p, d)
 
-Four rows at a time are taken through both, so that X is read from memory once where the two follow each other, and two
-columns of the thin matrices, so that what is loaded is used more than once.
+Six rows at a time are taken through both, so that X is read from memory once where the two follow each other. The
+inner loops take them with two columns of a thin matrix: for every row two sums or factors stay in registers, and what
+is loaded is used twice or six times. They also ask for the cache lines that come next, else the wait for memory would
+add to the arithmetic. LLVM vectorises no loop that prefetches, so they are written out in its vectors. (All is in one
+file, since Numba's cache of a function does not see a change in another.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.base import BaseContext
+from numba.core.typing import Signature
+from numba.extending import intrinsic
 
-_ROWS = 4
-_CHUNK = 8192  # columns of X whose four rows stay in the second cache
+_ROWS = 6  # 12 sums or factors, 2 of the thin columns and 1 of a row: of 16 registers
+_VECTOR_BYTES = 32
+_INT, _LONG, _ADDRESS = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+_CHUNK_BYTES = 2048  # of each row that are taken at a time, so that all of them stay in the first cache
 _FLUSH = 256  # rows after which partial sums go into float64
 
 
-@numba.njit(fastmath=True, cache=True)
-def _add_rows(x, low, w_t, alpha, out):
-    """out (4, d) += alpha x[low : low + 4] W, W given as w_t (d, p), d even."""
-    for first in range(0, x.shape[1], _CHUNK):
-        last = min(first + _CHUNK, x.shape[1])
-        x0, x1, x2, x3 = (x[low][first:last], x[low + 1][first:last], x[low + 2][first:last], x[low + 3][first:last])
-        for k in range(0, w_t.shape[0], 2):
-            u, v = w_t[k][first:last], w_t[k + 1][first:last]
-            r0 = r1 = r2 = r3 = s0 = s1 = s2 = s3 = x.dtype.type(0)
-            for j in range(len(x0)):
-                r0 += x0[j] * u[j]
-                r1 += x1[j] * u[j]
-                r2 += x2[j] * u[j]
-                r3 += x3[j] * u[j]
-                s0 += x0[j] * v[j]
-                s1 += x1[j] * v[j]
-                s2 += x2[j] * v[j]
-                s3 += x3[j] * v[j]
-            out[0, k] += alpha * r0
-            out[1, k] += alpha * r1
-            out[2, k] += alpha * r2
-            out[3, k] += alpha * r3
-            out[0, k + 1] += alpha * s0
-            out[1, k + 1] += alpha * s1
-            out[2, k + 1] += alpha * s2
-            out[3, k + 1] += alpha * s3
+@intrinsic
+def _add_dots(typing_context, x, low, first, count, rows, thin, k, ahead, stride):
+    """rows[r, m] += the dot product of x[low + r] and thin[m], for r < _ROWS and m in k, k + 1.
+
+    x (n, p), rows (_ROWS, d), thin (d, p)  C-contiguous, of one type: float32 or float64
+    first, count                            the columns: so many from `first` on
+    ahead, stride                           the i-th vector of them prefetches the address ahead + i stride
+    """
+
+    def generate(context, builder, signature, values):
+        loop = _Loop(context, builder, signature, values)
+        sums = [[cgutils.alloca_once(builder, loop.vector) for _ in range(_ROWS)] for _ in range(2)]
+        for total in sums[0] + sums[1]:
+            builder.store(ir.Constant(loop.vector, None), total)
+
+        def body() -> None:
+            factors = [loop.load(row) for row in loop.thin]
+            for r in range(_ROWS):
+                numbers = loop.load(loop.x[r])
+                for m in range(2):
+                    builder.store(loop.multiply_add(numbers, factors[m], builder.load(sums[m][r])), sums[m][r])
+
+        loop.over_columns(body)
+        for m in range(2):
+            for r in range(_ROWS):
+                total = builder.fadd(builder.load(loop.rows[m][r]), loop.sum(builder.load(sums[m][r])))
+                builder.store(total, loop.rows[m][r])
+        return context.get_dummy_value()
+
+    return types.void(x, low, first, count, rows, thin, k, ahead, stride), generate
+
+
+@intrinsic
+def _add_rows(typing_context, x, low, first, count, rows, thin, k, ahead, stride):
+    """thin[m] += the sum over r < _ROWS of rows[r, m] x[low + r], for m in k, k + 1; arguments as for _add_dots."""
+
+    def generate(context, builder, signature, values):
+        loop = _Loop(context, builder, signature, values)
+        factors = [[loop.splat(address) for address in loop.rows[m]] for m in range(2)]
+
+        def body() -> None:
+            totals = [loop.load(row) for row in loop.thin]
+            for r in range(_ROWS):
+                numbers = loop.load(loop.x[r])
+                totals = [loop.multiply_add(numbers, factors[m][r], totals[m]) for m in range(2)]
+            for m in range(2):
+                loop.store(totals[m], loop.thin[m])
+
+        loop.over_columns(body)
+        return context.get_dummy_value()
+
+    return types.void(x, low, first, count, rows, thin, k, ahead, stride), generate
+
+
+class _Loop:
+    """The addresses that a kernel works on, and the vector instructions it is made of.
+
+    x, thin, rows  of the first elements: of _ROWS rows of x, of two rows of `thin`, of `rows` [m][r]
+    vector         the type of a vector
+    """
+
+    def __init__(
+        self, context: BaseContext, builder: ir.IRBuilder, signature: Signature, values: Sequence[ir.Value]
+    ) -> None:
+        _, low, first, self._count, _, _, k, self._ahead, self._stride = values
+        self._builder, self._mask = builder, None
+        dtype = signature.args[0].dtype
+        self._bytes = dtype.bitwidth // 8
+        self.vector = ir.VectorType(context.get_data_type(dtype), _VECTOR_BYTES // self._bytes)
+        self._name = f"v{self.vector.count}f{dtype.bitwidth}"
+
+        def elements(argument: int) -> tuple[ir.Value, ir.Value]:
+            array = context.make_array(signature.args[argument])(context, builder, values[argument])
+            return array.data, cgutils.unpack_tuple(builder, array.shape, 2)[1]
+
+        def address(matrix: tuple[ir.Value, ir.Value], row: ir.Value, column: ir.Value) -> ir.Value:
+            return builder.gep(matrix[0], [builder.add(builder.mul(row, matrix[1]), column)])
+
+        x, rows, thin = elements(0), elements(4), elements(5)
+        both = k, builder.add(k, _LONG(1))
+        self.x = [address(x, builder.add(low, _LONG(r)), first) for r in range(_ROWS)]
+        self.thin = [address(thin, m, first) for m in both]
+        self.rows = [[address(rows, _LONG(r), m) for r in range(_ROWS)] for m in both]
+
+    def over_columns(self, body: Callable[[], None]) -> None:
+        """The code of `body` for every vector of the columns; one that is not whole is masked."""
+        builder, width = self._builder, _LONG(self.vector.count)
+        whole = builder.udiv(self._count, width)
+        with cgutils.for_range(builder, whole) as step:
+            self._column = builder.mul(step.index, width)
+            body()
+            self._prefetch(builder.add(self._ahead, builder.mul(step.index, self._stride)))
+        self._column = builder.mul(whole, width)
+        rest = builder.sub(self._count, self._column)
+        with cgutils.if_unlikely(builder, cgutils.is_not_null(builder, rest)):
+            count = self._splat(builder.trunc(rest, _INT), ir.VectorType(_INT, self.vector.count))
+            self._mask = builder.icmp_signed("<", _places(range(self.vector.count)), count)
+            body()
+
+    def _prefetch(self, address: ir.Value) -> None:
+        """Ask for a cache line, into the second cache; an address of nothing does no harm."""
+        self._call(
+            "llvm.prefetch.p0", ir.VoidType(), self._builder.inttoptr(address, _ADDRESS), _INT(0), _INT(2), _INT(1)
+        )
+
+    def load(self, row: ir.Value) -> ir.Value:
+        """The present vector of the row that begins at an address."""
+        address = self._at(row)
+        if self._mask is None:
+            return self._builder.load(address, align=self._bytes)
+        zero = ir.Constant(self.vector, None)
+        return self._call(
+            f"llvm.masked.load.{self._name}.p0", self.vector, address, _INT(self._bytes), self._mask, zero
+        )
+
+    def store(self, vector: ir.Value, row: ir.Value) -> None:
+        """Make the vector the present one of the row that begins at an address."""
+        address = self._at(row)
+        if self._mask is None:
+            self._builder.store(vector, address, align=self._bytes)
+        else:
+            self._call(
+                f"llvm.masked.store.{self._name}.p0", ir.VoidType(), vector, address, _INT(self._bytes), self._mask
+            )
+
+    def _at(self, row: ir.Value) -> ir.Value:
+        return self._builder.bitcast(self._builder.gep(row, [self._column]), self.vector.as_pointer())
+
+    def _call(self, intrinsic_name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        return self._builder.call(cgutils.get_or_insert_function(self._builder.module, kind, intrinsic_name), arguments)
+
+    def multiply_add(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
+        """total + a b, as one instruction where there is one."""
+        return self._builder.fadd(total, self._builder.fmul(a, b, flags=["contract"]), flags=["contract"])
+
+    def splat(self, address: ir.Value) -> ir.Value:
+        """A vector of the number at an address."""
+        return self._splat(self._builder.load(address), self.vector)
+
+    def _splat(self, number: ir.Value, vector: ir.VectorType) -> ir.Value:
+        undefined = ir.Constant(vector, ir.Undefined)
+        one = self._builder.insert_element(undefined, number, _INT(0))
+        return self._builder.shuffle_vector(one, undefined, _places([0] * vector.count))
+
+    def sum(self, vector: ir.Value) -> ir.Value:
+        """The sum of a vector's numbers, by halves."""
+        count = self.vector.count
+        while count > 1:
+            count //= 2
+            halves = _places(range(count)), _places(range(count, 2 * count))
+            vector = self._builder.fadd(*(self._builder.shuffle_vector(vector, vector, half) for half in halves))
+        return self._builder.extract_element(vector, _INT(0))
+
+
+def _places(numbers: Iterable[int]) -> ir.Constant:
+    numbers = list(numbers)
+    return ir.Constant(ir.VectorType(_INT, len(numbers)), numbers)
 
 
 @numba.njit(fastmath=True, cache=True)
-def _add_sums(x, low, rows, total_t):
-    """total_t (d, p) += (x[low : low + 4]^T rows)^T, rows (4, d), d even."""
-    for first in range(0, x.shape[1], _CHUNK):
-        last = min(first + _CHUNK, x.shape[1])
-        x0, x1, x2, x3 = (x[low][first:last], x[low + 1][first:last], x[low + 2][first:last], x[low + 3][first:last])
-        for k in range(0, total_t.shape[0], 2):
-            u, v = total_t[k][first:last], total_t[k + 1][first:last]
-            r0, r1, r2, r3 = rows[0, k], rows[1, k], rows[2, k], rows[3, k]
-            s0, s1, s2, s3 = rows[0, k + 1], rows[1, k + 1], rows[2, k + 1], rows[3, k + 1]
-            for j in range(len(x0)):
-                y0, y1, y2, y3 = x0[j], x1[j], x2[j], x3[j]
-                u[j] += (y0 * r0 + y1 * r1) + (y2 * r2 + y3 * r3)
-                v[j] += (y0 * s0 + y1 * s1) + (y2 * s2 + y3 * s3)
+def _take(x, low, rows, thin, into_rows, ahead, stride):
+    """For _ROWS rows from `low` on: rows += x thin^T if into_rows, else thin += rows^T x; rows (_ROWS, d), thin (d, p).
+
+    d is even. The addresses from `ahead` on, `stride` for each vector, are prefetched; returns where this has come to.
+    """
+    d, p = thin.shape
+    chunk = _CHUNK_BYTES // x.itemsize
+    for first in range(0, p, chunk):
+        count = min(chunk, p - first)
+        for k in range(0, d, 2):
+            if into_rows:
+                _add_dots(x, low, first, count, rows, thin, k, ahead, stride)
+            else:
+                _add_rows(x, low, first, count, rows, thin, k, ahead, stride)
+            ahead += count * x.itemsize // _VECTOR_BYTES * stride
+    return ahead
 
 
 @numba.njit(cache=True)
@@ -74,10 +221,12 @@ def _flush(partial, total):
 
 
 @numba.njit(parallel=True, cache=True)
-def _sweep(x, w_t, alpha, out, with_rows, with_sums, fours, partial, totals):
+def _sweep(x, w_t, alpha, out, with_rows, with_sums, taken, partial, totals):
     """Thread t takes a contiguous share of the rows; totals[t] (d, p) in float64 are its sums."""
     n, threads = x.shape[0], len(totals)
     groups = (n + _ROWS - 1) // _ROWS
+    times = w_t.shape[0] // 2 * (2 if with_rows and with_sums else 1)  # that each vector of x is loaded
+    stride = _ROWS * _VECTOR_BYTES // times
     for t in numba.prange(threads):
         totals[t] = 0.0
         partial[t] = 0.0
@@ -86,19 +235,20 @@ def _sweep(x, w_t, alpha, out, with_rows, with_sums, fours, partial, totals):
         for group in range(begin, end):
             low = max(0, min(group * _ROWS, n - _ROWS))
             fresh = group * _ROWS - low  # rows of the last group that the one before has done already
-            four = fours[t]
-            four[:] = 0
+            rows = taken[t]
+            rows[:] = 0
+            ahead = x.ctypes.data + (low + _ROWS) * x.strides[0]
             if with_rows:
-                _add_rows(x, low, w_t, alpha, four)
+                ahead = _take(x, low, rows, w_t, True, ahead, stride)
             for r in range(_ROWS):
                 for k in range(out.shape[1]):
                     if r < fresh:
-                        four[r, k] = 0
+                        rows[r, k] = 0
                     else:
-                        four[r, k] += out[low + r, k]
-                        out[low + r, k] = four[r, k]
+                        rows[r, k] = out[low + r, k] + alpha * rows[r, k]
+                        out[low + r, k] = rows[r, k]
             if with_sums:
-                _add_sums(x, low, four, partial[t])
+                _take(x, low, rows, partial[t], False, ahead, stride)
                 done += _ROWS
                 if done >= _FLUSH or group == end - 1:
                     _flush(partial[t], totals[t])
@@ -138,11 +288,11 @@ class ThinProducts:
 
     def __init__(self, x: np.ndarray, d: int, threads: int) -> None:
         self._short = max(0, _ROWS - len(x))
-        self._x = np.pad(x, ((0, self._short), (0, 0))) if self._short else x
+        self._x = np.ascontiguousarray(np.pad(x, ((0, self._short), (0, 0))) if self._short else x)
         self._out = np.zeros((len(self._x), d), x.dtype)
         self._d, even = d, d + d % 2
         self._w_t = aligned_zeros((even, x.shape[1]), x.dtype)
-        self._fours = np.zeros((threads, _ROWS, even), x.dtype)
+        self._taken = np.zeros((threads, _ROWS, even), x.dtype)
         self._partial = aligned_zeros((threads, even, x.shape[1]), x.dtype)
         self._totals = np.zeros((threads, even, x.shape[1]))
         self._sum = np.zeros((even, x.shape[1]))
@@ -177,7 +327,7 @@ class ThinProducts:
             target,
             with_rows,
             with_sums,
-            self._fours,
+            self._taken,
             self._partial,
             self._totals,
         )
