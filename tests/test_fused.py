@@ -1,13 +1,16 @@
 """The fused variants beyond the common checks: accuracy where it is hard, memory, allocations, limits."""
 
+import math
+import time
 import tracemalloc
 
 import common
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import records
-from mmdma_core import Settings, Unsupported, simulate, start
+from mmdma_core import Settings, Unsupported, reference, simulate, start
 
 pytest.importorskip("numba")
 
@@ -25,6 +28,57 @@ def on_cpu(n_x, n_y, settings):
 def test_mmd_and_its_gradient_whatever_the_norms(n_x, n_y, d, offset):
     """Coordinates enter as differences, so points far from the origin lose nothing but their own rounding."""
     common.check_mmd(on_cpu, n_x, n_y, Settings(n_components=d), spread=2.0, offset=offset)
+
+
+@pytest.mark.parametrize(("spread", "rank"), [(200.0, 2), (2000.0, 3), (2e4, 2)])
+def test_mmd_and_its_gradient_of_wide_clouds(spread, rank):
+    """Here pairs of neighbours count and others are left out."""
+    common.check_mmd(on_cpu, 700, 900, Settings(), spread=spread, rank=rank)
+
+
+def test_means_that_come_from_far_pairs_alone():
+    """Each cell is nearest to one of the other view, with k = 2^-50: that may be left out beside larger ones only."""
+    step, aside = ((2 * exponent / math.log2(math.e)) ** 0.5 for exponent in (80, 50))
+    x, y = torch.zeros(600, 2), torch.zeros(500, 2)
+    x[:, 0], y[:, 0], y[:, 1] = step * torch.arange(600), step * torch.arange(500), aside
+    settings = Settings(n_components=2)
+    found = on_cpu(600, 500, settings)(x, y, torch.empty_like(x), torch.empty_like(y))
+    means = reference.gaussian_means(x.double(), y.double(), settings)
+    assert found == pytest.approx((means[0] + means[1] - 2 * means[2]).item(), rel=1e-4, abs=0)
+
+
+def test_far_pairs_take_no_time():
+    points = torch.zeros(4000, 10)
+    points[:, :2] = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    mmd, out = on_cpu(4000, 4000, Settings()), torch.empty_like(points)
+    taken = {1.0: [], 50.0: []}
+    for _ in range(7):
+        for scale, seconds in taken.items():
+            begin = time.perf_counter()
+            mmd(points * scale, points * scale, out, out)
+            seconds.append(time.perf_counter() - begin)
+    assert min(taken[50.0]) < 0.6 * min(taken[1.0])
+
+
+@pytest.mark.parametrize(("n", "leaf"), [(1, 16), (16, 16), (17, 16), (1000, 16), (333, 4)])
+def test_neighbours_follow_one_another(n, leaf):
+    from mmdma_core.gaussian.neighbours import by_place_both
+
+    points = torch.randn(n, 3, generator=torch.Generator().manual_seed(0)).round(decimals=1).numpy()  # with ties
+    orders = [np.zeros(n, np.int64) for _ in "xy"]
+    by_place_both(points, points[::-1].copy(), leaf, *orders)
+    for cloud, order in zip((points, points[::-1]), orders, strict=True):
+        assert sorted(order) == list(range(n))
+        size = leaf
+        while size < n:
+            halves = [
+                (cloud[order[i : i + size]], cloud[order[i + size : i + 2 * size]]) for i in range(0, n, 2 * size)
+            ]
+            for low, high in halves:
+                if len(high):
+                    widest = np.ptp(np.concatenate([low, high]), axis=0).argmax()
+                    assert low[:, widest].max() <= high[:, widest].min()
+            size *= 2
 
 
 def test_a_biased_mmd_clipped_at_zero_has_no_gradient():
