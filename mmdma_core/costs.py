@@ -75,7 +75,10 @@ def pairs(n: int, d: int) -> Cost:
 
 
 def fused(n: int, p: int, d: int) -> Cost:
-    """Each unordered pair of the 2 n points once; through G for p < n, else in four passes over X for both views."""
+    """Each unordered pair of the 2 n points once; for p < n products with X and G, two of each, else four with X.
+
+    Pairs that lie too far apart to count are counted here, since where the points will lie is not known.
+    """
     thin = 8 * p**2 * d + 8 * n * p * d if p < n else 16 * n * p * d
     return Cost(0, (2 * n**2 * (6 * d + _EXP) + thin) / _IN_REGISTERS)
 

@@ -1,16 +1,16 @@
 """Runs whose gradient is written out, with everything constant formed once; the same loss as every other variant.
 
-With E = X W, T = X^T E (p, d) and B = E^T E (d, d), the squared norm of the distortion is
+With E = X W, T = X^T E (p, d) and B = E^T E = W^T T (d, d), the squared norm of the distortion is
 
     |X X^T - E E^T|^2 = |X X^T|^2 - 2 |T|^2 + |B|^2
 
-The first term is formed once. For p < n, T = G W and B = W^T T come from the Gram matrix G = X^T X, formed once, too:
-O(p^2 d) an epoch. Otherwise they come from two passes over X: O(n p d), with nothing of size p x p or n x n.
-The three terms cancel near the optimum, below float32's resolution, so they are formed in float64 where it matters.
+The first term is formed once. For p < n, T = G W comes from the Gram matrix G = X^T X, formed once, too: O(p^2 d) an
+epoch. Otherwise it comes from a pass over X: O(n p d), with nothing of size p x p or n x n. The three terms cancel near
+the optimum, below float32's resolution, so they are formed in float64 where it matters.
 
-The gradient: d|.|^2/dW = -4 G T + 4 T B, or through E, d|.|^2/dE = -4 X T + 4 E B. That of MMD2 comes from one pass
-over the pairs of points (mmdma_core.gaussian.fused_cpu and fused_cuda). In the dual W = X^T alpha, its gradient mapped
-back by X.
+The gradient: d|.|^2/dW = -4 G T + 4 T B, where G T comes from the pass over G that formed T, or from a second pass over
+X, X^T (X T). That of MMD2 comes from one pass over the pairs of points (mmdma_core.gaussian.fused_cpu and fused_cuda).
+In the dual W = X^T alpha, its gradient mapped back by X.
 
 One pass is enough because S = sum of k(a, b) = exp(-|a - b|^2 / (2 sigma)) over pairs has dS/da = sum of
 k(a, b) (b - a) / sigma: an evaluation of k serves the sum and both gradients. With f_i = sum_j w_ij k_ij and

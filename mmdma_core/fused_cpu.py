@@ -15,13 +15,16 @@ from mmdma_core.fused import FusedRun, FusedView
 from mmdma_core.gaussian.fused_cpu import FusedMMD, threads
 from mmdma_core.inputs import View
 from mmdma_core.settings import Settings
-from mmdma_core.thin import ThinProducts, add_outer, inner
+from mmdma_core.thin import ThinProducts, add_product, inner
 
 _CANCELLED = 0.02  # below this fraction of |X X^T|^2 float32 leaves fewer than five digits
 
 
 class CpuView:
-    """One view in the primal, see mmdma_core.fused.FusedView."""
+    """One view in the primal, see mmdma_core.fused.FusedView.
+
+    W, T, G T and the gradient are held as (d, p), in float64: it is here that terms cancel.
+    """
 
     def __init__(self, data: torch.Tensor, settings: Settings) -> None:
         self.x = x = data.contiguous().numpy()
@@ -33,76 +36,69 @@ class CpuView:
         self.e, self.d_e = torch.empty(self.n, d), torch.empty(self.n, d)
         self._e, self._d_e = self.e.numpy(), self.d_e.numpy()
         self.gradient = torch.empty(self.p, d)
-        # In float64, (p, d) and (d, d): it is here that terms cancel.
-        self._w, self._t, self._g_t, self._sum = (np.empty((self.p, d)) for _ in range(4))
+        self._w, self._t, self._sum = (np.empty((d, self.p)) for _ in range(3))
         self._a, self._b = np.empty((d, d)), np.empty((d, d))
-        self._t_single = np.empty((self.p, d), np.float32)
         self._through_gram = self.p < self.n
         if self._through_gram:
             gram = _gram(x)
             self._constant = _squared_norm(gram)
             self._gram_products = ThinProducts(gram, d, threads())
+            self._t_rows, self._g_t = np.empty((self.p, d)), np.empty((d, self.p))
         else:
             self._constant = _squared_kernel_norm(x)
 
     def embed(self, w: torch.Tensor) -> None:
-        """E = X W; for p >= n also T, in the same pass over X."""
-        self._w[:] = w.numpy()
+        """E = X W, T and B; for p >= n in one pass over X."""
+        self._w[:] = w.numpy().T
+        self._embed()
+
+    def _embed(self) -> None:
         if self._through_gram:
-            self._products.rows(w.numpy(), self._e)
+            self._products.rows(self._w, self._e)
+            self._t_rows[:] = 0
+            self._gram_products.rows_then_sums(self._w, 1.0, self._t_rows, self._g_t)
+            self._t[:] = self._t_rows.T
         else:
             self._e[:] = 0
-            self._products.rows_then_sums(w.numpy(), 1.0, self._e, self._t)
+            self._products.rows_then_sums(self._w, 1.0, self._e, self._t)
+        inner(self._w, self._t, self._b)
+        if not self._through_gram and self._squared_distortion() < _CANCELLED * self._constant:
+            self._form_in_double()
+
+    def _form_in_double(self) -> None:
+        """T and B from blocks of X converted one at a time."""
+        self._t[:] = 0
+        for low in range(0, self.n, 256):
+            x = self.x[low : low + 256].astype(np.float64)
+            self._t += (x @ self._w.T).T @ x
+        inner(self._w, self._t, self._b)
 
     def add_up(self) -> tuple[float, float]:
         inner(self._w, self._w, self._a)
         self._a.flat[:: len(self._a) + 1] -= 1
         penalty = math.sqrt(_squared_norm(self._a) / self.p)
-        distortion = self._distortion_through_gram() if self._through_gram else self._distortion_through_passes()
+        norm = math.sqrt(max(self._squared_distortion(), 0.0))
+        scale = 1 / (self.n * math.sqrt(self.p))
+        # The derivative of lambda2 x distortion with respect to the square of this norm.
+        weight = self.settings.lambda2 * scale / (2 * norm) if norm > 0 else 0.0
+        if self._through_gram:
+            self._products.sums(self._d_e, self._sum)
+            self._g_t *= -4 * weight
+            self._sum += self._g_t
+        else:
+            self._products.rows_then_sums(self._t, -4 * weight, self._d_e, self._sum)
+        add_product(self._b, self._t, 4 * weight, self._sum)
         if penalty > 0:
-            add_outer(self._w, self._a, self.settings.lambda1 * 2 / (penalty * self.p), self._sum)
-        self.gradient.numpy()[:] = self._sum
-        return penalty, distortion
-
-    def _distortion_through_gram(self) -> float:
-        self._gram_products.rows(self._w, self._t)
-        inner(self._w, self._t, self._b)
-        norm, weight = self._norm_and_weight()
-        self._gram_products.rows(self._t, self._g_t)
-        self._g_t *= -4 * weight
-        self._products.sums(self._d_e, self._sum)
-        self._sum += self._g_t
-        add_outer(self._t, self._b, 4 * weight, self._sum)
-        return norm / (self.n * math.sqrt(self.p))
-
-    def _distortion_through_passes(self) -> float:
-        inner(self._e, self._e, self._b)
-        if self._squared_distortion() < _CANCELLED * self._constant:
-            self._form_in_double()
-        norm, weight = self._norm_and_weight()
-        self._t_single[:] = self._t
-        add_outer(self._e, self._b, 4 * weight, self._d_e)
-        self._products.rows_then_sums(self._t_single, -4 * weight, self._d_e, self._sum)
-        return norm / (self.n * math.sqrt(self.p))
-
-    def _form_in_double(self) -> None:
-        """T and B from blocks of X converted one at a time."""
-        self._t[:] = 0
-        self._b[:] = 0
-        for low in range(0, self.n, 256):
-            x = self.x[low : low + 256].astype(np.float64)
-            e = x @ self._w
-            self._t += x.T @ e
-            self._b += e.T @ e
+            add_product(self._a, self._w, self.settings.lambda1 * 2 / (penalty * self.p), self._sum)
+        self._hand_over()
+        return penalty, norm * scale
 
     def _squared_distortion(self) -> float:
         return self._constant - 2 * _squared_norm(self._t) + _squared_norm(self._b)
 
-    def _norm_and_weight(self) -> tuple[float, float]:
-        """|X X^T - E E^T|, and the derivative of lambda2 x distortion with respect to its square."""
-        norm = math.sqrt(max(self._squared_distortion(), 0.0))
-        scale = self.settings.lambda2 / (self.n * math.sqrt(self.p))
-        return norm, scale / (2 * norm) if norm > 0 else 0.0
+    def _hand_over(self) -> None:
+        """The gradient with respect to the parameters, from that with respect to W."""
+        self.gradient.numpy()[:] = self._sum.T
 
 
 class CpuDualView(CpuView):
@@ -111,20 +107,14 @@ class CpuDualView(CpuView):
     def __init__(self, data: torch.Tensor, settings: Settings) -> None:
         super().__init__(data, settings)
         self.rows = self.n
-        self._theta = torch.empty(self.p, settings.n_components)
-        self._w_gradient, self.gradient = self.gradient, torch.empty(self.n, settings.n_components)
+        self.gradient = torch.empty(self.n, settings.n_components)
 
     def embed(self, alpha: torch.Tensor) -> None:
-        self._products.sums(alpha.numpy(), self._sum)
-        self._theta.numpy()[:] = self._sum
-        super().embed(self._theta)
+        self._products.sums(alpha.numpy(), self._w)
+        self._embed()
 
-    def add_up(self) -> tuple[float, float]:
-        self.gradient, own = self._w_gradient, self.gradient
-        terms = super().add_up()
-        self.gradient = own
-        self._products.rows(self._w_gradient.numpy(), own.numpy())
-        return terms
+    def _hand_over(self) -> None:
+        self._products.rows(self._sum, self.gradient.numpy())
 
 
 VIEWS = {"primal": CpuView, "dual": CpuDualView}

@@ -157,24 +157,24 @@ _BYTES_PER_PAIR = 8 + 56 + 32 + 2 * 8  # a slot of CPython's list, a tuple, an i
 
 def primal_fused(n: int, p: int, d: int) -> int:
     """mmdma_core.fused_cpu.CpuView on as many threads as PyTorch has now."""
-    return _fused(n, p, d, rows=p, more=0)
+    return _fused(n, p, d, rows=p)
 
 
 def dual_fused(n: int, p: int, d: int) -> int:
-    """mmdma_core.fused_cpu.CpuDualView: besides W it has parameters, and their gradient, of n rows."""
-    return _fused(n, p, d, rows=n, more=SINGLE * (p + n) * d)
+    """mmdma_core.fused_cpu.CpuDualView: its parameters, and their gradient, have n rows."""
+    return _fused(n, p, d, rows=n)
 
 
-def _fused(n: int, p: int, d: int, rows: int, more: int) -> int:
+def _fused(n: int, p: int, d: int, rows: int) -> int:
     """Peak of preparing the second view, or of listing the pairs of panels once both are prepared.
 
-    rows of the parameters, `more` bytes of each view.
+    rows of the parameters.
     """
     threads = torch.get_num_threads()
-    thin = (SINGLE + DOUBLE) * (threads + 1) * p * d  # ThinProducts of X
-    view = thin + SINGLE * (2 * n + 2 * p) * d + DOUBLE * 4 * p * d + more
+    thin = (SINGLE * (threads + 1) + DOUBLE * threads) * p * d  # ThinProducts of X
+    view = thin + SINGLE * (2 * n + rows) * d + DOUBLE * 3 * p * d
     if p < n:
-        view += DOUBLE * (p * p + (2 * threads + 1) * p * d)  # G and its products
+        view += DOUBLE * (p * p + (2 * threads + 3) * p * d)  # G and its products, T and G T
         forming = DOUBLE * (p * p + min(n, _GRAM_ROWS) * p)  # X^T X of a block of rows, and the block
     else:
         forming = DOUBLE * 2 * min(n, _NORM_ROWS) * p
@@ -183,8 +183,8 @@ def _fused(n: int, p: int, d: int, rows: int, more: int) -> int:
 
 
 def _fused_sums(n: int, d: int, threads: int) -> int:
-    """FusedMMD: the points in panels twice, pulls in float64 of each thread, and the list of pairs of panels."""
+    """FusedMMD: the points in panels twice, their order, pulls in float64 of each thread, the pairs of panels."""
     panels = 2 * -(-n // _PANEL)
     points = panels * _PANEL * (d + 1)
     unordered = panels * (panels + 1) // 2
-    return 2 * SINGLE * points + 2 * DOUBLE * threads * points + _BYTES_PER_PAIR * unordered
+    return 2 * SINGLE * points + 8 * 2 * n + 2 * DOUBLE * threads * points + _BYTES_PER_PAIR * unordered

@@ -257,25 +257,26 @@ def _sweep(x, w_t, alpha, out, with_rows, with_sums, taken, partial, totals):
 
 @numba.njit(fastmath=True, cache=True)
 def inner(a, b, out):
-    """out (d, d) = A^T B for thin A, B (n, d), summed in out's type.
+    """out (d, d) = A B^T for A, B (d, p).
 
     BLAS would wake its own threads for this, and they keep a core busy for a while after.
     """
-    out[:] = 0
-    for i in range(a.shape[0]):
-        for k in range(a.shape[1]):
-            for m in range(b.shape[1]):
-                out[k, m] += a[i, k] * b[i, m]
+    for k in range(a.shape[0]):
+        for m in range(b.shape[0]):
+            total = 0.0
+            for j in range(a.shape[1]):
+                total += a[k, j] * b[m, j]
+            out[k, m] = total
 
 
 @numba.njit(fastmath=True, cache=True)
-def add_outer(a, b, scale, out):
-    """out (n, d) += scale A B for thin A (n, d) and B (d, d)."""
-    for i in range(a.shape[0]):
-        for k in range(a.shape[1]):
-            factor = scale * a[i, k]
-            for m in range(b.shape[1]):
-                out[i, m] += factor * b[k, m]
+def add_product(a, b, scale, out):
+    """out (d, p) += scale A^T B for A (d, d) and B (d, p)."""
+    for k in range(out.shape[0]):
+        for m in range(b.shape[0]):
+            factor = scale * a[m, k]
+            for j in range(out.shape[1]):
+                out[k, j] += factor * b[m, j]
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> np.ndarray:
@@ -284,7 +285,10 @@ def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -
 
 
 class ThinProducts:
-    """The products of one matrix X (n, p) with thin matrices of d columns; all memory is taken here."""
+    """The products of one matrix X (n, p) with thin matrices of d columns; all memory is taken here.
+
+    What has a row for each feature is given as its transpose, (d, p), and X^T rows comes out so, in float64.
+    """
 
     def __init__(self, x: np.ndarray, d: int, threads: int) -> None:
         self._short = max(0, _ROWS - len(x))
@@ -295,27 +299,24 @@ class ThinProducts:
         self._taken = np.zeros((threads, _ROWS, even), x.dtype)
         self._partial = aligned_zeros((threads, even, x.shape[1]), x.dtype)
         self._totals = np.zeros((threads, even, x.shape[1]))
-        self._sum = np.zeros((even, x.shape[1]))
 
-    def rows(self, w: np.ndarray, out: np.ndarray) -> None:
+    def rows(self, w_t: np.ndarray, out: np.ndarray) -> None:
         """out (n, d) = X W."""
         out[:] = 0
-        self._run(w, 1.0, out, True, False)
+        self._run(w_t, 1.0, out, None)
 
-    def sums(self, rows: np.ndarray, total: np.ndarray) -> None:
+    def sums(self, rows: np.ndarray, total_t: np.ndarray) -> None:
         """total (p, d) = X^T rows, rows (n, d)."""
-        self._run(None, 0.0, rows, False, True)
-        self._finish(total)
+        self._run(None, 0.0, rows, total_t)
 
-    def rows_then_sums(self, w: np.ndarray, alpha: float, out: np.ndarray, total: np.ndarray) -> None:
+    def rows_then_sums(self, w_t: np.ndarray, alpha: float, out: np.ndarray, total_t: np.ndarray) -> None:
         """out (n, d) += alpha X W, then total (p, d) = X^T out."""
-        self._run(w, alpha, out, True, True)
-        self._finish(total)
+        self._run(w_t, alpha, out, total_t)
 
-    def _run(self, w: np.ndarray | None, alpha: float, out: np.ndarray, with_rows: bool, with_sums: bool) -> None:
+    def _run(self, w_t: np.ndarray | None, alpha: float, out: np.ndarray, total_t: np.ndarray | None) -> None:
         numba.set_num_threads(len(self._totals))
-        if w is not None:
-            self._w_t[: self._d] = w.T
+        if w_t is not None:
+            self._w_t[: self._d] = w_t
         target = out
         if self._short:
             target = self._out
@@ -325,15 +326,13 @@ class ThinProducts:
             self._w_t,
             self._x.dtype.type(alpha),
             target,
-            with_rows,
-            with_sums,
+            w_t is not None,
+            total_t is not None,
             self._taken,
             self._partial,
             self._totals,
         )
         if self._short:
             out[:] = target[: len(out)]
-
-    def _finish(self, total: np.ndarray) -> None:
-        np.sum(self._totals, axis=0, out=self._sum)
-        total[:] = self._sum[: self._d].T
+        if total_t is not None:
+            np.sum(self._totals[:, : self._d], axis=0, out=total_t)
