@@ -212,26 +212,32 @@ def _take(x, low, rows, thin, into_rows, ahead, stride):
 
 
 @numba.njit(cache=True)
-def _flush(partial, total):
-    """total += partial, partial = 0; loops, because `total += partial` would take a matrix for the conversion."""
+def _flush(partial, total, first):
+    """total += partial, or total = partial for the first; partial = 0.
+
+    In loops, because `total += partial` would take a matrix for the conversion.
+    """
     for k in range(total.shape[0]):
         for j in range(total.shape[1]):
-            total[k, j] += partial[k, j]
+            total[k, j] = partial[k, j] if first else total[k, j] + partial[k, j]
             partial[k, j] = 0
 
 
 @numba.njit(parallel=True, cache=True)
 def _sweep(x, w_t, alpha, out, with_rows, with_sums, taken, partial, totals):
-    """Thread t takes a contiguous share of the rows; totals[t] (d, p) in float64 are its sums."""
+    """Thread t takes a contiguous share of the rows; totals[t] (d, p) in float64 are its sums.
+
+    partial[t] (d, p) is 0 before and after.
+    """
     n, threads = x.shape[0], len(totals)
     groups = (n + _ROWS - 1) // _ROWS
     times = w_t.shape[0] // 2 * (2 if with_rows and with_sums else 1)  # that each vector of x is loaded
     stride = _ROWS * _VECTOR_BYTES // times
     for t in numba.prange(threads):
-        totals[t] = 0.0
-        partial[t] = 0.0
         begin, end = groups * t // threads, groups * (t + 1) // threads
-        done = 0
+        if begin == end:
+            totals[t] = 0.0
+        first, done = True, 0
         for group in range(begin, end):
             low = max(0, min(group * _ROWS, n - _ROWS))
             fresh = group * _ROWS - low  # rows of the last group that the one before has done already
@@ -251,32 +257,36 @@ def _sweep(x, w_t, alpha, out, with_rows, with_sums, taken, partial, totals):
                 _take(x, low, rows, partial[t], False, ahead, stride)
                 done += _ROWS
                 if done >= _FLUSH or group == end - 1:
-                    _flush(partial[t], totals[t])
-                    done = 0
+                    _flush(partial[t], totals[t], first)
+                    first, done = False, 0
 
 
 @numba.njit(fastmath=True, cache=True)
 def inner(a, b, out):
-    """out (d, d) = A B^T for A, B (d, p).
+    """out (d, d) = A B^T for A, B (d, p), where this is symmetric.
 
     BLAS would wake its own threads for this, and they keep a core busy for a while after.
     """
     for k in range(a.shape[0]):
-        for m in range(b.shape[0]):
+        for m in range(k + 1):
             total = 0.0
             for j in range(a.shape[1]):
                 total += a[k, j] * b[m, j]
-            out[k, m] = total
+            out[k, m] = out[m, k] = total
 
 
 @numba.njit(fastmath=True, cache=True)
 def add_product(a, b, scale, out):
     """out (d, p) += scale A^T B for A (d, d) and B (d, p)."""
-    for k in range(out.shape[0]):
-        for m in range(b.shape[0]):
-            factor = scale * a[m, k]
+    d = len(b)
+    for k in range(d):
+        for m in range(0, d - 1, 2):
+            factor, next_factor = scale * a[m, k], scale * a[m + 1, k]
             for j in range(out.shape[1]):
-                out[k, j] += factor * b[m, j]
+                out[k, j] += factor * b[m, j] + next_factor * b[m + 1, j]
+        if d % 2:
+            for j in range(out.shape[1]):
+                out[k, j] += scale * a[d - 1, k] * b[d - 1, j]
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> np.ndarray:
