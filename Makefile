@@ -1,10 +1,11 @@
 # make study: the scaling study of this machine. make test: the tests. Both set up .venv first.
+# make gpu: what a GPU alone can show, in about ten minutes: its tests, README's table, CITE-seq's shape, the survey.
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
 EXTRAS ?= test,published,anndata
 
-.PHONY: study test lint setup clean
+.PHONY: study gpu test lint setup clean
 setup: $(SETUP)
 
 $(SETUP): pyproject.toml constraints.txt
@@ -15,6 +16,17 @@ $(SETUP): pyproject.toml constraints.txt
 
 study: $(SETUP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores 1 --resources gpu=1
+
+gpu: export PATH := $(CURDIR)/$(BIN):$(PATH)
+gpu: $(SETUP)
+	python -m benchmarks check --set device=cuda
+	pytest -m gpu
+	python -m benchmarks sweep --set study=table --p 100 --n 1000 --budget-s 60
+	python -m benchmarks sweep --set study=table --p 1000 --n 10000 100000 1000000 \
+		--variant primal-keops primal-fused --budget-s 120
+	python -m benchmarks citeseq --set citeseq.cell_budget_s=30 --set citeseq.variants=[primal-fused]
+	python -m benchmarks sweep --set study=survey --budget-s 240
+	for step in table figures report; do python -m benchmarks $$step --set study=survey; done
 
 test: $(SETUP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" pytest

@@ -1,12 +1,15 @@
 """A typo in a key or a value is refused with its name and the allowed ones, before anything runs."""
 
 import copy
+import shlex
+import subprocess
 
 import pytest
 import yaml
 from conftest import ROOT
 
 import mmdma_core
+from benchmarks import __main__ as commands
 from benchmarks import config as configuration
 from benchmarks import study
 from benchmarks.config import ConfigError
@@ -107,3 +110,17 @@ def test_overrides_travel_from_snakemake_to_our_commands():
     words = shlex.split(options)
     assert words[::2] == ["--set"] * 3
     assert configuration.read(ROOT / "config.yaml", words[1::2]) == config
+
+
+def test_what_make_gpu_would_run_is_understood():
+    """Its commands need a GPU; here their options are read, and the cells that they name are in their study."""
+    said = subprocess.run(["make", "-n", "gpu"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in said.replace("\\\n", "").splitlines() if line.startswith("python -m benchmarks")]
+    assert len(lines) >= 5
+    for line in lines:
+        options = commands._parser().parse_args(shlex.split(line)[3:])
+        config = configuration.read(options.config, options.set)
+        named = config["studies"].get(config["study"], {})
+        for key, option in (("n", "n"), ("p", "p"), ("variants", "variant")):
+            asked = getattr(options, option, None) or []
+            assert set(asked) <= set(named.get(key, asked))
