@@ -26,7 +26,9 @@ gpu: $(SETUP)
 		--variant primal-keops primal-fused --budget-s 120
 	python -m benchmarks citeseq --set citeseq.cell_budget_s=30 --set citeseq.variants=[primal-fused]
 	python -m benchmarks sweep --set study=survey --budget-s 240
-	for step in table figures report; do python -m benchmarks $$step --set study=survey; done
+	python -m benchmarks table --set study=survey
+	python -m benchmarks figures --set study=survey
+	python -m benchmarks report --set study=survey
 
 test: $(SETUP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" pytest

@@ -8,9 +8,9 @@ The first term is formed once. For p < n, T = G W comes from the Gram matrix G =
 epoch. Otherwise it comes from a pass over X: O(n p d), with nothing of size p x p or n x n. The three terms cancel near
 the optimum, below float32's resolution, so they are formed in float64 where it matters.
 
-The gradient: d|.|^2/dW = -4 G T + 4 T B, where G T comes from the pass over G that formed T, or from a second pass over
-X, X^T (X T). That of MMD2 comes from one pass over the pairs of points (mmdma_core.gaussian.fused_cpu and fused_cuda).
-In the dual W = X^T alpha, its gradient mapped back by X.
+The gradient: d|.|^2/dW = -4 G T + 4 T B, or through E, d|.|^2/dE = -4 X T + 4 E B. That of MMD2 comes from one pass
+over the pairs of points (mmdma_core.gaussian.fused_cpu and fused_cuda). In the dual W = X^T alpha, its gradient mapped
+back by X.
 
 One pass is enough because S = sum of k(a, b) = exp(-|a - b|^2 / (2 sigma)) over pairs has dS/da = sum of
 k(a, b) (b - a) / sigma: an evaluation of k serves the sum and both gradients. With f_i = sum_j w_ij k_ij and
@@ -52,7 +52,10 @@ class FusedView(Protocol):
         """Fill e."""
 
     def add_up(self) -> tuple[Term, Term]:
-        """Penalty and distortion at the theta of the last `embed`; `gradient` becomes that of the loss, from d_e."""
+        """Penalty and distortion at the theta of the last `embed`; `gradient` becomes that of the loss, from d_e.
+
+        Once for each `embed`: it may use up d_e and what that has formed.
+        """
 
 
 class FormulationView:

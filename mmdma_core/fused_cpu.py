@@ -1,6 +1,7 @@
 """The views of mmdma_core.fused on the CPU, with all memory taken before the first epoch.
 
-The Gram matrix is held in float64; in the passes over X, T and B are formed anew in float64 where they have cancelled.
+For p < n a pass over the Gram matrix, in float64, forms T = G W and G T. Otherwise one pass over X forms E and T, and a
+second one X^T (X T); there T and B are formed anew in float64 where they have cancelled.
 """
 
 from __future__ import annotations

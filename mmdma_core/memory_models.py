@@ -150,7 +150,7 @@ ORIGINALS: dict[str, MemoryModel] = {  # the first two compute the same tensors,
 
 # --- the fused variants, as on the CPU; on CUDA the large terms, data and Gram matrices, are the same ---
 
-_PANEL = 256  # of mmdma_core.gaussian.fused_cpu
+_PANEL, _BOXES = 256, 8  # of mmdma_core.gaussian.fused_cpu
 _GRAM_ROWS, _NORM_ROWS = 4096, 512  # rows that are converted at a time, mmdma_core.fused_cpu
 _BYTES_PER_PAIR = 8 + 56 + 32 + 2 * 8  # a slot of CPython's list, a tuple, an integer; two numbers of the array
 
@@ -187,4 +187,5 @@ def _fused_sums(n: int, d: int, threads: int) -> int:
     panels = 2 * -(-n // _PANEL)
     points = panels * _PANEL * (d + 1)
     unordered = panels * (panels + 1) // 2
-    return 2 * SINGLE * points + 8 * 2 * n + 2 * DOUBLE * threads * points + _BYTES_PER_PAIR * unordered
+    boxes = SINGLE * panels * d * 2 * _BOXES
+    return boxes + 2 * SINGLE * points + 8 * 2 * n + 2 * DOUBLE * threads * points + _BYTES_PER_PAIR * unordered

@@ -2,8 +2,10 @@
 
 With X (n, p) and thin matrices of d columns, for every row x_i:
 
-    rows:   out_i = base_i + alpha x_i W         W (p, d)
-    sums:   total = sum_i x_i^T out_i            (p, d)
+    rows:   out_i = base_i + alpha x_i W         out (n, d)
+    sums:   total = sum_i x_i^T out_i
+
+W and total have a row for each feature and are held as their transposes w_t and total_t, (d, p).
 
 Six rows at a time are taken through both, so that X is read from memory once where the two follow each other. The
 inner loops take them with two columns of a thin matrix: for every row two sums or factors stay in registers, and what
@@ -227,7 +229,7 @@ def _flush(partial, total, first):
 def _sweep(x, w_t, alpha, out, with_rows, with_sums, taken, partial, totals):
     """Thread t takes a contiguous share of the rows; totals[t] (d, p) in float64 are its sums.
 
-    partial[t] (d, p) is 0 before and after.
+    partial[t] (d, p) is 0 before and after, and totals[t] stays 0 where a thread has no share.
     """
     n, threads = x.shape[0], len(totals)
     groups = (n + _ROWS - 1) // _ROWS
@@ -235,8 +237,6 @@ def _sweep(x, w_t, alpha, out, with_rows, with_sums, taken, partial, totals):
     stride = _ROWS * _VECTOR_BYTES // times
     for t in numba.prange(threads):
         begin, end = groups * t // threads, groups * (t + 1) // threads
-        if begin == end:
-            totals[t] = 0.0
         first, done = True, 0
         for group in range(begin, end):
             low = max(0, min(group * _ROWS, n - _ROWS))
@@ -297,13 +297,13 @@ def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -
 class ThinProducts:
     """The products of one matrix X (n, p) with thin matrices of d columns; all memory is taken here.
 
-    What has a row for each feature is given as its transpose, (d, p), and X^T rows comes out so, in float64.
+    w_t and total_t are (d, p), total_t float64.
     """
 
     def __init__(self, x: np.ndarray, d: int, threads: int) -> None:
         self._short = max(0, _ROWS - len(x))
         self._x = np.ascontiguousarray(np.pad(x, ((0, self._short), (0, 0))) if self._short else x)
-        self._out = np.zeros((len(self._x), d), x.dtype)
+        self._out = np.zeros((_ROWS, d), x.dtype)  # for fewer rows than that
         self._d, even = d, d + d % 2
         self._w_t = aligned_zeros((even, x.shape[1]), x.dtype)
         self._taken = np.zeros((threads, _ROWS, even), x.dtype)
@@ -316,11 +316,11 @@ class ThinProducts:
         self._run(w_t, 1.0, out, None)
 
     def sums(self, rows: np.ndarray, total_t: np.ndarray) -> None:
-        """total (p, d) = X^T rows, rows (n, d)."""
+        """total = X^T rows, rows (n, d)."""
         self._run(None, 0.0, rows, total_t)
 
     def rows_then_sums(self, w_t: np.ndarray, alpha: float, out: np.ndarray, total_t: np.ndarray) -> None:
-        """out (n, d) += alpha X W, then total (p, d) = X^T out."""
+        """out (n, d) += alpha X W, then total = X^T out."""
         self._run(w_t, alpha, out, total_t)
 
     def _run(self, w_t: np.ndarray | None, alpha: float, out: np.ndarray, total_t: np.ndarray | None) -> None:

@@ -6,13 +6,14 @@ differences of coordinates, and a point never meets itself.
 
 The points are cut into panels of 256. A pair of panels is treated four rows at a time: squared distances go into a
 buffer that stays in the first cache, their exponentials take their place, then k b is added up for the rows and k a, in
-a buffer of the panel's size, for the columns. Points are centred on the mean of all, and have a last coordinate of 1,
-whose sum is that of k itself. Sums run in float32 over at most 256 terms, beyond that in float64.
+a buffer of the panel's size, for the columns. Points are centred between the means of both clouds, and have a last
+coordinate of 1, whose sum is that of k itself. Sums run in float32 over at most 256 terms, beyond that in float64.
 
 Where the points lie so wide that a mean pair has k < 2^-48, they are ordered so that neighbours follow one another
 (mmdma_core.gaussian.neighbours), with a box around every 32. Columns whose box lies so far from the four rows that
 k < 2^-48 are left out: of a mean of at least 2^-24 this is less than float32's rounding, and where a mean is smaller
-the pass is done again down to 2^-100.
+the pass is done again down to 2^-100. Of a gradient no pair that is left out makes up more than 2^-44 / sqrt(sigma)
+times the pair's weight in the mean.
 
 Operations for a pair in d dimensions: d subtractions, d + 2 (d + 1) multiply-adds, and about 14 for the exponential,
 which is a polynomial because LLVM vectorises every loop here but no call of math.exp.
@@ -28,7 +29,7 @@ from numba.core import types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic
 
-from mmdma_core.gaussian.neighbours import by_place_both
+from mmdma_core.gaussian.neighbours import kd_orders
 from mmdma_core.objective import squared_mmd
 from mmdma_core.thin import aligned_zeros
 
@@ -43,7 +44,7 @@ _ZERO, _HALF = _F(0), _F(0.5)
 _LOWEST = _F(-100.0)  # less counts as 2^-100 or 0: products are never denormal, which is slow
 _BIAS, _MANTISSA_BITS = np.int32(127), np.int32(23)
 _FAR = _F(-48.0)  # less is left out, where the means are at least 2^(_FAR / 2)
-_NONE = _F(-1e30)  # nothing is left out
+_ALL = _F(-1e30)  # nothing is left out
 _ABSENT = _F(1e18)  # coordinates of a box of nothing
 # 2^f on [-1/2, 1/2], interpolated at the Chebyshev points: relative error 1.0e-7
 _SERIES = np.polynomial.Chebyshev.interpolate(np.exp2, 5, domain=[-0.5, 0.5])
@@ -148,7 +149,7 @@ def _near(four, boxes, scale, lowest, gaps):
 
 
 @numba.njit(fastmath=True, cache=True)
-def _four(four, columns, span, scale, chunk, rest, there, count, own, kernel, row_pull, column_pull):
+def _row_block(four, columns, span, scale, chunk, rest, there, count, own, kernel, row_pull, column_pull):
     """Four rows, of which so many are `there`, and the columns in a span, of which the first `count` are there.
 
     own   where the first of the rows is among the columns, below 0 if it is not
@@ -174,12 +175,12 @@ def _panel_pair(i, j, rows, columns, boxes, counts, scale, lowest, chunk, rest, 
     for low in range(0, counts[i], ROWS):
         four, pull = rows[i, low : low + ROWS], pulls[i, :, low : low + ROWS]
         there, own = counts[i] - low, low if i == j else -1
-        if lowest == _NONE:
-            _four(four, columns[j], None, scale, chunk, rest, there, counts[j], own, kernel, pull, column_pull)
+        if lowest == _ALL:
+            _row_block(four, columns[j], None, scale, chunk, rest, there, counts[j], own, kernel, pull, column_pull)
             continue
         span = _near(four, boxes[j], scale, lowest, gaps)
         if span[0] < span[1]:
-            _four(four, columns[j], span, scale, chunk, rest, there, counts[j], own, kernel, pull, column_pull)
+            _row_block(four, columns[j], span, scale, chunk, rest, there, counts[j], own, kernel, pull, column_pull)
     if i != j:  # the square on the diagonal has each pair in both orders
         pulls[j] += column_pull
 
@@ -288,13 +289,14 @@ class FusedMMD:
         """MMD2; its gradient goes to out_x (n_x, d) and out_y (n_y, d)."""
         numba.set_num_threads(len(self._kernels))
         centre = ((e_x.mean(0) + e_y.mean(0)) / 2).numpy()
-        # Twice the mean square of the points is the mean square of their distances.
+        # Of clouds of one size twice the mean square of the points is the mean square of their distances.
         squares = 2 * _mean_square(e_x.numpy(), e_y.numpy(), centre)
-        lowest = _FAR if squares * self._scale < _FAR else _NONE
+        lowest = _FAR if squares * self._scale < _FAR else _ALL
         self._pack(e_x, e_y, centre, lowest)
         sums = self._sum(lowest, out_x, out_y)
-        pairs = self.n_x**2, self.n_y**2, self.n_x * self.n_y
-        if lowest == _FAR and min(sums[i] / pairs[i] for i in range(3)) < 2.0 ** (_FAR / 2):
+        n_x, n_y, own = self.n_x, self.n_y, 0 if self.unbiased else 1
+        means = (sums[0] / n_x + own) / n_x, (sums[1] / n_y + own) / n_y, sums[2] / (n_x * n_y)
+        if lowest == _FAR and min(means) < 2.0 ** (_FAR / 2):
             sums = self._sum(_LOWEST, out_x, out_y)
         mmd = squared_mmd(*torch.tensor(sums, dtype=torch.float64), self.n_x, self.n_y, self.unbiased).item()
         if not self.unbiased and mmd == 0:  # clipped: no gradient
@@ -304,11 +306,11 @@ class FusedMMD:
 
     def _pack(self, e_x: torch.Tensor, e_y: torch.Tensor, centre: np.ndarray, lowest: np.float32) -> None:
         """Put the points into panels, neighbours together if pairs may be left out."""
-        if lowest > _NONE:
-            by_place_both(e_x.numpy(), e_y.numpy(), _LEAF, *self._orders)
+        if lowest > _ALL:
+            kd_orders(e_x.numpy(), e_y.numpy(), _LEAF, *self._orders)
         else:
             for order in self._orders:
-                order[:] = np.arange(len(order))
+                order.sort()
         for e, order, first in zip((e_x, e_y), self._orders, (0, self._first_y), strict=True):
             _pack(e.numpy(), order, centre, first, self._rows, self._columns, self._boxes)
 

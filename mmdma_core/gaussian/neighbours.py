@@ -6,17 +6,17 @@ import numba
 
 
 @numba.njit(parallel=True, cache=True)
-def by_place_both(x, y, leaf, order_x, order_y):
-    """`by_place` of two clouds at once."""
+def kd_orders(x, y, leaf, order_x, order_y):
+    """The `kd_order` of each of two clouds, at once."""
     for cloud in numba.prange(2):
         if cloud == 0:
-            by_place(x, leaf, order_x)
+            kd_order(x, leaf, order_x)
         else:
-            by_place(y, leaf, order_y)
+            kd_order(y, leaf, order_y)
 
 
 @numba.njit(cache=True)
-def by_place(points, leaf, order):
+def kd_order(points, leaf, order):
     """Fill order (n,) so that every `leaf` points (n, d) that follow one another lie together: a k-d tree in place.
 
     The halves of every 2 leaf, 4 leaf, ... points are parted at the median of the coordinate that extends furthest.
