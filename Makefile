@@ -1,9 +1,10 @@
 # make study: the scaling study of this machine. make test: the tests. Both set up .venv first.
-# make gpu: what a GPU alone can show, in about ten minutes: its tests, README's table, CITE-seq's shape, the survey.
+# make gpu: what a GPU alone can show: its tests, README's table, CITE-seq's shape, the survey.
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
 EXTRAS ?= test,published,anndata
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: study gpu test lint setup clean
 setup: $(SETUP)
@@ -15,26 +16,25 @@ $(SETUP): pyproject.toml constraints.txt
 	touch $@
 
 study: $(SETUP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores 1 --resources gpu=1
+	$(RUN) snakemake --cores 1 --resources gpu=1
 
-gpu: export PATH := $(CURDIR)/$(BIN):$(PATH)
 gpu: $(SETUP)
-	python -m benchmarks check --set device=cuda
-	pytest -m gpu
-	python -m benchmarks sweep --set study=table --p 100 --n 1000 --budget-s 60
-	python -m benchmarks sweep --set study=table --p 1000 --n 10000 100000 1000000 \
+	$(RUN) python -m benchmarks check --set device=cuda
+	$(RUN) pytest -m gpu
+	$(RUN) python -m benchmarks sweep --set study=table --p 100 --n 1000 --budget-s 60
+	$(RUN) python -m benchmarks sweep --set study=table --p 1000 --n 10000 100000 1000000 \
 		--variant primal-keops primal-fused --budget-s 120
-	python -m benchmarks citeseq --set citeseq.cell_budget_s=30 --set citeseq.variants=[primal-fused]
-	python -m benchmarks sweep --set study=survey --budget-s 240
-	python -m benchmarks table --set study=survey
-	python -m benchmarks figures --set study=survey
-	python -m benchmarks report --set study=survey
+	$(RUN) python -m benchmarks citeseq --set citeseq.cell_budget_s=30 --set citeseq.variants=[primal-fused]
+	$(RUN) python -m benchmarks sweep --set study=survey --budget-s 240
+	$(RUN) python -m benchmarks table --set study=survey
+	$(RUN) python -m benchmarks figures --set study=survey
+	$(RUN) python -m benchmarks report --set study=survey
 
 test: $(SETUP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" pytest
+	$(RUN) pytest
 
 lint: $(SETUP)
-	PATH="$(CURDIR)/$(BIN):$$PATH"; ruff check && ruff format --check && snakemake --lint
+	$(RUN); ruff check && ruff format --check && snakemake --lint
 
 clean:
 	rm -rf .venv .snakemake

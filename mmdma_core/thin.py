@@ -34,58 +34,61 @@ _CHUNK_BYTES = 2048  # of each row that are taken at a time, so that all of them
 _FLUSH = 256  # rows after which partial sums go into float64
 
 
-@intrinsic
-def _add_dots(typing_context, x, low, first, count, rows, thin, k, ahead, stride):
-    """rows[r, m] += the dot product of x[low + r] and thin[m], for r < _ROWS and m in k, k + 1.
+def _kernel(write: Callable[[ir.IRBuilder, _Loop], None]) -> Callable[..., None]:
+    """A function (x, low, first, count, rows, thin, k, ahead, stride) whose code is what `write` writes.
 
     x (n, p), rows (_ROWS, d), thin (d, p)  C-contiguous, of one type: float32 or float64
+    low, k                                  the rows of x from `low` on, and the rows k, k + 1 of `thin`
     first, count                            the columns: so many from `first` on
     ahead, stride                           the i-th vector of them prefetches the address ahead + i stride
     """
 
-    def generate(context, builder, signature, values):
-        loop = _Loop(context, builder, signature, values)
-        sums = [[cgutils.alloca_once(builder, loop.vector) for _ in range(_ROWS)] for _ in range(2)]
-        for total in sums[0] + sums[1]:
-            builder.store(ir.Constant(loop.vector, None), total)
+    @intrinsic
+    def kernel(typing_context, x, low, first, count, rows, thin, k, ahead, stride):
+        def generate(context, builder, signature, values):
+            write(builder, _Loop(context, builder, signature, values))
+            return context.get_dummy_value()
 
-        def body() -> None:
-            factors = [loop.load(row) for row in loop.thin]
-            for r in range(_ROWS):
-                numbers = loop.load(loop.x[r])
-                for m in range(2):
-                    builder.store(loop.multiply_add(numbers, factors[m], builder.load(sums[m][r])), sums[m][r])
+        return types.void(x, low, first, count, rows, thin, k, ahead, stride), generate
 
-        loop.over_columns(body)
-        for m in range(2):
-            for r in range(_ROWS):
-                total = builder.fadd(builder.load(loop.rows[m][r]), loop.sum(builder.load(sums[m][r])))
-                builder.store(total, loop.rows[m][r])
-        return context.get_dummy_value()
-
-    return types.void(x, low, first, count, rows, thin, k, ahead, stride), generate
+    return kernel
 
 
-@intrinsic
-def _add_rows(typing_context, x, low, first, count, rows, thin, k, ahead, stride):
-    """thin[m] += the sum over r < _ROWS of rows[r, m] x[low + r], for m in k, k + 1; arguments as for _add_dots."""
+@_kernel
+def _add_dots(builder, loop):
+    """rows[r, m] += the dot product of x[low + r] and thin[m], for r < _ROWS and m in k, k + 1."""
+    sums = [[cgutils.alloca_once(builder, loop.vector) for _ in range(_ROWS)] for _ in range(2)]
+    for total in sums[0] + sums[1]:
+        builder.store(ir.Constant(loop.vector, None), total)
 
-    def generate(context, builder, signature, values):
-        loop = _Loop(context, builder, signature, values)
-        factors = [[loop.splat(address) for address in loop.rows[m]] for m in range(2)]
-
-        def body() -> None:
-            totals = [loop.load(row) for row in loop.thin]
-            for r in range(_ROWS):
-                numbers = loop.load(loop.x[r])
-                totals = [loop.multiply_add(numbers, factors[m][r], totals[m]) for m in range(2)]
+    def body() -> None:
+        factors = [loop.load(row) for row in loop.thin]
+        for r in range(_ROWS):
+            numbers = loop.load(loop.x[r])
             for m in range(2):
-                loop.store(totals[m], loop.thin[m])
+                builder.store(loop.multiply_add(numbers, factors[m], builder.load(sums[m][r])), sums[m][r])
 
-        loop.over_columns(body)
-        return context.get_dummy_value()
+    loop.over_columns(body)
+    for m in range(2):
+        for r in range(_ROWS):
+            total = builder.fadd(builder.load(loop.rows[m][r]), loop.sum(builder.load(sums[m][r])))
+            builder.store(total, loop.rows[m][r])
 
-    return types.void(x, low, first, count, rows, thin, k, ahead, stride), generate
+
+@_kernel
+def _add_rows(builder, loop):
+    """thin[m] += the sum over r < _ROWS of rows[r, m] x[low + r], for m in k, k + 1."""
+    factors = [[loop.splat(address) for address in loop.rows[m]] for m in range(2)]
+
+    def body() -> None:
+        totals = [loop.load(row) for row in loop.thin]
+        for r in range(_ROWS):
+            numbers = loop.load(loop.x[r])
+            totals = [loop.multiply_add(numbers, factors[m][r], totals[m]) for m in range(2)]
+        for m in range(2):
+            loop.store(totals[m], loop.thin[m])
+
+    loop.over_columns(body)
 
 
 class _Loop:
@@ -313,17 +316,14 @@ class ThinProducts:
     def rows(self, w_t: np.ndarray, out: np.ndarray) -> None:
         """out (n, d) = X W."""
         out[:] = 0
-        self._run(w_t, 1.0, out, None)
+        self.rows_then_sums(w_t, 1.0, out, None)
 
     def sums(self, rows: np.ndarray, total_t: np.ndarray) -> None:
         """total = X^T rows, rows (n, d)."""
-        self._run(None, 0.0, rows, total_t)
+        self.rows_then_sums(None, 0.0, rows, total_t)
 
-    def rows_then_sums(self, w_t: np.ndarray, alpha: float, out: np.ndarray, total_t: np.ndarray) -> None:
-        """out (n, d) += alpha X W, then total = X^T out."""
-        self._run(w_t, alpha, out, total_t)
-
-    def _run(self, w_t: np.ndarray | None, alpha: float, out: np.ndarray, total_t: np.ndarray | None) -> None:
+    def rows_then_sums(self, w_t: np.ndarray | None, alpha: float, out: np.ndarray, total_t: np.ndarray | None) -> None:
+        """out (n, d) += alpha X W, then total = X^T out; None leaves one of the two away."""
         numba.set_num_threads(len(self._totals))
         if w_t is not None:
             self._w_t[: self._d] = w_t

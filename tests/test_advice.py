@@ -33,6 +33,7 @@ def slowness(name, n, p, but=()):
 def test_the_choice_is_nearly_the_fastest(n, p):
     """Models count every pair; how many dual-fused leaves out, since the dual starts so wide, must be measured."""
     blind = advice.choose(n, p, 10, CPU, PLENTY)
+    assert slowness(blind.variant, n, p) < 5
     assert slowness(blind.variant, n, p, but=["dual-fused"]) < 2
     others = [cell for cell in CELLS if (cell.n, cell.p) != (n, p)]
     assert slowness(advice.choose(n, p, 10, CPU, PLENTY, measured=others).variant, n, p) < 1.5

@@ -198,8 +198,8 @@ def _all_pairs(pairs, across, panels, scale, lowest, zeros, gaps, kernels, colum
         for q in range(t, len(pairs), threads):
             i, j = pairs[q]
             into = pulls[t, across[q]]
-            own = gaps[t], kernels[t], column_pulls[t]
-            _panel_pair(i, j, rows, columns, boxes, counts, scale, lowest, chunk, rest, *own, into)
+            buffers = gaps[t], kernels[t], column_pulls[t]
+            _panel_pair(i, j, rows, columns, boxes, counts, scale, lowest, chunk, rest, *buffers, into)
 
 
 @numba.njit(fastmath=True, cache=True)
@@ -292,19 +292,19 @@ class FusedMMD:
         # Of clouds of one size twice the mean square of the points is the mean square of their distances.
         squares = 2 * _mean_square(e_x.numpy(), e_y.numpy(), centre)
         lowest = _FAR if squares * self._scale < _FAR else _ALL
-        self._pack(e_x, e_y, centre, lowest)
+        self._arrange(e_x, e_y, centre, lowest)
         sums = self._sum(lowest, out_x, out_y)
-        n_x, n_y, own = self.n_x, self.n_y, 0 if self.unbiased else 1
-        means = (sums[0] / n_x + own) / n_x, (sums[1] / n_y + own) / n_y, sums[2] / (n_x * n_y)
+        n_x, n_y, diagonal = self.n_x, self.n_y, 0 if self.unbiased else 1
+        means = (sums[0] / n_x + diagonal) / n_x, (sums[1] / n_y + diagonal) / n_y, sums[2] / (n_x * n_y)
         if lowest == _FAR and min(means) < 2.0 ** (_FAR / 2):
             sums = self._sum(_LOWEST, out_x, out_y)
-        mmd = squared_mmd(*torch.tensor(sums, dtype=torch.float64), self.n_x, self.n_y, self.unbiased).item()
+        mmd = squared_mmd(*torch.tensor(sums, dtype=torch.float64), n_x, n_y, self.unbiased).item()
         if not self.unbiased and mmd == 0:  # clipped: no gradient
             out_x.zero_()
             out_y.zero_()
         return mmd
 
-    def _pack(self, e_x: torch.Tensor, e_y: torch.Tensor, centre: np.ndarray, lowest: np.float32) -> None:
+    def _arrange(self, e_x: torch.Tensor, e_y: torch.Tensor, centre: np.ndarray, lowest: np.float32) -> None:
         """Put the points into panels, neighbours together if pairs may be left out."""
         if lowest > _ALL:
             kd_orders(e_x.numpy(), e_y.numpy(), _LEAF, *self._orders)
