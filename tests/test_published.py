@@ -142,6 +142,15 @@ def test_keops_cache_survives_the_import(guarded, tmp_path):
     assert done.stdout.splitlines()[-1:] == ["kept" if guarded else "wiped"], done.stderr
 
 
+@installed
+def test_it_loads_where_what_it_reads_files_with_is_absent():
+    """PyTorch looks for TensorFlow when it is trained with; it must not find what stands in for it."""
+    hide = "import sys\nfor name in ('scanpy', 'tensorflow', 'tensorboard'): sys.modules[name] = None\n"
+    code = hide + "from mmdma_core.families.published import load\nprint(load('lsmmdma').__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["lsmmdma.train"], done.stderr
+
+
 def test_stand_ins_leave_nothing_behind(monkeypatch):
     monkeypatch.setattr(published, "_FILE_ACCESS", {"absent_one": "absent_one", "absent_one.io": "absent_one"})
     with published._stand_ins():

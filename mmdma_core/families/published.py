@@ -70,8 +70,9 @@ def load(module: str) -> ModuleType:
     wipe = pykeops.clean_pykeops
     pykeops.clean_pykeops = lambda: None
     try:
+        # torch.optim.Adam imports this when the first one is made; it looks for TensorFlow, and a stand-in will not do.
+        importlib.import_module("torch._dynamo")
         with _stand_ins():
-            importlib.import_module("torch._dynamo")  # which torch.optim.Adam imports when the first one is made
             return importlib.import_module(module)
     finally:
         pykeops.clean_pykeops = wipe
