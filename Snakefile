@@ -1,7 +1,8 @@
 """The scaling study: sweeps -> table -> figures -> report. One job measures one variant at one p, along n."""
 
-from benchmarks import config as configuration
-from benchmarks import figures, study
+from benchmarks import figures
+from benchmarks.study import config as configuration
+from benchmarks.study import study
 
 configfile: "config.yaml"
 

@@ -8,8 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import config as configuration
-from benchmarks import machine
+from benchmarks.measuring import machine
+from benchmarks.study import config as configuration
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _compare(options)
         config = configuration.read(options.config, options.set)
         _set_environment(config.get("cpu_threads", "auto"))
-        from benchmarks import study  # imports PyTorch, which reads the number of threads
+        from benchmarks.study import study  # imports PyTorch, which reads the number of threads
 
         options.values = config  # an experiment has keys of its own
         options.run(study.load(config), options)
@@ -44,19 +44,19 @@ def _check(study, options) -> None:  # noqa: ANN001
 
 
 def _plan(study, options) -> None:  # noqa: ANN001
-    from benchmarks import plan
+    from benchmarks.study import plan
 
     print(plan.describe(study))
 
 
 def _sweep(study, options) -> None:  # noqa: ANN001
-    from benchmarks import sweep
+    from benchmarks.study import sweep
 
     sweep.run_sweeps(study, options.variant, options.p, options.n, options.budget_s, options.retry)
 
 
 def _table(study, options) -> None:  # noqa: ANN001
-    from benchmarks import agreement, selection, table
+    from benchmarks.reading import agreement, selection, table
 
     summary = table.write_summary(study.root)
     print(table.count_statuses(summary))
@@ -73,7 +73,7 @@ def _figures(study, options) -> None:  # noqa: ANN001
 
 
 def _advise(study, options) -> None:  # noqa: ANN001
-    from benchmarks import advise
+    from benchmarks.reading import advise
 
     print(advise.describe(study, options.n, options.p, options.gpu_memory_gib))
 
@@ -99,13 +99,13 @@ def _report(study, options) -> None:  # noqa: ANN001
 
 
 def _frontier(study, options) -> None:  # noqa: ANN001
-    from benchmarks import frontier
+    from benchmarks.paper import frontier
 
     print(frontier.describe(options.gpu_memory_gib))
 
 
 def _compare(options) -> int:  # noqa: ANN001
-    from benchmarks import compare
+    from benchmarks.reading import compare
 
     found = compare.compare(options.a, options.b, options.threshold)
     if options.out:

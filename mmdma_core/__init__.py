@@ -12,17 +12,23 @@ Notation, paper -> code:
     MMD^2           squared_mmd, mmd
     pen, dis        penalty, distortion
     lambda_1, _2    lambda1, lambda2
+
+Rooms from the ground up: errors, gaussian, models, objective, files and simulation, training, fused, families,
+matching. A room imports only rooms below it; this file and __main__ are the public face.
 """
 
+import pkgutil
+
 import mmdma_core.families  # noqa: F401  (registers the variants)
-from mmdma_core.formulations import Dual, Primal
-from mmdma_core.inputs import Kernel
-from mmdma_core.objective import LossTerms
-from mmdma_core.reference import reference_gradients, reference_loss
-from mmdma_core.registry import MissingDependency, Unsupported, Variant, register, start, variant, variants
-from mmdma_core.run import Run, TorchRun, compose
-from mmdma_core.settings import Settings
-from mmdma_core.simulate import Simulated, simulate
+from mmdma_core.errors import MissingDependency, Unsupported
+from mmdma_core.families.registry import Variant, register, start, variant, variants
+from mmdma_core.objective.formulations import Dual, Primal
+from mmdma_core.objective.inputs import Kernel
+from mmdma_core.objective.reference import reference_gradients, reference_loss
+from mmdma_core.objective.settings import Settings
+from mmdma_core.objective.terms import LossTerms
+from mmdma_core.simulation.simulate import Simulated, simulate
+from mmdma_core.training.run import Run, TorchRun, compose
 
 __all__ = [
     "MMDMA",
@@ -48,10 +54,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """MMDMA is imported when it is asked for: scikit-learn and pandas would slow every measuring process."""
-    if name == "MMDMA":
-        from mmdma_core.estimator import MMDMA
+# Imported when they are asked for: scikit-learn and pandas would slow every measuring process.
+_LATE = {
+    "MMDMA": "mmdma_core.matching.estimator.MMDMA",
+    "io": "mmdma_core.files.io",
+    "metrics": "mmdma_core.matching.metrics",
+}
 
-        return MMDMA
+
+def __getattr__(name: str) -> object:
+    if name in _LATE:
+        return pkgutil.resolve_name(_LATE[name])
     raise AttributeError(f"module 'mmdma_core' has no attribute {name!r}")

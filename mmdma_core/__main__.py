@@ -8,8 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from mmdma_core import commands
-from mmdma_core.estimator import MMDMA
+from mmdma_core.matching import commands
+from mmdma_core.matching.estimator import MMDMA
 
 _VIEWS = ("x", "y")
 _TEXTS = ("variant", "device", "checkpoint")

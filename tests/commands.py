@@ -13,8 +13,9 @@ import os
 import sys
 from contextlib import redirect_stdout
 
-from benchmarks import guard, sweep, table  # noqa: F401
 from benchmarks.__main__ import main
+from benchmarks.measuring import guard
+from benchmarks.reading import table  # noqa: F401
 
 
 def run(folder: str, arguments: list[str], output: str) -> None:

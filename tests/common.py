@@ -19,7 +19,8 @@ import pytest
 import scipy.sparse
 import torch
 
-from mmdma_core import Kernel, Settings, reference, reference_gradients, reference_loss, simulate, start, variant
+from mmdma_core import Kernel, Settings, reference_gradients, reference_loss, simulate, start, variant
+from mmdma_core.objective import reference
 
 MMD_TOLERANCE = 1e-6
 NORM_TOLERANCE = 1e-5

@@ -9,10 +9,13 @@ import yaml
 from conftest import ROOT
 
 import mmdma_core
-from benchmarks import advise, records, study
-from benchmarks.plan import Plan
-from mmdma_core import MissingDependency, advice
-from mmdma_core.advice import Measured
+from benchmarks.measuring import records
+from benchmarks.reading import advise
+from benchmarks.study import study
+from benchmarks.study.plan import Plan
+from mmdma_core import MissingDependency
+from mmdma_core.families import advice
+from mmdma_core.families.advice import Measured
 
 LAPTOP = ROOT / "results" / "laptop-amd-epyc-2-cores"
 RECORDS = records.read_all(LAPTOP)

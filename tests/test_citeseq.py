@@ -17,12 +17,13 @@ import yaml
 from conftest import ROOT
 from test_records import record
 
-from benchmarks import config as configuration
-from benchmarks import records, study, sweep
-from benchmarks.config import ConfigError
 from benchmarks.experiments import citeseq, citeseq_data
 from benchmarks.experiments.citeseq_data import Real, StandIn
-from mmdma_core.metrics import foscttm
+from benchmarks.measuring import records
+from benchmarks.study import config as configuration
+from benchmarks.study import study, sweep
+from benchmarks.study.config import ConfigError
+from mmdma_core.matching.metrics import foscttm
 
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 TINY = {

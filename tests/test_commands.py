@@ -150,7 +150,7 @@ def test_what_is_there_is_kept_unless_overwritten(folder, capsys):
 
 
 def test_ctrl_c_keeps_the_best_and_says_so_in_the_exit_status(folder, monkeypatch):
-    from mmdma_core import estimator
+    from mmdma_core.matching import estimator
 
     def interrupt(*arguments, **options):
         def stop(run, terms):

@@ -5,9 +5,10 @@ import json
 import pytest
 from test_records import record
 
-from benchmarks import compare, records
 from benchmarks.__main__ import main
 from benchmarks.figures import comparison
+from benchmarks.measuring import records
+from benchmarks.reading import compare
 
 MACHINE = {
     "gpu": {"name": "H100", "driver": "550", "sm_clock_mhz": 1980},

@@ -10,9 +10,9 @@ from conftest import ROOT
 
 import mmdma_core
 from benchmarks import __main__ as commands
-from benchmarks import config as configuration
-from benchmarks import study
-from benchmarks.config import ConfigError
+from benchmarks.study import config as configuration
+from benchmarks.study import study
+from benchmarks.study.config import ConfigError
 
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 

@@ -12,10 +12,11 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import normalize
 
-from mmdma_core import MMDMA, Settings, simulate, start, training
-from mmdma_core.estimator import median_sigma
-from mmdma_core.objective import LossTerms
-from mmdma_core.training import History, Stopping
+from mmdma_core import MMDMA, Settings, simulate, start
+from mmdma_core.matching.estimator import median_sigma
+from mmdma_core.objective.terms import LossTerms
+from mmdma_core.training import epochs
+from mmdma_core.training.epochs import History, Stopping
 
 X, Y, _ = (view if i == 2 else view.numpy() for i, view in enumerate(simulate("branch", 60, 15, p_y=12)))
 QUICK = {
@@ -174,9 +175,9 @@ def test_a_checkpoint_is_gone_on_from_to_the_same_numbers(tmp_path, variant):
 
     asked = {"checkpoint": tmp_path / "state.npz", "n_starts": 2, "variant": variant}
     fitted(callbacks=[interrupt], **asked)
-    epochs = []
-    resumed = fitted(callbacks=[lambda run, terms: epochs.append(run.epoch)], **asked)
-    assert epochs == [15, 20, 5, 10, 15, 20]
+    recorded = []
+    resumed = fitted(callbacks=[lambda run, terms: recorded.append(run.epoch)], **asked)
+    assert recorded == [15, 20, 5, 10, 15, 20]
     through = fitted(n_starts=2, variant=variant)
     np.testing.assert_array_equal(resumed.embedding_x_, through.embedding_x_)
     pd.testing.assert_frame_equal(resumed.loss_history_, through.loss_history_)
@@ -209,7 +210,7 @@ def test_an_interruption_with_nothing_to_keep_passes_through(monkeypatch):
     def interrupt(self, run):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.History, "record", interrupt)
+    monkeypatch.setattr(epochs.History, "record", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fitted()
 
@@ -252,7 +253,7 @@ def test_a_progress_bar_shows_the_loss(capsys):
 
 
 def test_a_start_that_diverges_is_named_and_another_one_wins(monkeypatch):
-    record = training.History.record
+    record = epochs.History.record
 
     def diverge(self, run):
         if run.epoch == 5 and len(seen) == 0:
@@ -261,7 +262,7 @@ def test_a_start_that_diverges_is_named_and_another_one_wins(monkeypatch):
         return record(self, run)
 
     seen = []
-    monkeypatch.setattr(training.History, "record", diverge)
+    monkeypatch.setattr(epochs.History, "record", diverge)
     model = fitted(n_starts=2)
     assert model.starts_["stopped"].tolist() == ["diverged", None]
     np.testing.assert_array_equal(model.embedding_x_, fitted(random_state=4).embedding_x_)
@@ -310,4 +311,4 @@ def test_bad_data(x, message):
 
 def test_train_records_first_and_last_epoch():
     run = start("primal", X, Y, Settings(n_components=2))
-    assert training.train(run, 7, loss_every=5).epochs == [0, 5, 7]
+    assert epochs.train(run, 7, loss_every=5).epochs == [0, 5, 7]

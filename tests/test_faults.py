@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import heed_interrupts
 
-from benchmarks import records
+from benchmarks.measuring import records
 
 HERE = os.path.dirname(__file__)
 # variant -> (status of the cell with the fault, words of its detail, status of the next larger n)

@@ -10,7 +10,8 @@ from test_records import record
 
 import mmdma_core
 from benchmarks.figures import curves, heatmap, ratios, style
-from benchmarks.table import to_frame
+from benchmarks.paper.fastest import PAPER_VARIANTS, winner
+from benchmarks.reading.table import to_frame
 
 
 def cells(**outcomes):
@@ -35,11 +36,11 @@ def cells(**outcomes):
     ],
 )
 def test_the_winner_of_a_cell(outcomes, expected):
-    assert heatmap.winner(cells(**outcomes), expected=2) == expected
+    assert winner(cells(**outcomes), expected=2) == expected
 
 
 def test_a_cell_that_nobody_tried():
-    assert heatmap.winner(None, expected=2) == "untested"
+    assert winner(None, expected=2) == "untested"
 
 
 def test_the_map_has_every_cell_and_a_legend_for_what_it_shows():
@@ -88,7 +89,7 @@ def test_styles_are_fixed_and_apart():
 
 
 def test_plugins_get_colours_of_their_own(monkeypatch):
-    names = [*style.PAPER_VARIANTS, *(f"plugin-{i}" for i in range(5))]
+    names = [*PAPER_VARIANTS, *(f"plugin-{i}" for i in range(5))]
     monkeypatch.setattr(style.mmdma_core, "variants", lambda: names)
     monkeypatch.setattr(style.mmdma_core, "variant", lambda name: types.SimpleNamespace(label=name, exact=True))
     assert len({style.style(name).color for name in names}) == len(names)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import records
-from mmdma_core import Settings, Unsupported, reference, simulate, start
+from benchmarks.measuring import records
+from mmdma_core import Settings, Unsupported, simulate, start
+from mmdma_core.objective import reference
 
 pytest.importorskip("numba")
 
@@ -17,7 +18,7 @@ FUSED = ["primal-fused", "dual-fused"]
 
 
 def on_cpu(n_x, n_y, settings):
-    from mmdma_core.gaussian.fused_cpu import FusedMMD
+    from mmdma_core.fused.pairs_cpu import FusedMMD
 
     return FusedMMD(n_x, n_y, settings.n_components, settings.sigma, settings.unbiased)
 
@@ -52,24 +53,24 @@ def test_means_that_come_from_far_pairs_alone():
 
 
 def test_pairs_in_a_wide_plane_are_mostly_left_out():
-    from mmdma_core.gaussian import fused_cpu
+    from mmdma_core.fused import pairs_cpu
 
     points = torch.zeros(2000, 10)
     points[:, :2] = 30 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
     mmd, out = on_cpu(2000, 2000, Settings()), torch.empty_like(points)
     mmd(points, points, out, out)
     gaps = np.empty_like(mmd._gaps[0])
-    blocks = [panel[low : low + fused_cpu.ROWS] for panel in mmd._rows for low in range(0, 256, fused_cpu.ROWS)]
+    blocks = [panel[low : low + pairs_cpu.ROWS] for panel in mmd._rows for low in range(0, 256, pairs_cpu.ROWS)]
     spans = [
-        fused_cpu._near(block, boxes, mmd._scale, fused_cpu._FAR, gaps) for block in blocks for boxes in mmd._boxes
+        pairs_cpu._near(block, boxes, mmd._scale, pairs_cpu._FAR, gaps) for block in blocks for boxes in mmd._boxes
     ]
-    taken = sum(int(end) - int(begin) for begin, end in spans) / (len(spans) * fused_cpu.PANEL)
+    taken = sum(int(end) - int(begin) for begin, end in spans) / (len(spans) * pairs_cpu.PANEL)
     assert 0.05 < taken < 0.4  # of the columns; of the pairs 0.02 have k >= 2^-48
 
 
 @pytest.mark.parametrize(("n", "leaf"), [(1, 16), (16, 16), (17, 16), (1000, 16), (333, 4)])
 def test_neighbours_follow_one_another(n, leaf):
-    from mmdma_core.gaussian.neighbours import kd_orders
+    from mmdma_core.fused.neighbours import kd_orders
 
     points = torch.randn(n, 3, generator=torch.Generator().manual_seed(0)).round(decimals=1).numpy()  # with ties
     orders = [np.zeros(n, np.int64) for _ in "xy"]
@@ -105,7 +106,7 @@ def test_products_with_thin_matrices(n, p, d, threads, dtype):
     """Several flushes and chunks, rows and columns that fill no group or vector; twice, since buffers are kept."""
     import numba
 
-    from mmdma_core.thin import ThinProducts
+    from mmdma_core.fused.tall_skinny import ThinProducts
 
     if threads > numba.config.NUMBA_NUM_THREADS:
         pytest.skip(f"Numba has {numba.config.NUMBA_NUM_THREADS} thread on this machine")

@@ -18,8 +18,8 @@ from mmdma_core import Settings, Unsupported, simulate, start, variant
 from mmdma_core.families import fused as family
 
 pytest.importorskip("triton")
-from mmdma_core import fused_cuda
-from mmdma_core.gaussian import fused_cuda as kernels
+from mmdma_core.fused import pairs_cuda as kernels
+from mmdma_core.fused import views_cuda
 
 FUSED = ["primal-fused", "dual-fused"]
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is used only without a GPU")
@@ -28,7 +28,7 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpre
 @pytest.fixture
 def as_on_cuda(monkeypatch):
     """The fused variants run their CUDA code on CPU tensors."""
-    monkeypatch.setattr(family, "_implementation", lambda device: fused_cuda)
+    monkeypatch.setattr(family, "_implementation", lambda device: views_cuda)
 
 
 def unsorted(n_x, n_y, settings):
@@ -110,7 +110,7 @@ COMPILE = """
 import json, sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from mmdma_core.gaussian.fused_cuda import pair_sums, tile
+from mmdma_core.fused.pairs_cuda import pair_sums, tile
 
 for capability, d in json.loads(sys.argv[1]):
     sizes = tile(d)
@@ -149,7 +149,7 @@ def test_a_captured_epoch_is_an_epoch(name, monkeypatch):
     """Graph replays and epochs launched one by one end at the same loss, and replays wait for nothing."""
     x, y, _ = simulate("branch", 700, 30)
     captured = start(name, x, y, Settings(learning_rate=1e-3), "cuda")
-    monkeypatch.setattr(fused_cuda, "_CAPTURED_POINTS", 0)
+    monkeypatch.setattr(views_cuda, "_CAPTURED_POINTS", 0)
     launched = start(name, x, y, Settings(learning_rate=1e-3), "cuda")
     captured.step()
     launched.step()

@@ -110,7 +110,7 @@ def test_a_missing_dependency_says_what_to_install():
         with pytest.raises(ValueError, match="registered already"):
             mmdma_core.register("needs-nothing-known", label="", reference="")(None)
     finally:
-        del mmdma_core.registry._VARIANTS["needs-nothing-known"]
+        del mmdma_core.families.registry._VARIANTS["needs-nothing-known"]
 
 
 @pytest.mark.parametrize(

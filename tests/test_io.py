@@ -9,7 +9,7 @@ import scipy.sparse
 from refusals import refused
 
 from mmdma_core import io
-from mmdma_core.io import View, atomically, read_labels, read_view, write_embedding
+from mmdma_core.files.io import View, atomically, read_labels, read_view, write_embedding
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:mudata"),

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import limit
+from benchmarks.limit import limit
 
 
 def test_the_fraction_reached_is_that_of_the_limit(monkeypatch, capsys):

@@ -5,7 +5,7 @@ import types
 import pynvml
 import pytest
 
-from benchmarks import machine, memory, records
+from benchmarks.measuring import machine, memory, records
 
 
 @pytest.fixture

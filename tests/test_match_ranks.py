@@ -6,9 +6,9 @@ import pytest
 import torch
 from embeddings import MATCH, X, Y, partial_match, random_views
 
-from mmdma_core import match_ranks
-from mmdma_core.match_ranks import MatchRanks
-from mmdma_core.metrics import foscttm, neighbourhood_overlap, top_k
+from mmdma_core.matching import match_ranks
+from mmdma_core.matching.match_ranks import MatchRanks
+from mmdma_core.matching.metrics import foscttm, neighbourhood_overlap, top_k
 
 
 def counted(e_x, e_y, match):

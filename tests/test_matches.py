@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from mmdma_core.io import View, align_by_name, read_match, read_vector
+from mmdma_core.files.io import View, align_by_name, read_match, read_vector
 
 
 @pytest.mark.parametrize(

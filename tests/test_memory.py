@@ -5,7 +5,7 @@ import torch
 import yaml
 from conftest import ROOT, commands
 
-from benchmarks import records
+from benchmarks.measuring import records
 from mmdma_core import Settings, variant, variants
 
 SMALL = 200  # cells of the measurement that is subtracted: beside its arrays a process takes some 40 MiB

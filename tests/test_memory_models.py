@@ -10,9 +10,12 @@ from conftest import ROOT
 from test_records import known, load
 
 import mmdma_core
-from benchmarks import frontier, plan, sources
-from mmdma_core import Settings, memory_models, start, variant
-from mmdma_core.memory_models import ORIGINALS, PUBLISHED_PACKAGE
+from benchmarks.measuring import sources
+from benchmarks.paper import frontier
+from benchmarks.study import plan
+from mmdma_core import Settings, start, variant
+from mmdma_core.models import memory
+from mmdma_core.models.memory import ORIGINALS, PUBLISHED_PACKAGE
 
 D = Settings().n_components
 LAST = {"primal": 20_000, "dual": 15_000, "dual-keops": 25_000}  # at every p, on 16 GB
@@ -99,8 +102,8 @@ def test_a_model_of_memory_is_no_part_of_a_variants_source(monkeypatch):
     monkeypatch.setattr(sources, "_parse", lambda module: parsed.append(module) or real(module))
     sources.source_digest("mmdma_core.families.paper")
     sources.source_digest.cache_clear()
-    assert "mmdma_core.formulations" in parsed
-    assert memory_models.__name__ not in parsed
+    assert "mmdma_core.objective.formulations" in parsed
+    assert memory.__name__ not in parsed
 
 
 def test_the_plan_names_what_will_not_fit_and_runs_it_all_the_same(tmp_path):

@@ -9,10 +9,11 @@ import pytest
 import torch
 from embeddings import X, Y, partial_match, random_views
 
-from benchmarks import memory
-from mmdma_core import match_ranks, metrics, simulate, variant
+from benchmarks.measuring import memory
+from mmdma_core import metrics, simulate, variant
 from mmdma_core.families import published
-from mmdma_core.metrics import (
+from mmdma_core.matching import match_ranks
+from mmdma_core.matching.metrics import (
     evaluate,
     foscttm,
     label_silhouette,

@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch._dynamo  # before TensorFlow: Triton, which it imports, has been seen to crash after it
 
-from benchmarks import records
-from mmdma_core import Settings, Unsupported, reference, simulate, start, variant
-from mmdma_core.adam import Adam
+from benchmarks.measuring import records
+from mmdma_core import Settings, Unsupported, simulate, start, variant
 from mmdma_core.families import original_2019
 from mmdma_core.gaussian import sampled
+from mmdma_core.objective import reference
+from mmdma_core.training.adam import Adam
 
 CPU = torch.device("cpu")
 missing = variant("original-2019").missing(CPU)

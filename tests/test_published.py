@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmdma_core import Settings, Unsupported, reference, simulate, start, variant
+from mmdma_core import Settings, Unsupported, simulate, start, variant
 from mmdma_core.families import published
+from mmdma_core.objective import reference
 
 missing = variant("published-primal").missing(torch.device("cpu"))
 installed = pytest.mark.skipif(bool(missing), reason=str(missing))

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from benchmarks.config import ConfigError
 from benchmarks.experiments import quality
+from benchmarks.study.config import ConfigError
 from mmdma_core import MMDMA, simulate
 
 OPTIONS = yaml.safe_load((ROOT / "config.yaml").read_text())["quality"]

@@ -11,9 +11,11 @@ import yaml
 from conftest import ROOT
 
 import mmdma_core
-from benchmarks import records, sources, study, table
-from benchmarks.plan import Plan, describe, duration
-from benchmarks.records import Record, UnreadableRecord
+from benchmarks.measuring import records, sources
+from benchmarks.measuring.records import Record, UnreadableRecord
+from benchmarks.reading import table
+from benchmarks.study import study
+from benchmarks.study.plan import Plan, describe, duration
 
 
 def record(variant="primal", n=1000, p=100, status="ok", **fields):
@@ -185,7 +187,7 @@ def test_the_plan_counts_and_estimates(small, monkeypatch):
     assert plan._cell_seconds("primal", 10, 200) == pytest.approx(5 * 0.04 + 0.7, rel=0.01)
     assert plan._cell_seconds("dual", 10, 200) == 0
     costless = dataclasses.replace(mmdma_core.variant("dual"), cost_model=None)
-    monkeypatch.setitem(mmdma_core.registry._VARIANTS, "dual", costless)
+    monkeypatch.setitem(mmdma_core.families.registry._VARIANTS, "dual", costless)
     assert plan._cell_seconds("dual", 150, 100) == pytest.approx(small.cell_budget_s + 0.7)
     assert f"{total} cells: 2 known, {total - 2} to run" in describe(small)
 
@@ -217,12 +219,13 @@ def test_the_digest_reaches_what_a_plugin_takes_from_the_core(tmp_path, monkeypa
     real = sources._parse
     monkeypatch.setattr(sources, "_parse", lambda module: parsed.append(module) or real(module))
     sources.source_digest("some_plugin")
-    assert {"some_plugin", "helper_of_it", "mmdma_core.formulations", "mmdma_core.objective"} <= set(parsed)
-    assert not {"mmdma_core", "mmdma_core.reference", "mmdma_core.families.paper", "torch"} & set(parsed)
+    assert {"some_plugin", "helper_of_it", "mmdma_core.objective.formulations"} <= set(parsed)
+    assert "mmdma_core.objective.terms" in parsed
+    assert not {"mmdma_core", "mmdma_core.objective.reference", "mmdma_core.families.paper", "torch"} & set(parsed)
 
 
 def test_the_digest_follows_a_submodule_that_is_imported_only_when_it_runs():
     """In a process of its own, where nothing has imported it yet: not the package, with every other family."""
-    code = "from benchmarks import sources; print(sources._defining_module('mmdma_core', 'fused_cpu'))"
+    code = "from benchmarks.measuring import sources; print(sources._defining_module('mmdma_core.fused', 'views_cpu'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "mmdma_core.fused_cpu"
+    assert done.stdout.strip() == "mmdma_core.fused.views_cpu"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmdma_core import simulate
-from mmdma_core.philox import normal_rows, philox
+from mmdma_core.simulation.philox import normal_rows, philox
 
 
 def published(n, p, seed, p_y):
@@ -60,7 +60,7 @@ def test_both_views_come_from_the_same_points(shape, noise):
 
 def test_triangle_has_three_groups():
     """A half of the cells lies along the bottom, a quarter along each side; standardising only stretches that."""
-    from mmdma_core.simulate import manifold
+    from mmdma_core.simulation.simulate import manifold
 
     points = manifold("triangle", 4001, np.random.RandomState(5))
     assert points.shape == (4001, 2)

@@ -5,9 +5,9 @@ import pytest
 import scipy.sparse
 import torch
 
-from benchmarks import memory
-from mmdma_core import sparse
-from mmdma_core.inputs import as_views
+from benchmarks.measuring import memory
+from mmdma_core.objective import sparse
+from mmdma_core.objective.inputs import as_views
 
 
 def view(n, p, density=0.1):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from refusals import refused
 
-from mmdma_core.io import read_view
+from mmdma_core.files.io import read_view
 
 DENSE = np.array([[0.0, 1.5, 0.0], [2.25, 0.0, 0.1]])
 CELLS, FEATURES = ("c1", "c2"), ("g1", "g2", "g3")

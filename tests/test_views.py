@@ -14,8 +14,8 @@ import scipy.sparse
 import torch
 from refusals import refused
 
-from mmdma_core.io import read_labels, read_match, read_view
-from mmdma_core.registry import MissingDependency
+from mmdma_core.errors import MissingDependency
+from mmdma_core.files.io import read_labels, read_match, read_view
 
 DENSE = np.array([[0.0, 1.5, 0.0], [2.25, 0.0, 0.1]])
 

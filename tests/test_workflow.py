@@ -15,7 +15,8 @@ import yaml
 from conftest import ROOT, copy_project, heed_interrupts
 
 import mmdma_core
-from benchmarks import figures, records
+from benchmarks import figures
+from benchmarks.measuring import records
 
 BIN = Path(sys.executable).parent
 

@@ -15,13 +15,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import mmdma_core
-from benchmarks import records, sweep
-from benchmarks.config import ConfigError
 from benchmarks.experiments.citeseq_data import Real, StandIn
 from benchmarks.figures.style import save, style
-from benchmarks.memory import GIB
-from benchmarks.records import Record
-from benchmarks.study import Study, chosen_variants
+from benchmarks.measuring import records
+from benchmarks.measuring.memory import GIB
+from benchmarks.measuring.records import Record
+from benchmarks.study import sweep
+from benchmarks.study.config import ConfigError
+from benchmarks.study.study import Study, chosen_variants
 
 Row = dict[str, Any]  # of the table
 

@@ -20,10 +20,12 @@ from matplotlib.figure import Figure
 from sklearn.cross_decomposition import CCA
 from sklearn.preprocessing import normalize
 
-from benchmarks.config import ConfigError
 from benchmarks.figures.style import save, style
-from benchmarks.records import write_atomically
-from mmdma_core import MMDMA, MissingDependency, metrics, views
+from benchmarks.measuring.records import write_atomically
+from benchmarks.study.config import ConfigError
+from mmdma_core import MMDMA, MissingDependency
+from mmdma_core.files import views
+from mmdma_core.matching import metrics
 
 _SETTING = ["n_components", "lambda1", "lambda2", "sigma"]
 _FIT = ["dataset", "variant", *_SETTING]

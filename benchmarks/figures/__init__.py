@@ -1,4 +1,7 @@
-"""The figures of a study, drawn from its table."""
+"""The figures of a study, drawn from its table: one file for each kind, colours and axes in style.py.
+
+A figure takes a table and returns a matplotlib Figure; a new one is a file, a name in NAMES and a line in `_figures`.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from benchmarks.study import Study
+    from benchmarks.study.study import Study
 
 NAMES = ("figure_1a", "fastest_of_all", "figure_1b", "figure_a1", "memory", "log_ratios", "against_paper", "exponents")
-PUBLISHED = Path(__file__).parents[2] / "results" / "published-v100" / "runtimes.csv"
 
 
 def paths(study: Study) -> list[Path]:
@@ -34,8 +36,8 @@ def draw_all(study: Study) -> list[Path]:
     Raises ValueError if the table is missing or has no cell of the study.
     """
     from benchmarks.figures.style import save
-    from benchmarks.selection import of_study
-    from benchmarks.table import read_summary
+    from benchmarks.reading.selection import of_study
+    from benchmarks.reading.table import read_summary
 
     table, left_out = of_study(read_summary(study.root), study)
     for sentence in left_out:
@@ -50,7 +52,7 @@ def draw_all(study: Study) -> list[Path]:
 def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     import mmdma_core
     from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios
-    from benchmarks.figures.style import PAPER_VARIANTS
+    from benchmarks.paper.fastest import PAPER_VARIANTS
 
     where = _where(study, table)
     on_gpu = table["device"].iloc[0] == "cuda"
@@ -77,7 +79,7 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
 
 
 def _where(study: Study, table: pd.DataFrame) -> str:
-    from benchmarks.selection import machine_name
+    from benchmarks.reading.selection import machine_name
 
     row = next(table.itertuples())
     return machine_name(row) + ("" if row.device == "cuda" else f", {study.threads} threads")
@@ -86,6 +88,8 @@ def _where(study: Study, table: pd.DataFrame) -> str:
 def _published(study: Study) -> pd.DataFrame | None:
     """The published runtimes within the study's grid; None if they have nothing there."""
     import pandas as pd
+
+    from benchmarks.paper.published import PUBLISHED
 
     published = pd.read_csv(PUBLISHED)
     within = published["n"].between(study.n[0], study.n[-1]) & published["p"].isin(study.p)

@@ -12,9 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks import against_paper, published
-from benchmarks.figures.style import PAPER_VARIANTS, factor, grid_axes, style
-from benchmarks.published import NOTHING_FITS
+from benchmarks.figures.style import factor, grid_axes, style
+from benchmarks.paper import against_paper, published
+from benchmarks.paper.fastest import PAPER_VARIANTS
+from benchmarks.paper.published import NOTHING_FITS
 
 _PALE = 0.22  # of the published winner's colour where it could not be tested
 _NOTHING = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}

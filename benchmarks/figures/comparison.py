@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from benchmarks.compare import VERDICTS, WORDS, Comparison
 from benchmarks.figures.style import grid_axes, style
+from benchmarks.reading.compare import VERDICTS, WORDS, Comparison
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _COLORS = {  # safe for colour-blind readers; the darker the worse

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.exponents import FLOOR, exponents
 from benchmarks.figures.style import style
+from benchmarks.reading.exponents import FLOOR, exponents
 
 _SHOWN = (-0.7, 3.7)  # an interval that is wider ends at the frame
 _QUANTITIES = {"runtime": "runtime of an epoch", "memory": "peak memory"}

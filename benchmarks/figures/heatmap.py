@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from benchmarks.figures.style import log_axis, style
+from benchmarks.paper.fastest import winner
 
 _NOTHING_FITS = {"facecolor": "white", "edgecolor": "0.35", "hatch": "////", "linewidth": 0}
 _TOO_SLOW = {"facecolor": "0.82", "edgecolor": "none"}
@@ -45,18 +46,6 @@ def draw(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], variants: Se
     axes.set_title(title, loc="left")
     _legend(axes, [*(v for v in variants if v in used), *(s for s in SPECIAL if s in used)])
     return figure
-
-
-def winner(cell: pd.DataFrame | None, expected: int) -> str:
-    """The fastest variant of a cell, or one of SPECIAL."""
-    if cell is None:
-        return "untested"
-    ok = cell[cell["status"] == "ok"]
-    if len(ok):
-        return ok.loc[ok["runtime_s"].idxmin(), "variant"]
-    if len(cell) == expected and (cell["outcome"] == "oom").all():
-        return "nothing fits"
-    return "too slow" if cell["outcome"].isin(["timeout", "budget"]).any() else "not all"
 
 
 SPECIAL = {

@@ -15,8 +15,6 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import mmdma_core
 
-PAPER_VARIANTS = ("primal", "primal-keops", "dual", "dual-keops")
-
 
 @dataclass(frozen=True)
 class Style:

@@ -1,4 +1,7 @@
-"""The report of a study: one self-contained HTML page, results/MACHINE/report.html."""
+"""The report of a study: one self-contained HTML page, results/MACHINE/report.html; a section is a function below.
+
+A section takes the evidence and decides nothing anew: what it says comes from reading/, paper/ and figures/.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from pathlib import Path
 from benchmarks.report import losses, measured, noise, overview, reading, status
 from benchmarks.report.evidence import Evidence, gather
 from benchmarks.report.page import Section, render
-from benchmarks.study import Study
-from mmdma_core.files import atomically
+from benchmarks.study.study import Study
+from mmdma_core.files.atomic import atomically
 
 # In the order of the page. Each takes the evidence and gives a Section, or None where it has nothing to say.
 SECTIONS: list[Callable[[Evidence], Section | None]] = [

@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 import mmdma_core
-from benchmarks.figures.style import PAPER_VARIANTS
-from benchmarks.records import Record, read_folder
+from benchmarks.measuring.records import Record, read_folder
+from benchmarks.paper.fastest import PAPER_VARIANTS
+from benchmarks.reading.selection import machine_name, of_study, one_machine
+from benchmarks.reading.table import read_summary, to_frame
 from benchmarks.report.words import cells, listing
-from benchmarks.selection import machine_name, of_study, one_machine
-from benchmarks.study import Study
-from benchmarks.table import read_summary, to_frame
+from benchmarks.study.study import Study
 
 _KEY = ["variant", "n", "p"]
 
@@ -24,7 +24,7 @@ class Evidence:
     """What lies in the folder of a study and counts.
 
     records  of one machine
-    table    benchmarks.table.to_frame of them
+    table    benchmarks.reading.table.to_frame of them
     grid     the rows of the table that the study asks for: what its figures show
     notes    a sentence for each kind of thing that is left out or does not fit
     """

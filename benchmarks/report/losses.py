@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 import mmdma_core
-from benchmarks.agreement import MMD_TOLERANCE, NORM_TOLERANCE, losses
+from benchmarks.reading.agreement import MMD_TOLERANCE, NORM_TOLERANCE, losses
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, paragraph, table
 from benchmarks.report.words import number, percent
@@ -46,7 +46,7 @@ def outliers(agree: str, settings: Settings) -> dict[str, str]:
     A family is the exact variants of one formulation and one estimator of MMD2; its largest group is taken to be
     right. Of two largest groups nobody knows, so both stand apart.
 
-    agree  the groups of benchmarks.agreement.losses: 'a = b | c'
+    agree  the groups of benchmarks.reading.agreement.losses: 'a = b | c'
     """
     families: dict[tuple, dict[int, list[str]]] = {}
     for i, group in enumerate(agree.split(" | ")):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 import mmdma_core
-from benchmarks.memory import GIB
-from benchmarks.records import Record
+from benchmarks.measuring.memory import GIB
+from benchmarks.measuring.records import Record
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, download, paragraph, part, table
 from benchmarks.report.words import cells, listing, number

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from benchmarks.records import Record
+from benchmarks.measuring.records import Record
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, paragraph, table
 from benchmarks.report.words import cells, number, percent

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from benchmarks.figures import heatmap
 from benchmarks.figures.style import style
-from benchmarks.memory import GIB
+from benchmarks.measuring.memory import GIB
 from benchmarks.report import verdict as judged
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, figure, paragraph, part

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from markupsafe import Markup
 
-from benchmarks import against_paper, discrepancies
-from benchmarks import exponents as growth
 from benchmarks.figures.style import style
+from benchmarks.paper import against_paper, discrepancies
+from benchmarks.reading import exponents as growth
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, figure, paragraph, table
 

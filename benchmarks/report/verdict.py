@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from benchmarks.figures import heatmap
+from benchmarks.paper.fastest import winner
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.words import at, cells, grouped, listing, number
 
 PATTERN = ("dual", "dual-keops", "primal-keops")  # Figure 1A of the paper: who wins as n grows, at every p
-Winners = Mapping[tuple[int, int], str]  # (n, p) -> a variant, or why there is none, see heatmap.winner
+Winners = Mapping[tuple[int, int], str]  # (n, p) -> a variant, or why there is none, see benchmarks.paper.fastest
 
-OUTCOMES = {  # an outcome of benchmarks.table.to_frame -> what one says of a cell that ended so
+OUTCOMES = {  # an outcome of benchmarks.reading.table.to_frame -> what one says of a cell that ended so
     "ok": "came to an end",
     "oom": "ran out of memory there or at a smaller n",
     "timeout": "ran out of time there or at a smaller n",
@@ -45,7 +46,7 @@ def winners(evidence: Evidence, variants: Sequence[str]) -> Winners:
     table = evidence.grid[evidence.grid["variant"].isin(variants)]
     by_point = dict(iter(table.groupby(["n", "p"])))
     points = [(n, p) for p in evidence.study.p for n in evidence.study.n]
-    return {point: heatmap.winner(by_point.get(point), len(variants)) for point in points}
+    return {point: winner(by_point.get(point), len(variants)) for point in points}
 
 
 def _count(evidence: Evidence) -> str:

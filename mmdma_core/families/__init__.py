@@ -1,4 +1,8 @@
-"""The variants that come with the project; importing this package registers them, the paper's first."""
+"""The variants by name: importing this package registers those that come with the project, the paper's first.
+
+A file is a family, and a composition: what it computes lies in the rooms below. A new family is a new file and a name
+below; `registry` holds what all share, `advice` chooses among them.
+"""
 
 from mmdma_core.families import paper  # isort: skip
 from mmdma_core.families import fused  # isort: skip

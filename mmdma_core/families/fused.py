@@ -8,14 +8,15 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from mmdma_core import costs, memory_models
-from mmdma_core.formulations import Dual
-from mmdma_core.fused import FormulationView, FusedView
-from mmdma_core.inputs import Kernel, View, is_sparse
-from mmdma_core.registry import Unsupported, register
-from mmdma_core.run import Run
-from mmdma_core.settings import Settings
-from mmdma_core.sparse import SparsePrimal
+from mmdma_core.errors import Unsupported
+from mmdma_core.families.registry import register
+from mmdma_core.fused.run import FormulationView, FusedView
+from mmdma_core.models import costs, memory
+from mmdma_core.objective.formulations import Dual
+from mmdma_core.objective.inputs import Kernel, View, is_sparse
+from mmdma_core.objective.settings import Settings
+from mmdma_core.objective.sparse import SparsePrimal
+from mmdma_core.training.run import Run
 
 _REFERENCE = "this project, mmdma_core.fused"
 _LARGEST_D = 64
@@ -38,12 +39,12 @@ def _works_on(device: torch.device) -> str | None:
 
 def _implementation(device: torch.device) -> ModuleType:
     if device.type == "cuda":
-        from mmdma_core import fused_cuda  # imports Triton
+        from mmdma_core.fused import views_cuda  # imports Triton
 
-        return fused_cuda
-    from mmdma_core import fused_cpu  # imports Numba
+        return views_cuda
+    from mmdma_core.fused import views_cpu  # imports Numba
 
-    return fused_cpu
+    return views_cpu
 
 
 def _compose(formulation: str) -> Callable[..., Run]:
@@ -74,8 +75,8 @@ def _compose(formulation: str) -> Callable[..., Run]:
 
 
 for _formulation, _other, _memory, _cost in (
-    ("primal", "sparse", memory_models.primal_fused, costs.fused),
-    ("dual", "kernel", memory_models.dual_fused, costs.dual_fused),
+    ("primal", "sparse", memory.primal_fused, costs.fused),
+    ("dual", "kernel", memory.dual_fused, costs.dual_fused),
 ):
     register(
         f"{_formulation}-fused",

@@ -1,10 +1,10 @@
 """The primal with the linear-time MMD2: for p << n an epoch is linear in n, without KeOps."""
 
-from mmdma_core import costs, memory_models
-from mmdma_core.formulations import primal
+from mmdma_core.families.registry import register
 from mmdma_core.gaussian import sampled
-from mmdma_core.registry import register
-from mmdma_core.run import compose
+from mmdma_core.models import costs, memory
+from mmdma_core.objective.formulations import primal
+from mmdma_core.training.run import compose
 
 register(
     "linear-time",
@@ -14,5 +14,5 @@ register(
     estimator="unbiased",
     cost_model=costs.composed(costs.primal, costs.pairs),
     accepts=("dense", "sparse"),
-    memory_model=memory_models.ORIGINALS["linear-time"],
+    memory_model=memory.ORIGINALS["linear-time"],
 )(compose(primal, sampled.linear_sums))

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdma_core import costs, memory_models
-from mmdma_core.objective import LossTerms, total_loss
-from mmdma_core.registry import Unsupported, register
-from mmdma_core.run import Pair, starting_values
-from mmdma_core.settings import Settings
+from mmdma_core.errors import Unsupported
+from mmdma_core.families.registry import register
+from mmdma_core.models import costs, memory
+from mmdma_core.objective.settings import Settings
+from mmdma_core.objective.terms import LossTerms, total_loss
+from mmdma_core.training.run import Pair, starting_values
 
 
 def load(module: str) -> ModuleType:
@@ -42,7 +43,7 @@ def works_on(device: torch.device) -> str | None:
 
 
 class GraphRun:
-    """A graph and its session, see mmdma_core.run.Run. Float32 views."""
+    """A graph and its session, see mmdma_core.training.run.Run. Float32 views."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class GraphRun:
 
 
 def _ask_for_memory(n_x: int, n_y: int, d: int, device: torch.device) -> None:
-    """Raise what PyTorch raises if the host would not give what an epoch holds at once, see memory_models.broadcast.
+    """Raise what PyTorch raises if the host would not give what an epoch holds at once, see memory.broadcast.
 
     TensorFlow has been seen to crash where the system refuses it memory, which would read as an error of the variant.
     """
@@ -145,7 +146,7 @@ register(
     reference="Liu et al. 2019, Jointly embedding multiple single-cell omics measurements",
     requires=("tensorflow", works_on),
     estimator="biased",
-    memory_model=memory_models.ORIGINALS["original-2019"],
+    memory_model=memory.ORIGINALS["original-2019"],
     formulation="dual",
     cost_model=costs.composed(costs.dual, costs.broadcast),
     importer=load,

@@ -1,20 +1,20 @@
 """The second original implementation (Singh et al. 2020), written afresh: dual, Adam with amsgrad, biased MMD2.
 
 It weighs |alpha^T K alpha - I| by l1 and |K - K alpha alpha^T K| by l2; l1 = lambda1 / sqrt(p) and
-l2 = lambda2 / (n sqrt(p)) give the loss of this project, and stand in mmdma_core.formulations.Dual. Its second
-estimator of MMD2, meant for more cells, is unbiased.
+l2 = lambda2 / (n sqrt(p)) give the loss of this project, and stand in mmdma_core.objective.formulations.Dual. Its
+second estimator of MMD2, meant for more cells, is unbiased.
 """
 
 from __future__ import annotations
 
 import torch
 
-from mmdma_core import costs, memory_models
-from mmdma_core.formulations import Dual
+from mmdma_core.families.registry import register
 from mmdma_core.gaussian import broadcast, sampled
-from mmdma_core.objective import total_loss
-from mmdma_core.registry import register
-from mmdma_core.run import TorchRun, compose
+from mmdma_core.models import costs, memory
+from mmdma_core.objective.formulations import Dual
+from mmdma_core.objective.terms import total_loss
+from mmdma_core.training.run import TorchRun, compose
 
 _REFERENCE = "Singh et al. 2020, Unsupervised manifold alignment for single-cell multi-omics data"
 
@@ -37,7 +37,7 @@ register(
     label="original 2020 (biased MMD)",
     reference=_REFERENCE,
     estimator="biased",
-    memory_model=memory_models.ORIGINALS["original-2020"],
+    memory_model=memory.ORIGINALS["original-2020"],
     formulation="dual",
     cost_model=costs.composed(costs.dual, costs.broadcast),
 )(compose(Dual, broadcast.sums, OriginalRun))
@@ -47,7 +47,7 @@ register(
     reference=_REFERENCE,
     exact=False,
     estimator="unbiased",
-    memory_model=memory_models.ORIGINALS["original-2020-stream"],
+    memory_model=memory.ORIGINALS["original-2020-stream"],
     formulation="dual",
     cost_model=costs.composed(costs.dual, costs.halves),
 )(compose(Dual, sampled.split_sums, OriginalRun))

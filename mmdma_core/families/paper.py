@@ -1,11 +1,10 @@
 """The paper's four variants: two formulations x two ways to sum the Gaussian kernel, at the published costs."""
 
-from mmdma_core import costs
-from mmdma_core import memory_models as memory
-from mmdma_core.formulations import Dual, primal
+from mmdma_core.families.registry import register
 from mmdma_core.gaussian import dense, keops
-from mmdma_core.registry import register
-from mmdma_core.run import compose
+from mmdma_core.models import costs, memory
+from mmdma_core.objective.formulations import Dual, primal
+from mmdma_core.training.run import compose
 
 PAPER = "Meng-Papaxanthos et al., LSMMD-MA, Table A1"
 

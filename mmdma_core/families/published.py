@@ -24,12 +24,13 @@ import numpy as np
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from mmdma_core import costs, memory_models
+from mmdma_core.errors import Unsupported
+from mmdma_core.families.registry import register
 from mmdma_core.gaussian import keops
-from mmdma_core.objective import LossTerms, total_loss
-from mmdma_core.registry import Unsupported, register
-from mmdma_core.run import Pair, starting_values
-from mmdma_core.settings import Settings
+from mmdma_core.models import costs, memory
+from mmdma_core.objective.settings import Settings
+from mmdma_core.objective.terms import LossTerms, total_loss
+from mmdma_core.training.run import Pair, starting_values
 
 # Modules that it imports and that training never uses -> the package that has them.
 _FILE_ACCESS = {
@@ -122,7 +123,7 @@ class _Coroutine:
 
 
 class PublishedRun:
-    """The package's training loop, see mmdma_core.run.Run. Float32 views."""
+    """The package's training loop, see mmdma_core.training.run.Run. Float32 views."""
 
     def __init__(
         self,
@@ -215,7 +216,7 @@ def _register(mode: str, symbolic: bool) -> None:
         requires=(*modules, _loads, keops.works_on) if symbolic else (*modules, _loads),
         importer=load,
         install="pip install --no-deps lsmmdma, and pip install absl-py pykeops scikit-learn tenacity",
-        memory_model=memory_models.PUBLISHED_PACKAGE[name],
+        memory_model=memory.PUBLISHED_PACKAGE[name],
         formulation=mode,
         cost_model=costs.composed(getattr(costs, mode), costs.keops if symbolic else costs.dense),
     )(functools.partial(PublishedRun, mode, symbolic))

@@ -1,6 +1,6 @@
 """Estimates of the Gaussian kernel sums from a part of the pairs: the mean over these times the number of all pairs.
 
-Through the unbiased MMD2 (mmdma_core.objective) the number of pairs cancels, and the means alone are left.
+Through the unbiased MMD2 (mmdma_core.objective.terms) the number of pairs cancels, and the means alone are left.
 """
 
 from __future__ import annotations

@@ -1,0 +1,3 @@
+from benchmarks.limit.limit import main
+
+main()

@@ -1,0 +1,45 @@
+"""Throughput of multiply-adds and of the polynomial exponential on the CPU: work whose operands stay in the caches."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from mmdma_core.fused.pairs_cpu import exp2, threads
+
+_LANES = 96  # numbers a thread holds: enough independent chains to hide the latency of a multiply-add
+_REPEATS = 5_000_000
+_F = np.float32
+
+
+def multiply_adds() -> int:
+    """As many float32 multiply-adds as this returns."""
+    numba.set_num_threads(threads())
+    _multiply_adds(np.zeros(threads(), _F), _REPEATS)
+    return threads() * _REPEATS * _LANES
+
+
+def exponentials() -> int:
+    """As many float32 exponentials as this returns."""
+    numba.set_num_threads(threads())
+    _exponentials(np.zeros((threads(), 1024), _F), _REPEATS // 100)
+    return threads() * (_REPEATS // 100) * 1024
+
+
+@numba.njit(fastmath={"contract"}, parallel=True, cache=True)  # no more, or two steps of a chain become one
+def _multiply_adds(out, repeats):  # noqa: ANN001, ANN202
+    for t in numba.prange(len(out)):
+        values = np.zeros(_LANES, _F)
+        for _ in range(repeats):
+            for lane in range(_LANES):
+                values[lane] = values[lane] * _F(0.5) + _F(1)
+        for lane in range(_LANES):
+            out[t] += values[lane]
+
+
+@numba.njit(fastmath=True, parallel=True, cache=True)
+def _exponentials(values, repeats):  # noqa: ANN001, ANN202
+    for t in numba.prange(len(values)):
+        for _ in range(repeats):
+            for i in range(values.shape[1]):
+                values[t, i] = exp2(-values[t, i])

@@ -1,0 +1,206 @@
+"""The measurement itself: make the data, prepare, warm up, time epochs, probe memory. Runs in a child of the guard."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+
+import mmdma_core
+from benchmarks.measuring import memory
+from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported
+from mmdma_core.objective.inputs import Given, as_views, is_sparse
+
+EARLY_EPOCHS = 3  # every measured cell does that many: a warm-up and at least MIN_TIMED
+MIN_TIMED = 2
+MEASUREMENT = 1  # to be raised when cells are measured differently, so that no older record is used again
+_CONTEXT_AT_MOST = memory.GIB  # a CUDA context takes less; what other processes hold is not this one's
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a measurement may go.
+
+    budget_s   timed epochs stop after this many seconds, though never before MIN_TIMED of them
+    timeout_s  seconds after which the whole cell is ended
+    host_gib   host memory the cell may add, on a CPU; None: 80 % of what is free
+    gpu_gib    device memory the cell may take, which emulates a smaller card; None: all of it
+    """
+
+    budget_s: float
+    timeout_s: float
+    host_gib: float | None
+    gpu_gib: float | None
+
+
+class DataSource(Protocol):
+    """Where the two views come from, if not from mmdma_core.simulate: a frozen dataclass, part of the cell's question.
+
+    name  as it stands in records, in the place of a simulation's mode
+    """
+
+    name: ClassVar[str]
+
+    def views(self, n: int, p: int, seed: int) -> tuple[Given, Given, np.ndarray]:
+        """x (n, p), y, and match (n,): row i of x is the same cell as row match[i] of y."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is asked of one measurement.
+
+    variant, n, p  one point of the grid
+    source         digest of the variant's source, see benchmarks.measuring.sources
+    absent         modules that the variant requires and that cannot be imported here
+    shape, seed    of mmdma_core.simulate; the same seed draws the starting values
+    data_mode      its `noise`: 'exact' or 'fast'; the name of `data` where that is given
+    epochs         epochs of a full run
+    device         'cpu' or 'cuda'
+    threads        CPU threads of the measuring process
+    data           where the views come from instead; then the embeddings are evaluated, too
+    """
+
+    variant: str
+    n: int
+    p: int
+    source: str
+    absent: tuple[str, ...]
+    settings: Settings
+    shape: str
+    seed: int
+    data_mode: str
+    epochs: int
+    device: str
+    threads: int
+    limits: Limits
+    data: DataSource | None = None
+
+    @property
+    def key(self) -> str:
+        """Digest of all of the above but the limits: the same question has the same key."""
+        question = dataclasses.asdict(self) | {"limits": None, "measurement": MEASUREMENT}
+        return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measure(cell: Cell, report: Report) -> None:
+    """Measure the cell and report the fields of its record as they become known; `status` comes last.
+
+    What the variant raises passes through, except that it lacks something or cannot treat the problem.
+    """
+    torch.set_num_threads(cell.threads)
+    _limit_memory(cell)
+    try:
+        _measure(cell, report)
+    except MissingDependency as error:
+        report({"status": "missing_dependency", "detail": str(error)})
+    except Unsupported as error:
+        report({"status": "unsupported", "detail": str(error)})
+
+
+def _measure(cell: Cell, report: Report) -> None:
+    device = torch.device(cell.device)
+    missing = mmdma_core.variant(cell.variant).missing(device)
+    if missing:
+        raise MissingDependency(missing)
+    _wake(device)
+    before = memory.host_bytes()
+    report({"stage": "data", "host_before": before})
+    views, data_s = _timed(device, _views, cell, device)
+    match = views.match if cell.data else None
+    _reset_peaks(device)
+    report({"data_s": data_s, "density": _density(views.x), "stage": "prepare"})
+    run, prepare_s = _timed(device, mmdma_core.start, cell.variant, views.x, views.y, cell.settings, device, cell.seed)
+    del views  # what the variant needs of the data, it holds
+    report({"prepare_s": prepare_s, "stage": "warm-up"})
+    report({"warmup_s": _timed(device, run.step)[1], "stage": "epochs"})
+    report(_timed_epochs(cell, run, device))
+    report({"peak_host_bytes": max(0, memory.host_peak_bytes() - before)})
+    if device.type == "cuda":
+        report({"peak_torch_bytes": torch.cuda.max_memory_allocated()})
+    if cell.data is not None:
+        report({"stage": "metrics"})
+        report({"metrics": _metrics(run, match)})
+    report({"status": "ok"})
+
+
+def _views(cell: Cell, device: torch.device) -> Simulated:
+    """The two views on the device, and their match."""
+    if cell.data is None:
+        return mmdma_core.simulate(cell.shape, cell.n, cell.p, cell.seed, noise=cell.data_mode, device=device)
+    x, y, match = cell.data.views(cell.n, cell.p, cell.seed)
+    return Simulated(*as_views(x, y, device), match)
+
+
+def _density(view: torch.Tensor) -> float | None:
+    return len(view.values()) / math.prod(view.shape) if is_sparse(view) else None
+
+
+def _metrics(run: mmdma_core.Run, match: np.ndarray) -> dict[str, float]:
+    """How well the embeddings of this epoch match, see mmdma_core.metrics."""
+    from mmdma_core.matching.metrics import foscttm  # imports scikit-learn, which most cells do not need
+
+    return {"epoch": run.epoch, "foscttm": foscttm(*run.embeddings(), match)}
+
+
+def _wake(device: torch.device) -> None:
+    """Load what the first product and sum on a GPU load, so that no variant pays for it in its times."""
+    if device.type == "cuda":
+        small = torch.ones(64, 64, device=device)
+        (small @ small).sum().item()
+
+
+def _timed(device: torch.device, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> tuple[Any, float]:
+    """What the work returns and the wall seconds it took, with the device's queue empty before and after."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    begin = time.perf_counter()
+    result = work(*arguments, **options)
+    wait()
+    return result, time.perf_counter() - begin
+
+
+def _timed_epochs(cell: Cell, run: mmdma_core.Run, device: torch.device) -> dict[str, Any]:
+    seconds: list[float] = []
+    losses = {}
+    while len(seconds) < cell.epochs and (len(seconds) < MIN_TIMED or math.fsum(seconds) < cell.limits.budget_s):
+        seconds.append(round(_timed(device, run.step)[1], 9))
+        if run.epoch == EARLY_EPOCHS:
+            losses["early"] = _loss(run)
+    losses["final"] = losses["early"] if run.epoch == EARLY_EPOCHS else _loss(run)
+    return {"epoch_s": seconds, "losses": losses}
+
+
+def _loss(run: mmdma_core.Run) -> dict[str, float]:
+    """The terms at this epoch. A loss that is no number is an error of the variant, not a result."""
+    terms: LossTerms = run.loss()
+    if not math.isfinite(terms.total):
+        raise FloatingPointError(f"the loss is {terms.total} after {run.epoch} epochs: {terms}")
+    return {"epoch": run.epoch, **terms._asdict()}
+
+
+def _limit_memory(cell: Cell) -> None:
+    if cell.device == "cuda":
+        if cell.limits.gpu_gib is not None:
+            free, total = torch.cuda.mem_get_info()
+            context = min(total - free, _CONTEXT_AT_MOST)
+            fraction = (cell.limits.gpu_gib * memory.GIB - context) / total
+            torch.cuda.set_per_process_memory_fraction(min(1.0, max(fraction, 0.0)))
+    else:
+        memory.limit_host_memory(int(cell.limits.host_gib * memory.GIB))
+
+
+def _reset_peaks(device: torch.device) -> None:
+    memory.reset_host_peak()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

@@ -1,0 +1,217 @@
+"""A cell's child process: forked, limited, watched, and its end put into words.
+
+The process that calls `measure_cell` is the fork server: it has imported PyTorch but never computed with it, so that
+it holds no pool of threads and no CUDA context, and a child starts in milliseconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import faulthandler
+import multiprocessing
+import os
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from typing import IO, Any
+
+import psutil
+
+import mmdma_core
+from benchmarks.measuring import cell as cell_module
+from benchmarks.measuring import memory
+from benchmarks.measuring.cell import Cell, Limits
+from benchmarks.measuring.records import Record
+
+POLL_S = 0.05
+_GRACE_S = 2.0
+_TAIL_LINES = 12
+_PR_SET_PDEATHSIG = 1
+# The fields of a record that the child reports.
+_MEASURED = (
+    *("data_s", "density", "prepare_s", "warmup_s", "epoch_s"),
+    *("losses", "metrics", "peak_host_bytes", "peak_torch_bytes"),
+)
+# What is said when memory ran out, by Python and NumPy, PyTorch on CUDA and on the CPU, CUDA through KeOps, TensorFlow,
+# and C++.
+_OUT_OF_MEMORY = re.compile(
+    r"^[\w.]*MemoryError\b"
+    r"|^torch\.(cuda\.)?OutOfMemoryError\b"
+    r"|(can't allocate|not enough) memory: you tried to allocate"
+    r"|CUDA error: out of memory|failed with error .*out of memory"
+    r"|(CUDA_ERROR|NVRTC_ERROR)_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|OOM when allocating tensor"
+    r"|std::bad_alloc",
+    re.MULTILINE,
+)
+_fork = multiprocessing.get_context("fork")
+
+
+@dataclass
+class _Watch:
+    """What the guard saw of a child while it ran."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    host_bytes: int = 0
+    device_bytes: int | None = None
+    ended_for: tuple[str, str] | None = None  # (status, detail) when the guard ended it
+
+
+def preload(variants: Iterable[str], device: str) -> None:
+    """Import here, once, what the children would each import for themselves.
+
+    Not on a GPU: KeOps opens CUDA when it is imported, and CUDA does not survive a fork.
+    """
+    if device == "cpu":
+        for name in variants:
+            variant = mmdma_core.variant(name)
+            for module in variant.requires:
+                if isinstance(module, str) and module not in variant.absent():
+                    variant.importer(module)
+
+
+def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float) -> Record:
+    """The record of a cell, measured in a child of this process. Whatever the variant does, this returns.
+
+    The child is ended after timeout_s, and with this process, if that is interrupted or ended.
+    """
+    limited = replace(cell, limits=_with_host_limit(cell.limits))
+    begin = time.perf_counter()
+    probe = memory.DeviceProbe() if cell.device == "cuda" else None
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        receiver, sender = _fork.Pipe(duplex=False)
+        child = _fork.Process(target=_child, args=(limited, sender, output.fileno()))
+        child.start()
+        sender.close()
+        try:
+            watch = _watch(child, receiver, probe, limited, timeout_s)
+        finally:
+            _end(child)
+        status, detail = _verdict(watch, child.exitcode, _read(output), limited)
+    return _record(cell, watch, status, detail, time.perf_counter() - begin, machine)
+
+
+def _with_host_limit(limits: Limits) -> Limits:
+    return limits if limits.host_gib else replace(limits, host_gib=memory.default_host_limit() / memory.GIB)
+
+
+def _child(cell: Cell, sender: Connection, output: int) -> None:
+    os.setsid()  # what it starts (KeOps' compiler) ends with it
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    faulthandler.enable(file=2, all_threads=False)
+    cell_module.measure(cell, sender.send)
+
+
+def _watch(
+    child: multiprocessing.Process,
+    receiver: Connection,
+    probe: memory.DeviceProbe | None,
+    cell: Cell,
+    timeout_s: float,
+) -> _Watch:
+    watch = _Watch()
+    begin = time.perf_counter()
+    process = psutil.Process(child.pid)
+    while True:
+        wait([receiver, child.sentinel], timeout=POLL_S)
+        alive = child.is_alive()  # asked first: what a child says before it ends is then in the pipe
+        with suppress(EOFError, OSError):
+            while receiver.poll():
+                watch.facts.update(receiver.recv())
+        if not alive:
+            return watch
+        with suppress(psutil.NoSuchProcess):
+            watch.host_bytes = process.memory_info().rss - watch.facts.get("host_before", 0)
+        if probe and watch.facts.get("stage") != "metrics":  # what evaluation takes is not the variant's
+            watch.device_bytes = probe.peak(child.pid, watch.facts.get("stage"))
+            watch.facts["sm_clock_mhz"] = probe.sm_clock_mhz
+        watch.ended_for = _breach(watch, cell, time.perf_counter() - begin > timeout_s)
+        if watch.ended_for:
+            return watch
+
+
+def _breach(watch: _Watch, cell: Cell, late: bool) -> tuple[str, str] | None:
+    """The limit that the child has broken, as (status, detail)."""
+    stage = watch.facts.get("stage", "start")
+    if late:
+        return "timeout", f"ended by its time limit during {stage}"
+    if cell.device == "cpu" and watch.host_bytes > cell.limits.host_gib * memory.GIB:
+        return "oom", f"host memory over the limit of {cell.limits.host_gib:.3g} GiB during {stage}"
+    if cell.limits.gpu_gib is not None and (watch.device_bytes or 0) > cell.limits.gpu_gib * memory.GIB:
+        return "oom", f"device memory over the limit of {cell.limits.gpu_gib:g} GiB during {stage}"
+    return None
+
+
+def _end(child: multiprocessing.Process) -> None:
+    """End the child and all that it started: politely first, so that a compiler removes its half-written output."""
+    for number, grace in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None)):
+        child.terminate()  # it may not have a group of its own yet
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, number)
+        child.join(grace)
+
+
+def _verdict(watch: _Watch, exit_code: int, output: str, cell: Cell) -> tuple[str, str]:
+    """Status and detail of a child that has ended. Out of memory only on evidence."""
+    if watch.ended_for:
+        return watch.ended_for
+    if "status" in watch.facts:
+        return watch.facts["status"], watch.facts.get("detail", "")
+    stage = watch.facts.get("stage", "start")
+    evidence = _OUT_OF_MEMORY.search(output)
+    if evidence:
+        line = next(line for line in output[evidence.start() :].splitlines() if line)
+        return "oom", f"during {stage}: {line[:300]}"
+    if exit_code == -signal.SIGKILL and watch.host_bytes > 0.9 * cell.limits.host_gib * memory.GIB:
+        return "oom", f"killed during {stage} with {watch.host_bytes / memory.GIB:.3g} GiB of host memory in use"
+    how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit status {exit_code}"
+    tail = "\n".join(output.strip().splitlines()[-_TAIL_LINES:])
+    return "error", f"{how} during {stage}\n{tail}".strip()
+
+
+def _read(output: IO[str]) -> str:
+    output.seek(0)
+    return output.read()
+
+
+def _record(cell: Cell, watch: _Watch, status: str, detail: str, seconds: float, machine: dict[str, Any]) -> Record:
+    record = new_record(cell, status, detail, machine)
+    record.cell_s = seconds
+    for name in _MEASURED:
+        if name in watch.facts:
+            setattr(record, name, watch.facts[name])
+    record.peak_device_bytes = watch.device_bytes
+    if watch.facts.get("sm_clock_mhz"):
+        record.machine = machine | {"gpu": machine["gpu"] | {"sm_clock_mhz": watch.facts["sm_clock_mhz"]}}
+    if status == "ok":
+        record.set_runtime()
+    return record
+
+
+def new_record(cell: Cell, status: str, detail: str, machine: dict[str, Any]) -> Record:
+    """A record of the cell in which nothing has been measured."""
+    return Record(
+        variant=cell.variant,
+        n=cell.n,
+        p=cell.p,
+        d=cell.settings.n_components,
+        epochs=cell.epochs,
+        seed=cell.seed,
+        device=cell.device,
+        key=cell.key,
+        limits=dataclasses.asdict(cell.limits),
+        status=status,
+        detail=detail,
+        data_mode=cell.data_mode,
+        machine=machine,
+    )

@@ -1,0 +1,165 @@
+"""The record of one cell, and the table of many.
+
+A record is one JSON file, written atomically: results/MACHINE/records/VARIANT/pP/nN.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from mmdma_core.families.advice import Measured
+from mmdma_core.files.atomic import atomically
+
+SCHEMA = 1
+
+Status = Literal["ok", "oom", "timeout", "error", "missing_dependency", "unsupported", "skipped"]
+STATUSES: tuple[str, ...] = Status.__args__
+
+
+@dataclass
+class Record:
+    """What one cell gave. Times in seconds, memory in bytes; None where the cell did not get that far.
+
+    device            'cpu' or 'cuda'
+    key               digest of what was asked for: a record is used again only for the same question
+    limits            time and memory it was given, see benchmarks.measuring.cell.Limits; for a skipped cell also
+                      sweep_budget_s
+    status, detail    how the cell ended, and why in words (the last lines of stderr for an error)
+    implied_by        the smaller n that a skipped cell is skipped for, if it is for that
+    data_mode         'exact': the published random numbers; 'fast': the counter-based ones; of an experiment, the
+                      name of its data ('real', 'stand-in')
+    data_s            making the two views on the device
+    density           fraction of the first view's entries that are stored, if it is sparse
+    prepare_s         what the variant forms once (kernel matrices and the like)
+    warmup_s          the first epoch, compilation included
+    epoch_s           each timed epoch after it
+    runtime_s         prepare_s + the sum of `epochs` timed epochs; if extrapolated, prepare_s + epochs x median
+    extrapolated      True if fewer than `epochs` were timed; epochs_measured says how many
+    peak_device_bytes most that the process held on the GPU, read from the driver (None on a CPU)
+    peak_torch_bytes  most that PyTorch's CUDA allocator had allocated (None on a CPU)
+    peak_host_bytes   most that the process held in host memory beyond what it held before the data were made
+    losses            'early': the loss and its terms after the cell's first 3 epochs, 'final': after its last
+    metrics           of an experiment: how well the embeddings match (mmdma_core.metrics), and after which epoch
+    cell_s            wall time of the whole cell as the guard saw it
+    machine           who measured, see benchmarks.measuring.machine
+    """
+
+    variant: str
+    n: int
+    p: int
+    d: int
+    epochs: int
+    seed: int
+    device: str
+    key: str
+    status: Status
+    detail: str = ""
+    implied_by: int | None = None
+    limits: dict[str, float | None] = field(default_factory=dict)
+    data_mode: str | None = None
+    data_s: float | None = None
+    density: float | None = None
+    prepare_s: float | None = None
+    warmup_s: float | None = None
+    epoch_s: list[float] = field(default_factory=list)
+    runtime_s: float | None = None
+    extrapolated: bool | None = None
+    epochs_measured: int = 0
+    peak_device_bytes: int | None = None
+    peak_torch_bytes: int | None = None
+    peak_host_bytes: int | None = None
+    losses: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    cell_s: float | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def median_epoch_s(self) -> float | None:
+        """Median of the timed epochs, in seconds."""
+        return median(self.epoch_s) if self.epoch_s else None
+
+    @property
+    def measured(self) -> Measured:
+        """The cell as mmdma_core.families.advice takes it; of one that is ok."""
+        return Measured(self.variant, self.n, self.p, self.d, self.median_epoch_s)
+
+    def set_runtime(self) -> None:
+        """Fill runtime_s, extrapolated and epochs_measured from prepare_s and epoch_s."""
+        self.epochs_measured = len(self.epoch_s)
+        self.extrapolated = self.epochs_measured < self.epochs
+        all_epochs = self.epochs * self.median_epoch_s if self.extrapolated else math.fsum(self.epoch_s)
+        self.runtime_s = self.prepare_s + all_epochs
+
+
+class UnreadableRecord(ValueError):
+    """A record file that is truncated, not JSON, or of another schema version."""
+
+
+def record_path(root: Path, variant: str, p: int, n: int) -> Path:
+    """Where the record of a cell lies below results/MACHINE."""
+    return root / "records" / variant / f"p{p}" / f"n{n}.json"
+
+
+def write(record: Record, path: Path) -> None:
+    """Write the record so that a reader sees the whole file or none, even after a crash."""
+    write_atomically(path, json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace path's content in one step. Raises OSError (a full disk, a folder that is not writable)."""
+    with atomically(path) as part:
+        part.write_text(text)
+
+
+def read(path: Path) -> Record:
+    """The record in a file. Raises UnreadableRecord."""
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UnreadableRecord(f"{path}: {error}") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else None
+        raise UnreadableRecord(f"{path}: schema version {found}, this program reads {SCHEMA}")
+    try:
+        return Record(**content)
+    except TypeError as error:
+        raise UnreadableRecord(f"{path}: {error}") from None
+
+
+def set_aside_if_unreadable(path: Path) -> None:
+    """Rename a record file that cannot be read to *.unreadable, and say so."""
+    if not path.exists():
+        return
+    try:
+        read(path)
+    except UnreadableRecord as error:
+        aside = path.with_suffix(".unreadable")
+        path.replace(aside)
+        print(f"unreadable record set aside as {aside}: {error}", file=sys.stderr)
+
+
+def read_folder(root: Path) -> tuple[list[Record], list[str]]:
+    """Every readable record below results/MACHINE, and a sentence for each that is left out."""
+    found, left_out = [], []
+    for path in sorted((root / "records").glob("*/p*/n*.json")):
+        try:
+            found.append(read(path))
+        except UnreadableRecord as error:
+            left_out.append(str(error))
+    return found, left_out
+
+
+def read_all(root: Path) -> list[Record]:
+    """Every readable record below results/MACHINE; a sentence on stderr for each that is left out."""
+    found, left_out = read_folder(root)
+    for sentence in left_out:
+        print(f"left out: {sentence}", file=sys.stderr)
+    return found

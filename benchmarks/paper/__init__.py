@@ -1,0 +1,4 @@
+"""The published study, and a machine set against it: runtimes, the fastest variant, where memory ends.
+
+The published numbers are data of results/published-v100; nothing here draws, and no number is typed in.
+"""

@@ -1,0 +1,88 @@
+"""The published study: runtimes read off a plot, and the fastest variant at each n and p."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "published-v100" / "runtimes.csv"
+READING = 0.07  # a value that was read off the plot is good to this fraction
+APART = (1 + READING) / (1 - READING)  # two readings within this ratio may be of equal times
+EPOCHS, D = 500, 10
+NOTHING_FITS = "nothing fits"
+
+
+def grid() -> tuple[list[int], list[int]]:
+    """n and p of the published grid."""
+    read = pd.read_csv(PUBLISHED)
+    return sorted(read["n"].unique().tolist()), sorted(read["p"].unique().tolist())
+
+
+def published_ends(published: pd.DataFrame) -> dict[tuple[str, int], int]:
+    """(variant, p) -> the last published n.
+
+    Points of the dual variants that lie behind another marker are missing, and whether they fit does not depend on p
+    beyond the data: the longest of their curves stands for all p.
+    """
+    ends = published.groupby(["variant", "p"])["n"].max().to_dict()
+    longest = published.groupby("variant")["n"].max()
+    ps = sorted(published["p"].unique())
+    hidden = {(v, p): longest[v] for v in longest.index if v.startswith("dual") for p in ps}
+    return {key: int(n) for key, n in (ends | hidden).items()}
+
+
+def runtimes() -> pd.DataFrame:
+    """Every cell that fitted: variant, n, p, runtime_s, source.
+
+    source  'read': from the panel of this p. 'other p': a dual variant whose marker is hidden here, and whose runtime
+            hardly depends on p: from p = 10,000, else the median of the panels that show it. 'hidden': runtime_s is
+            NaN, no panel tells it.
+    """
+    read = pd.read_csv(PUBLISHED)[["variant", "n", "p", "runtime_s"]]
+    ns, _ = grid()
+    cells = [(variant, n, p) for (variant, p), end in published_ends(read).items() for n in ns if n <= end]
+    known = pd.DataFrame(cells, columns=["variant", "n", "p"]).merge(read, how="left")
+    dual = read[read["variant"].str.startswith("dual")]
+    stands = dual.groupby(["variant", "n"])["runtime_s"].median().to_dict()
+    stands |= dual[dual["p"] == 10_000].set_index(["variant", "n"])["runtime_s"].to_dict()
+    other = pd.Series([stands.get(cell) for cell in zip(known["variant"], known["n"], strict=True)], dtype=float)
+    known["source"] = "read"
+    known.loc[known["runtime_s"].isna(), "source"] = "other p"
+    known["runtime_s"] = known["runtime_s"].fillna(other)
+    known.loc[known["runtime_s"].isna(), "source"] = "hidden"
+    return known
+
+
+def described(n: int, p: int) -> str:
+    """The fastest variant where something fits, as Figure 1A shows it.
+
+    Dual below 5000 cells; dual with KeOps from there to below 10000 for p >= 100, 20000 for p >= 2000, 30000 for
+    p >= 3000; primal with KeOps elsewhere. No two runtimes that one panel shows contradict that.
+    """
+    if n < 5000:
+        return "dual"
+    end = 30_000 if p >= 3000 else 20_000 if p >= 2000 else 10_000 if p >= 100 else 0
+    return "dual-keops" if n < end else "primal-keops"
+
+
+def winners() -> pd.DataFrame:
+    """Every cell of the grid: n, p, winner (a variant or NOTHING_FITS), close, hidden.
+
+    close   the winner, and the variants that two reading errors (APART) may put before it
+    hidden  the variants that fitted, with a runtime that no panel tells
+    """
+    cells = {point: cell.set_index("variant")["runtime_s"] for point, cell in runtimes().groupby(["n", "p"])}
+    ns, ps = grid()
+    rows = []
+    for n, p in ((n, p) for n in ns for p in ps):
+        seconds = cells.get((n, p))
+        if seconds is None:
+            rows.append((n, p, NOTHING_FITS, (NOTHING_FITS,), ()))
+            continue
+        shown = described(n, p)
+        least = seconds.min() if math.isnan(seconds[shown]) else seconds[shown]
+        close = {shown, *seconds.index[seconds <= APART * least]}
+        rows.append((n, p, shown, tuple(sorted(close)), tuple(seconds.index[seconds.isna()])))
+    return pd.DataFrame(rows, columns=["n", "p", "winner", "close", "hidden"])

@@ -1,0 +1,69 @@
+"""What differs between the machines and settings of two sets of records, in sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.measuring.records import Record
+
+_CLOCK = 0.03  # GPU clocks come in steps of 15 MHz; more than this fraction is another clock
+_NOISE = ("gpu.sm_clock_mhz", "gpu.memory_clock_mhz")  # differ from cell to cell: their medians are compared
+_MOST = 3  # values of one thing that a sentence names
+
+
+def one_machine(found: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The records of the machine that measured the most, and a sentence about every other one."""
+    counts = Counter(map(machine_name, found))
+    (most, _), *others = counts.most_common()
+    said = [f"{count} records of {name}, another machine than {most}, which has the most" for name, count in others]
+    return [record for record in found if machine_name(record) == most], said
+
+
+def machine_name(record: Record) -> str:
+    """The GPU, or the CPU and its threads, that measured."""
+    if record.device == "cuda":
+        return str((record.machine.get("gpu") or {}).get("name", "an unnamed GPU"))
+    return f"{record.machine.get('cpu', 'an unnamed CPU')} with {record.machine.get('cpu_threads', '?')} threads"
+
+
+def warnings(a: Sequence[Record], b: Sequence[Record]) -> list[str]:
+    """A sentence for each part of the machine, version or setting that differs; a and b are of the same cells."""
+    said = []
+    facts_a, facts_b = ([_facts(record) for record in side] for side in (a, b))
+    for name in sorted({name for facts in facts_a + facts_b for name in facts}):
+        values = [[facts.get(name) for facts in side] for side in (facts_a, facts_b)]
+        if name in _NOISE:
+            said += _clocks(name, *values)
+        elif set(values[0]) != set(values[1]):
+            said.append(f"{name} differs: {_named(values[0])} in A, {_named(values[1])} in B")
+    other = sum(first.key != second.key for first, second in zip(a, b, strict=True))
+    if other:
+        said.append(f"{other} of {len(a)} cells answer another question: other settings, or other code of the variant")
+    return said
+
+
+def _facts(record: Record) -> dict[str, Any]:
+    """Everything of a record that may explain a difference, flat: 'gpu.name', 'versions.torch', 'epochs'."""
+    facts = {name: getattr(record, name) for name in ("device", "d", "epochs", "seed", "data_mode")}
+    for name, value in record.machine.items():
+        facts |= (
+            {f"{name}.{part}": inner for part, inner in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    return {name: value for name, value in facts.items() if isinstance(value, str | int | float | None)}
+
+
+def _named(values: Iterable[Any]) -> str:
+    each = sorted({str(value) for value in values})
+    return " or ".join(each[:_MOST]) + (f" or {len(each) - _MOST} more" if len(each) > _MOST else "")
+
+
+def _clocks(name: str, a: list, b: list) -> list[str]:
+    known = [[value for value in side if value] for side in (a, b)]
+    if not all(known):
+        return []
+    first, second = map(median, known)
+    differ = abs(second / first - 1) > _CLOCK
+    return [f"{name} differs: {first:g} MHz in A, {second:g} MHz in B (medians)"] if differ else []

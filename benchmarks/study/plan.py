@@ -1,0 +1,157 @@
+"""What a study has still to measure, about how long that takes, and what of it is predicted not to fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain, groupby
+from typing import TypeVar
+
+import mmdma_core
+from benchmarks.measuring import machine, memory
+from benchmarks.measuring.cell import EARLY_EPOCHS
+from benchmarks.measuring.records import Record
+from benchmarks.study.study import ENDS_A_SWEEP, Study
+from mmdma_core.families import advice
+from mmdma_core.families.advice import Measured
+
+_OVERHEAD_S = 0.7  # most that the harness adds to a cell
+_SWEEP_OVERHEAD_S = 4.0  # what Snakemake's job and the imports take, on two cores
+Point = tuple[str, int, int]  # variant, p, n
+Value = TypeVar("Value")
+
+
+class Plan:
+    """The cells of a study: those that are known, those that remain, and the time these will take.
+
+    A remaining cell is estimated from the cells that are measured (mmdma_core.families.advice), a variant that states
+    no cost from its budget. Where memory is predicted not to suffice, the sweep is taken to end.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.total = len(study.variants) * len(study.p) * len(study.n)
+        self.known: dict[Point, Record] = {}
+        self._measured: dict[str, list[Measured]] = {}  # of each variant
+        self._limit = memory_limit(study)
+        self._speed: float | None = None
+        for variant, p in study.sweeps():
+            for n in study.n:
+                record = study.known(variant, n, p)
+                if record is not None:
+                    self.add(record)
+
+    def add(self, record: Record) -> None:
+        """Take note of a cell that has just ended."""
+        self.known[record.variant, record.p, record.n] = record
+        if record.status == "ok":
+            self._measured.setdefault(record.variant, []).append(record.measured)
+
+    def remaining(self) -> list[Point]:
+        """The cells that are not known, in the order in which they run."""
+        points = ((variant, p, n) for variant, p in self.study.sweeps() for n in self.study.n)
+        return [point for point in points if point not in self.known]
+
+    def basis(self) -> str:
+        """What the estimate rests on, in words."""
+        measured = sum(map(len, self._measured.values()))
+        return f"{measured} measured cells and models of cost" if measured else "models of cost, nothing is measured"
+
+    def too_large(self, variant: str, limit: float) -> dict[int, int]:
+        """The first remaining n at each p whose model of memory exceeds `limit` bytes. It is measured all the same."""
+        model, first = mmdma_core.variant(variant).memory_model, {}
+        for name, p, n in self.remaining():
+            if name == variant and model and model(n, p, self.study.settings.n_components) > limit:
+                first.setdefault(p, n)
+        return first
+
+    def seconds_left(self) -> float:
+        """Estimated time of the remaining cells; no sweep takes more than its budget."""
+        self._speed = advice.machine_speed(list(chain.from_iterable(self._measured.values())))
+        sweeps: dict[tuple[str, int], float] = {}
+        for variant, p, n in self.remaining():
+            sweeps[variant, p] = sweeps.get((variant, p), 0.0) + self._cell_seconds(variant, p, n)
+        return sum(min(seconds, self.study.sweep_budget_s) + _SWEEP_OVERHEAD_S for seconds in sweeps.values())
+
+    def _cell_seconds(self, variant: str, p: int, n: int) -> float:
+        if any(self._ends(variant, p, smaller) for smaller in self.study.n if smaller < n):
+            return 0.0
+        if not self._fits(variant, p, n):
+            return _OVERHEAD_S
+        epoch = self._epoch_seconds(variant, p, n)
+        if epoch is None:
+            return self.study.cell_budget_s + _OVERHEAD_S
+        timed = min(self.study.epochs * epoch, self.study.cell_budget_s)
+        return min(max(EARLY_EPOCHS * epoch, timed) + _OVERHEAD_S, self.study.cell_timeout_s)
+
+    def _ends(self, variant: str, p: int, n: int) -> bool:
+        record = self.known.get((variant, p, n))
+        ended = not self._fits(variant, p, n) if record is None else record.status in ENDS_A_SWEEP
+        return self.study.stop_after_failure and ended
+
+    def _fits(self, variant: str, p: int, n: int) -> bool:
+        model = mmdma_core.variant(variant).memory_model
+        return model is None or model(n, p, self.study.settings.n_components) <= self._limit
+
+    def _epoch_seconds(self, variant: str, p: int, n: int) -> float | None:
+        if mmdma_core.variant(variant).cost_model is None:
+            return None
+        own, d = self._measured.get(variant, []), self.study.settings.n_components
+        return advice.epoch_seconds(variant, n, p, d, own, self._speed)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: '45 s', '12 min', '3.4 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def memory_limit(study: Study) -> float:
+    """Bytes that a cell may take: the study's limit, else the machine's."""
+    limit = study.gpu_gib if study.device == "cuda" else study.host_gib
+    return machine_memory(study.device) if limit is None else limit * memory.GIB
+
+
+def machine_memory(device: str) -> float:
+    """Bytes that the GPU has in all, or that the host can give now."""
+    if device == "cuda":
+        return (machine.gpu() or {}).get("memory_bytes") or math.inf
+    return memory.default_host_limit()
+
+
+def ranges(values: Mapping[int, Value], ps: Sequence[int]) -> list[tuple[str, Value]]:
+    """p -> value, neighbours in the grid ps that share their value in one: [('p = 10 to 100', value), ...]."""
+    present = [p for p in ps if p in values]
+    groups = groupby(present, key=lambda p: (values[p], ps.index(p) - present.index(p)))
+    spans = ((list(group), value) for (value, _), group in groups)
+    return [(f"p = {span[0]}" + (f" to {span[-1]}" if len(span) > 1 else ""), value) for span, value in spans]
+
+
+def describe(study: Study) -> str:
+    """The plan in words, for `python -m benchmarks plan`."""
+    plan = Plan(study)
+    remaining = plan.remaining()
+    lines = [
+        f"study {study.name} on {study.device} ({study.threads} CPU threads), results in {study.root}",
+        f"{len(study.n)} n in [{study.n[0]}, {study.n[-1]}] x {len(study.p)} p in [{study.p[0]}, {study.p[-1]}]"
+        f" x {len(study.variants)} variants = {plan.total} cells: {len(plan.known)} known, {len(remaining)} to run",
+    ]
+    limit = memory_limit(study)
+    for variant in study.variants:
+        count = sum(name == variant for name, _, _ in remaining)
+        absent = mmdma_core.variant(variant).absent()
+        needs = f"; needs {', '.join(absent)}, not installed" if absent else ""
+        too_large = ranges(plan.too_large(variant, limit), study.p)
+        fits = "; predicted not to fit: " + ", ".join(f"{where} from n = {n}" for where, n in too_large)
+        lines.append(f"  {variant:<24} {count:>5} to run{needs}{fits if too_large else ''}")
+    if "predicted" in "".join(lines):
+        lines.append(f"what is predicted not to fit in {limit / memory.GIB:.3g} GiB is tried all the same")
+    if remaining:
+        lines.append(
+            f"about {duration(plan.seconds_left())}, from {plan.basis()}; a variant that states no cost is taken to "
+            f"use its budget of {study.cell_budget_s:g} s a cell"
+        )
+    return "\n".join(lines)

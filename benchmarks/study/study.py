@@ -1,0 +1,214 @@
+"""From a checked configuration to a study: its grid, its sweeps, and what is asked of each cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import importlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mmdma_core
+from benchmarks.measuring import machine, records
+from benchmarks.measuring.cell import Cell, DataSource, Limits
+from benchmarks.measuring.memory import GIB
+from benchmarks.measuring.records import Record, UnreadableRecord
+from benchmarks.measuring.sources import source_digest
+from benchmarks.study.config import ConfigError, check, closest
+from mmdma_core import Settings
+
+ENDS_A_SWEEP = ("oom", "timeout")  # after one of these, larger n are skipped
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of variants, n and p, and how each cell is measured; see config.yaml for the meaning of each field."""
+
+    name: str
+    root: Path
+    n: tuple[int, ...]
+    p: tuple[int, ...]
+    variants: tuple[str, ...]
+    epochs: int
+    cell_budget_s: float
+    cell_timeout_s: float
+    sweep_budget_s: float
+    device: str
+    threads: int
+    gpu_gib: float | None
+    host_gib: float | None
+    stop_after_failure: bool
+    shape: str
+    seed: int
+    exact_data_below: float
+    settings: Settings
+    figure_1b_p: tuple[int, ...]
+    published: bool
+    data: DataSource | None = None
+
+    def sweeps(self) -> Iterator[tuple[str, int]]:
+        """(variant, p) of each sweep."""
+        for variant in self.variants:
+            for p in self.p:
+                yield variant, p
+
+    def cell(self, variant: str, n: int, p: int) -> Cell:
+        """What is asked at one point of the grid."""
+        registered = mmdma_core.variant(variant)
+        return Cell(
+            variant=variant,
+            n=n,
+            p=p,
+            source=source_digest(registered.module),
+            absent=registered.absent(),
+            settings=self.settings,
+            shape=self.shape,
+            seed=self.seed,
+            data_mode=self.data.name if self.data else "exact" if n * p <= self.exact_data_below else "fast",
+            epochs=self.epochs,
+            device=self.device,
+            threads=self.threads,
+            limits=Limits(self.cell_budget_s, self.cell_timeout_s, self.host_gib, self.gpu_gib),
+            data=self.data,
+        )
+
+    def path(self, variant: str, n: int, p: int) -> Path:
+        """The file of a cell's record."""
+        return records.record_path(self.root, variant, p, n)
+
+    def known(self, variant: str, n: int, p: int) -> Record | None:
+        """The record that answers what is asked at this point now, if there is one; an unreadable one does not."""
+        path = self.path(variant, n, p)
+        try:
+            record = records.read(path) if path.exists() else None
+        except UnreadableRecord:
+            return None
+        if record is None:
+            return None
+        cell = self.cell(variant, n, p)
+        return record if record.key == cell.key and self._answers(record, cell) else None
+
+    def _answers(self, record: Record, cell: Cell) -> bool:
+        """Whether a record of the same question would come out the same under the limits that are set now."""
+        now, then = cell.limits, Limits(**{f.name: record.limits.get(f.name) for f in dataclasses.fields(Limits)})
+        if record.status == "ok":
+            return _fits(record, now) and (not record.extrapolated or now.budget_s <= then.budget_s)
+        if record.status == "oom":
+            return (now.host_gib, now.gpu_gib) == (then.host_gib, then.gpu_gib)
+        if record.status == "timeout":
+            return now.timeout_s <= then.timeout_s
+        if record.status == "missing_dependency":
+            return bool(cell.absent)
+        if record.status == "skipped":
+            return self._still_skipped(record)
+        return True
+
+    def _still_skipped(self, record: Record) -> bool:
+        if record.implied_by is None:
+            return self.sweep_budget_s <= record.limits["sweep_budget_s"]
+        reason = self.known(record.variant, record.implied_by, record.p)
+        return self.stop_after_failure and reason is not None and reason.status in ENDS_A_SWEEP
+
+    def stamp(self, variant: str, p: int | str) -> Path:
+        """The file that says that every cell of a sweep is known."""
+        return self.root / "sweeps" / str(variant) / f"p{p}.done"
+
+    def withdraw_stamps(self) -> None:
+        """Remove each stamp whose sweep has a cell that is not known: deleted, unreadable, or asked for differently."""
+        for variant, p in self.sweeps():
+            stamp = self.stamp(variant, p)
+            if stamp.exists() and not all(self.known(variant, n, p) for n in self.n):
+                stamp.unlink()
+
+
+def _fits(record: Record, limits: Limits) -> bool:
+    """Whether what an ok cell held stays within the limits."""
+    held = ((record.peak_device_bytes, limits.gpu_gib), (record.peak_host_bytes, limits.host_gib))
+    used, limit = held[0] if record.device == "cuda" else held[1]
+    return limit is None or used is None or used <= limit * GIB
+
+
+def load(config: dict[str, Any]) -> Study:
+    """The study that a configuration asks for. Raises ConfigError for what is not allowed, an absent GPU included."""
+    check(config)
+    _import_plugins(config.get("plugins", []))
+    device = _device(config.get("device", "auto"))
+    name = config["study"]
+    if name == "auto":
+        name = "paper" if device == "cuda" else "laptop"
+    if name not in config["studies"]:
+        raise ConfigError(f"study: unknown study {name!r}; {closest(name, ['auto', *config['studies']])}")
+    study = config["studies"][name]
+    threads = config.get("cpu_threads", "auto")
+    folder = config.get("machine", "auto")
+    figures = config.get("figures", {})
+    return Study(
+        name=name,
+        root=Path(config.get("results", "results")) / (machine.default_name(device) if folder == "auto" else folder),
+        n=tuple(sorted(map(int, study["n"]))),
+        p=tuple(sorted(map(int, study["p"]))),
+        variants=chosen_variants(f"studies.{name}.variants", study["variants"]),
+        epochs=int(study["epochs"]),
+        cell_budget_s=study["cell_budget_s"],
+        cell_timeout_s=study["cell_timeout_s"],
+        sweep_budget_s=study["sweep_budget_s"],
+        device=device,
+        threads=machine.available_threads() if threads == "auto" else threads,
+        gpu_gib=config.get("gpu_memory_gib") or study.get("gpu_memory_gib"),
+        host_gib=config.get("host_memory_gib") or study.get("host_memory_gib"),
+        stop_after_failure=config.get("stop_after_failure", True),
+        shape=config.get("shape", "branch"),
+        seed=config.get("seed", 4),
+        exact_data_below=config.get("exact_data_below", 2e7),
+        settings=_settings(config.get("settings", {})),
+        figure_1b_p=tuple(figures.get("figure_1b_p", study["p"])),
+        published=figures.get("published", True),
+    )
+
+
+def _import_plugins(modules: list[str]) -> None:
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a plugin is anybody's code: whatever it raises is named, with the plugin
+            raise ConfigError(f"plugins: {module!r} cannot be imported: {type(error).__name__}: {error}") from None
+
+
+def _device(device: str) -> str:
+    """'cuda' if it is asked for or 'auto', the driver has a GPU and this PyTorch can use it; asked without CUDA."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # PyTorch asks the driver and opens no context
+    found = machine.gpu() is not None
+    usable = found and torch.cuda.is_available()
+    if device == "cuda" and not usable:
+        why = "this PyTorch is built without CUDA or finds no GPU" if found else "the driver knows no GPU here"
+        raise ConfigError(f"device: 'cuda' is asked for, but {why}; allowed: auto, cpu")
+    return "cuda" if usable and device != "cpu" else "cpu"
+
+
+def chosen_variants(key: str, names: list[str]) -> tuple[str, ...]:
+    """Those named, or `all`; a pattern behind `!` takes some out again. Raises ConfigError that names the key."""
+    left_out = [name[1:] for name in names if name.startswith("!")]
+    named = [name for name in names if not name.startswith("!")]
+    try:
+        chosen = mmdma_core.variants() if "all" in named else [mmdma_core.variant(name).name for name in named]
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
+    for pattern in left_out:
+        if not fnmatch.filter(mmdma_core.variants(), pattern):
+            raise ConfigError(f"{key}: no variant matches {pattern!r}")
+    kept = tuple(name for name in chosen if not any(fnmatch.fnmatch(name, pattern) for pattern in left_out))
+    if not kept:
+        raise ConfigError(f"{key}: {names!r} leaves no variant")
+    return kept
+
+
+def _settings(changed: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**changed)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"settings: {error}") from None

@@ -1,0 +1,179 @@
+"""Which variant to take for a problem, and about how long an epoch takes: from models of cost, and measured cells.
+
+An epoch of a variant is estimated from its nearest measured cell, times the ratio of the costs
+(mmdma_core.models.costs). Without a cell of its own it is the cost itself, at the speed that the measured cells of
+other variants show for the machine; without any, at nominal rates, which is enough to rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Literal, NamedTuple
+
+import psutil
+import torch
+
+from mmdma_core.errors import MissingDependency, Unsupported
+from mmdma_core.families.registry import variant, variants
+
+_OF_ANOTHER = 3.0  # 9 of 10 cells of the laptop study are nearer, if predicted from the other variants
+_NOMINAL = 10.0  # and at nominal rates, on a machine that nothing is known of
+_AT_LEAST = 1.2  # machines are seldom steadier
+
+
+class Measured(NamedTuple):
+    """A measured cell: seconds per epoch of a variant at n, p and d."""
+
+    variant: str
+    n: int
+    p: int
+    d: int
+    epoch_s: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds per epoch, within about times or divided by `factor`, and what that rests on, in words."""
+
+    epoch_s: float
+    factor: float
+    basis: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A variant, its estimated epoch, the bytes that it needs (None: no model), and why others were passed over."""
+
+    variant: str
+    estimate: Estimate
+    needs_bytes: int | None
+    passed_over: dict[str, str]
+
+    def __str__(self) -> str:
+        memory = "" if self.needs_bytes is None else f", about {self.needs_bytes / 2**30:.2g} GiB"
+        return f"{self.variant}, the fastest exact variant that runs here and fits, by {self.estimate.basis}{memory}"
+
+
+def choose(
+    n: int,
+    p: int,
+    d: int,
+    device: torch.device | None,
+    memory_bytes: int | None = None,
+    form: Literal["dense", "sparse", "kernel"] = "dense",
+    measured: Sequence[Measured] = (),
+) -> Choice:
+    """The exact variant with the shortest estimated epoch for n cells, p features, d components.
+
+    device        where it runs; None: on another machine, so that nothing is asked of this one
+    memory_bytes  what it may take; by default what is free on the device. Its model of memory decides whether it
+                  fits; of sparse views and kernels the part that one feature would take
+    form          of the views
+    measured      cells of the machine in question
+
+    Raises MissingDependency if no variant is left, with the reason for each.
+    """
+    free = free_bytes(device) if memory_bytes is None else memory_bytes
+    estimates = {name: estimate(name, n, p, d, measured) for name in variants() if variant(name).cost_model}
+    passed_over = {}
+    for name in sorted(estimates, key=lambda name: estimates[name].epoch_s):
+        reason = why_not(name, n, p, d, device, free, form)
+        if reason is None:
+            fits = variant(name).memory_model if form == "dense" else None
+            return Choice(name, estimates[name], fits(n, p, d) if fits else None, passed_over)
+        passed_over[name] = reason
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
+    raise MissingDependency(f"no exact variant is left for n = {n}, p = {p} on {device}: {reasons}")
+
+
+def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = ()) -> Estimate:
+    """About how long an epoch of the variant takes; see the module's docstring.
+
+    The factor is how far this rule is off when it predicts each measured cell of the variant from its nearest other
+    (9 of 10 cells are nearer). Raises ValueError for a variant that states no cost.
+    """
+    if variant(name).cost_model is None:
+        raise ValueError(f"variant {name!r} states no cost")
+    own = [cell for cell in measured if cell.variant == name]
+    speed = machine_speed(measured)
+    seconds = epoch_seconds(name, n, p, d, own, speed)
+    if own:
+        cell = _nearest(own, n, p)
+        if (cell.n, cell.p, cell.d) == (n, p, d):
+            return Estimate(seconds, _AT_LEAST, f"its measured cell at n = {n}, p = {p}")
+        return Estimate(seconds, _error(own), f"its nearest measured cell, n = {cell.n}, p = {cell.p}")
+    if speed is not None:
+        return Estimate(seconds, _OF_ANOTHER, "its cost, at the speed of the other variants measured")
+    return Estimate(seconds, _NOMINAL, "its cost, at nominal rates: nothing is measured")
+
+
+def epoch_seconds(name: str, n: int, p: int, d: int, own: Sequence[Measured], speed: float | None) -> float:
+    """The seconds of `estimate` alone, from the variant's own cells, else from the machine's speed."""
+    return _scaled(_nearest(own, n, p), n, p, d) if own else _nominal(name, n, p, d) * (speed or 1.0)
+
+
+def machine_speed(measured: Sequence[Measured]) -> float | None:
+    """The median of measured seconds over nominal ones, of variants that state a cost; None without such cells."""
+    costed = {name for name in variants() if variant(name).cost_model}
+    ratios = [cell.epoch_s / _nominal(*cell[:4]) for cell in measured if cell.variant in costed]
+    return median(ratios) if ratios else None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device, or on the host for a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def _nominal(name: str, n: int, p: int, d: int) -> float:
+    return variant(name).cost_model(n, p, d).seconds()
+
+
+def _nearest(cells: Sequence[Measured], n: int, p: int) -> Measured:
+    return min(cells, key=lambda cell: abs(math.log(cell.n / n)) + abs(math.log(cell.p / p)))
+
+
+def _scaled(cell: Measured, n: int, p: int, d: int) -> float:
+    return cell.epoch_s * _nominal(cell.variant, n, p, d) / _nominal(*cell[:4])
+
+
+def _error(own: Sequence[Measured]) -> float:
+    """The factor within which 9 of 10 measured cells of a variant are predicted from their nearest other one."""
+    if len(own) < 3:
+        return _OF_ANOTHER
+    ratios = []
+    for cell in own:
+        others = [other for other in own if (other.n, other.p) != (cell.n, cell.p)]
+        if others:
+            predicted = _scaled(_nearest(others, cell.n, cell.p), cell.n, cell.p, cell.d)
+            ratios.append(abs(math.log(predicted / cell.epoch_s)))
+    return max(_AT_LEAST, math.exp(quantiles(ratios, n=10, method="inclusive")[-1])) if len(ratios) > 1 else _OF_ANOTHER
+
+
+def why_not(
+    name: str,
+    n: int,
+    p: int,
+    d: int,
+    device: torch.device | None,
+    memory_bytes: int,
+    form: Literal["dense", "sparse", "kernel"] = "dense",
+) -> str | None:
+    """The reason to pass over a variant, in words, or None; the arguments are those of `choose`."""
+    known = variant(name)
+    if not known.exact:
+        return "approximate"
+    if known.estimator is not None:
+        return f"{known.estimator} MMD alone"
+    if form not in known.accepts:
+        return f"takes no {form} views"
+    if known.memory_model is not None:
+        needs = known.memory_model(n, p if form == "dense" else 1, d)  # of sparse views what does not depend on p
+        if needs > memory_bytes:
+            return f"needs {needs / 2**30:.3g} GiB of {memory_bytes / 2**30:.3g}"
+    try:
+        return known.missing(device) if device is not None else None
+    except Unsupported as error:
+        return str(error)

@@ -1,0 +1,169 @@
+"""The variants by name: `register` adds one, `start` runs one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from mmdma_core.errors import MissingDependency, Unsupported
+from mmdma_core.models.costs import CostModel
+from mmdma_core.models.memory import MemoryModel
+from mmdma_core.objective.inputs import Given, Kernel, View, as_device, as_views, is_sparse
+from mmdma_core.objective.settings import Settings
+from mmdma_core.training.run import Run
+
+Requirement = str | Callable[[torch.device], str | None]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute the objective of MMD-MA.
+
+    name          as it stands in config.yaml and in records
+    label         as it stands in figures
+    reference     where the algorithm comes from
+    requires      modules that must be importable, and functions of the device that return None or the reason why not
+                  (or raise Unsupported, if nothing that could be installed would help)
+    exact         False for an approximation of the objective: it never competes in a heat map of exact ones
+    start         start(x, y, settings, device, seed, parameters) -> Run, with both views checked and on the device
+    module        the module that registered it
+    memory_model  (n, p, d) -> the most bytes that are allocated at one moment of `start` or of an epoch, the two views
+                  (n, p) in float32 included, see mmdma_core.models.memory; None: not stated
+    formulation   of its parameters: 'primal', W (p, d), or 'dual', alpha (n, d)
+    cost_model    (n, p, d) -> the work of an epoch, see mmdma_core.models.costs; None: not stated
+    estimator     the one MMD2 that the algorithm has, whatever `settings.unbiased` asks for; None: it has both
+    accepts       the forms of a view that it treats: 'dense', 'sparse' (without making it dense), 'kernel'
+    importer      imports a required module, where a plain import would not do
+    install       what to type where a required module is absent; None: pip install and its name
+    """
+
+    name: str
+    label: str
+    reference: str
+    requires: tuple[Requirement, ...]
+    exact: bool
+    start: Callable[..., Run]
+    module: str
+    memory_model: MemoryModel | None = None
+    formulation: Literal["primal", "dual"] = "primal"
+    cost_model: CostModel | None = None
+    estimator: Literal["biased", "unbiased"] | None = None
+    accepts: tuple[Literal["dense", "sparse", "kernel"], ...] = ("dense",)
+    importer: Callable[[str], object] = importlib.import_module
+    install: str | None = None
+
+    def taken(self, settings: Settings) -> Settings:
+        """The settings as this variant follows them: with its own MMD2, if it has only one."""
+        return settings if self.estimator is None else replace(settings, unbiased=self.estimator == "unbiased")
+
+    def absent(self) -> tuple[str, ...]:
+        """The required modules that cannot be imported here."""
+        return tuple(r for r in self.requires if isinstance(r, str) and importlib.util.find_spec(r) is None)
+
+    def missing(self, device: torch.device) -> str | None:
+        """None if all that the variant requires is there on this device, else what is missing."""
+        absent = self.absent()
+        if absent:
+            install = self.install or f"pip install {' '.join(absent)}"
+            return f"variant {self.name!r} needs {', '.join(absent)}: {install}"
+        reasons = (requirement(device) for requirement in self.requires if callable(requirement))
+        return next(filter(None, reasons), None)
+
+
+_VARIANTS: dict[str, Variant] = {}
+
+
+def register(
+    name: str,
+    *,
+    label: str,
+    reference: str,
+    requires: Sequence[Requirement] = (),
+    exact: bool = True,
+    **more: object,
+) -> Callable[[Callable[..., Run]], Callable[..., Run]]:
+    """Decorator that makes a `start` function a variant; `more` are the optional fields of `Variant`.
+
+    Raises ValueError if the name is taken.
+    """
+    module = sys._getframe(1).f_globals["__name__"]
+
+    def add(function: Callable[..., Run]) -> Callable[..., Run]:
+        if name in _VARIANTS:
+            raise ValueError(f"a variant named {name!r} is registered already")
+        _VARIANTS[name] = Variant(name, label, reference, tuple(requires), exact, function, module, **more)
+        return function
+
+    return add
+
+
+def variants() -> list[str]:
+    """The names of all variants, in the order in which they were registered."""
+    return list(_VARIANTS)
+
+
+def variant(name: str) -> Variant:
+    """The variant of that name. Raises ValueError with the nearest name if there is none."""
+    if name not in _VARIANTS:
+        near = difflib.get_close_matches(name, _VARIANTS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown variant {name!r}; {hint}variants: {', '.join(_VARIANTS)}")
+    return _VARIANTS[name]
+
+
+def start(
+    name: str,
+    x: Given,
+    y: Given,
+    settings: Settings | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+) -> Run:
+    """Prepare a run of the variant on x (n_x, p_x) and y (n_y, p_y), rows are cells; nothing is trained yet.
+
+    A view may be sparse (SciPy, or a sparse tensor): a variant that does not accept that makes it dense, with a warning
+    that says how many bytes. Or both are given as a Kernel (n, n), to a variant that accepts it.
+    parameters gives the starting values; without it the seed alone decides them, the same on CPU and CUDA.
+    Raises ValueError for bad input, RuntimeError for a GPU that is absent, MissingDependency for a variant that
+    cannot run here, Unsupported for a problem that the variant cannot treat.
+    """
+    chosen = variant(name)
+    settings = chosen.taken(settings or Settings())
+    device = as_device(device)
+    missing = chosen.missing(device)
+    if missing:
+        raise MissingDependency(missing)
+    x, y = (_accepted(chosen, name, view) for name, view in zip("xy", as_views(x, y, device), strict=True))
+    for view_name, view in (("x", x), ("y", y)):
+        if settings.n_components > min(view.shape):
+            warnings.warn(
+                f"n_components = {settings.n_components} exceeds the shape {tuple(view.shape)} of {view_name}: "
+                "its penalty cannot vanish",
+                stacklevel=2,
+            )
+    return chosen.start(x, y, settings, device, seed, parameters)
+
+
+def _accepted(chosen: Variant, name: str, view: View) -> View:
+    """The view in a form that the variant accepts."""
+    if isinstance(view, Kernel) and "kernel" not in chosen.accepts:
+        able = [other for other, variant in _VARIANTS.items() if "kernel" in variant.accepts]
+        raise Unsupported(f"variant {chosen.name!r} takes no kernels; variants that do: {', '.join(able)}")
+    if not is_sparse(view) or "sparse" in chosen.accepts:
+        return view
+    n, p = view.shape
+    size = n * p * view.dtype.itemsize
+    warnings.warn(
+        f"variant {chosen.name!r} makes {name} ({n} x {p}, sparse) dense: {size} bytes ({size / 2**30:.3g} GiB)",
+        stacklevel=3,
+    )
+    return view.to_dense()

@@ -1,0 +1,267 @@
+"""Files that hold a bare matrix, by suffix: .npy, .npz, .csv, .tsv, .txt, .mtx, .mtx.gz, .pt.
+
+No file can run code here: NumPy reads without pickle, PyTorch with weights_only, and the formats of SciPy and pandas
+hold numbers and text alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import math
+import pickle
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+import torch
+
+from mmdma_core.errors import MissingDependency
+
+# What the libraries raise on damaged files, seen by damaging files at random.
+DAMAGED = (OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, AttributeError, TypeError)
+DAMAGED += (AssertionError, RuntimeError, SyntaxError, tokenize.TokenError)
+DAMAGED += (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
+_SAFE_TORCH = (2, 10)  # files can get round weights_only before: CVE-2025-32434 until 2.5.1, CVE-2026-24747 until 2.9
+_MISSING = ("", "na", "n/a", "nan", "<na>", "none", "null")  # a field like this is no name
+
+
+class Table(NamedTuple):
+    """What a file holds, as it is stored: the matrix, and the names of its rows and columns or None."""
+
+    matrix: np.ndarray | scipy.sparse.sparray | scipy.sparse.spmatrix
+    rows: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None
+
+
+class _Text(TextIOWrapper):
+    """Text without NUL, at which pandas would end a field and drop what follows."""
+
+    def read(self, size: int | None = -1) -> str:
+        text = super().read(size)
+        if "\0" in text:
+            raise UnicodeError("it holds NUL, so it is no text")
+        return text
+
+
+def _open(path: Path) -> _Text:
+    file = gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb")
+    return _Text(file, encoding="utf-8-sig", newline="")
+
+
+@contextmanager
+def reading(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn what a library raises on a file that is not of its format into a ValueError of one line."""
+    try:
+        yield
+    except errors as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} cannot be read as {kind}: {reason}") from error
+
+
+def existing(path: str | Path) -> Path:
+    """The path of a file that is there. Raises ValueError."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    return path
+
+
+def suffix(path: Path) -> str:
+    """The suffix in lower case, '.mtx.gz' in one."""
+    ending = path.suffix.lower()
+    return Path(path.stem).suffix.lower() + ending if ending == ".gz" else ending
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array of a .npy file. Raises ValueError."""
+    with reading(path, "a NumPy array", *DAMAGED):
+        array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(f"{path} is an archive of arrays: name it .npz")
+    return array
+
+
+def _read_npy(path: Path) -> Table:
+    return Table(read_array(path))
+
+
+def _read_npz(path: Path) -> Table:
+    """A sparse matrix of scipy.sparse.save_npz, or the one array of numpy.savez."""
+    with reading(path, "an archive of NumPy arrays", *DAMAGED):
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+            dense = archive[names[0]] if len(names) == 1 else None
+        if {"format", "shape", "data"} <= set(names):
+            return Table(scipy.sparse.load_npz(path))
+    if dense is None:
+        raise ValueError(f"{path} must hold one array or a sparse matrix of SciPy, it holds: {', '.join(names)}")
+    return Table(dense)
+
+
+def _read_mtx(path: Path) -> Table:
+    """A Matrix Market file of coordinates. Entries of the same place are summed.
+
+    scipy.io.mmread is not used: its parser reads beyond its buffer, so that a trailing blank can crash the process.
+    """
+    with reading(path, "a Matrix Market file of coordinates", *DAMAGED), _open(path) as file:
+        banner = file.readline().lower().split()
+        if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or len(banner) != 5:
+            raise ValueError(f"its first line is {' '.join(banner)[:80]!r}")
+        field, symmetry = banner[3:]
+        if field not in ("real", "integer", "pattern") or symmetry not in ("general", "symmetric"):
+            raise ValueError(f"it must be real, integer or pattern, general or symmetric, it is {field} {symmetry}")
+        sizes = next((line for line in file if line.strip() and not line.startswith("%")), "").split()
+        n_rows, n_columns, n_entries = map(int, sizes)
+        rows, columns, values = _triplets(file, n_entries, field)
+        matrix = scipy.sparse.coo_array((values, (rows, columns)), shape=(n_rows, n_columns))
+        if symmetry == "symmetric":
+            if np.any(rows < columns):
+                raise ValueError("it is symmetric and must hold the lower triangle alone")
+            matrix = matrix + scipy.sparse.tril(matrix, -1).T
+    return Table(matrix)
+
+
+def _triplets(file: TextIO, n_entries: int, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row and column, counted from 0, and value of each entry in the lines left."""
+    if n_entries == 0 and not file.read().strip():
+        return np.zeros(0, int), np.zeros(0, int), np.zeros(0)
+    types = {0: np.int64, 1: np.int64} | ({} if field == "pattern" else {2: np.float64})
+    frame = pd.read_csv(file, sep=r"\s+", header=None, dtype=types, keep_default_na=False)
+    if frame.shape != (n_entries, len(types)):
+        raise ValueError(f"it must have {n_entries} lines of {len(types)} numbers, it has {frame.shape}")
+    values = np.ones(n_entries) if field == "pattern" else frame[2].to_numpy()
+    return frame[0].to_numpy() - 1, frame[1].to_numpy() - 1, values
+
+
+def _read_pt(path: Path) -> Table:
+    if torch.__version__ < _SAFE_TORCH:
+        wanted = ".".join(map(str, _SAFE_TORCH))
+        raise MissingDependency(f"{path}: PyTorch {torch.__version__} may run code of the file, .pt needs {wanted}")
+    # PyTorch's own message is not passed on: it recommends to load without weights_only.
+    try:
+        with torch.sparse.check_sparse_tensor_invariants():
+            tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGED:
+        raise ValueError(f"{path} cannot be read as a tensor: it is damaged or holds other objects") from None
+    if not isinstance(tensor, torch.Tensor):
+        held = f" with the keys {', '.join(map(str, tensor))}" if isinstance(tensor, dict) else ""
+        raise ValueError(f"{path} must hold one tensor, it holds a {type(tensor).__name__}{held}")
+    with reading(path, "a matrix", *DAMAGED):
+        tensor = tensor.detach()
+        if tensor.is_floating_point() and tensor.dtype != torch.float64:
+            tensor = tensor.float()  # NumPy has no bfloat16
+        if tensor.layout == torch.strided:
+            return Table(tensor.numpy())
+        tensor = tensor.to_sparse_coo().coalesce()
+        return Table(scipy.sparse.coo_array((tensor.values().numpy(), tensor.indices().numpy()), shape=tensor.shape))
+
+
+def _read_text(path: Path) -> Table:
+    """A table of numbers, float64, with an optional row and an optional column of names.
+
+    Separator: of tab, semicolon and comma the first that occurs in the first line, else white space.
+    Row of names: the first row, if no field is a number or missing, the corner aside, which may be empty; or if the
+    corner is empty and the row goes on 0, 1, 2, ... (pandas) or there is a name below it.
+    Column of names: the first column, if its first entry below the row of names is neither a number nor missing, or if
+    the corner above it is empty or, as R has it, left out.
+    So a purely numeric file has no names, and features with numbers for names need the empty corner.
+    """
+    separator, first, second, end_of_first = _first_rows(path)
+    worded = (first[0] == "" or _is_name(first[0])) and all(map(_is_name, first[1:]))
+    shorter = worded and len(second) == len(first) + 1
+    counted = first[0] == "" and first[1:] == [str(i) for i in range(len(first) - 1)]
+    header = worded or counted or (first[0] == "" and any(map(_is_name, second[:1])))
+    named = (header and (shorter or first[0] == "")) or any(map(_is_name, (second if header else first)[:1]))
+    if header and not shorter and len(second) not in (0, len(first)):
+        raise ValueError(f"{path}: the first row has {len(first)} fields and the second {len(second)}")
+    columns = None
+    if header:
+        columns = tuple(first if shorter or not named else first[1:])
+    options = {
+        "sep": separator,
+        "header": None,
+        "index_col": 0 if named else None,
+        "skiprows": end_of_first if header else 0,
+        "keep_default_na": False,
+    }
+    return _numbers(path, columns, named, options)
+
+
+def _first_rows(path: Path) -> tuple[str, list[str], list[str], int]:
+    """The separator, the fields of the first two rows that are not empty, the line on which the first of them ends."""
+    rows, ends = [], []
+    with reading(path, "a table of text", UnicodeError, csv.Error), _open(path) as file:
+        line = next((line for line in file if line.strip()), "")
+        separator = next((mark for mark in "\t;," if mark in line), " ")
+        file.seek(0)
+        reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
+        for row in reader:
+            fields = [field.strip() for field in row if separator != " " or field.strip()]
+            if any(fields):
+                rows.append(fields)
+                ends.append(reader.line_num)
+            if len(rows) == 2:
+                break
+    if not rows:
+        raise ValueError(f"{path} is empty")
+    return r"\s+" if separator == " " else separator, rows[0], rows[1] if len(rows) == 2 else [], ends[0]
+
+
+def _numbers(path: Path, columns: tuple[str, ...] | None, named: bool, options: dict) -> Table:
+    """The table of numbers below and beside the names. Raises ValueError that names the first field of text."""
+    types = defaultdict(lambda: np.float64, {0: str}) if named else np.float64
+    try:
+        with _open(path) as file:
+            frame = pd.read_csv(file, dtype=types, **options)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
+        raise ValueError(f"{path} cannot be read as a table of text: {str(error).strip()}") from error
+    except ValueError:
+        with _open(path) as file:
+            frame = pd.read_csv(file, dtype=str, **options).astype(object)
+        row, column = np.argwhere(~frame.map(_is_number).to_numpy())[0]
+        where = place(frame.index if named else None, row, columns, column)
+        raise ValueError(f"{path} must hold numbers, {where} holds {frame.iat[row, column]!r}") from None
+    return Table(frame.to_numpy(), tuple(str(name).strip() for name in frame.index) if named else None, columns)
+
+
+def place(rows: object, row: int, columns: object, column: int) -> str:
+    """In words where an entry is: by name where there are names, else counted from 1."""
+    at = [names[i] if names is not None else None for names, i in ((rows, row), (columns, column))]
+    texts = [repr(str(name)) if name is not None else str(i + 1) for name, i in zip(at, (row, column), strict=True)]
+    return f"row {texts[0]}, column {texts[1]}"
+
+
+def _is_number(field: object) -> bool:
+    text = str(field)
+    try:
+        return not math.isnan(float(text)) and text.isascii() and "_" not in text
+    except ValueError:
+        return False
+
+
+def _is_name(field: str) -> bool:
+    return not _is_number(field) and field.lower() not in _MISSING
+
+
+READERS = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".csv": _read_text,
+    ".tsv": _read_text,
+    ".txt": _read_text,
+    ".mtx": _read_mtx,
+    ".mtx.gz": _read_mtx,
+    ".pt": _read_pt,
+}

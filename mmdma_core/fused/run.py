@@ -1,0 +1,127 @@
+"""Runs whose gradient is written out, with everything constant formed once; the same loss as every other variant.
+
+With E = X W, T = X^T E (p, d) and B = E^T E = W^T T (d, d), the squared norm of the distortion is
+
+    |X X^T - E E^T|^2 = |X X^T|^2 - 2 |T|^2 + |B|^2
+
+The first term is formed once. For p < n, T = G W comes from the Gram matrix G = X^T X, formed once, too: O(p^2 d) an
+epoch. Otherwise it comes from a pass over X: O(n p d), with nothing of size p x p or n x n. The three terms cancel near
+the optimum, below float32's resolution, so they are formed in float64 where it matters.
+
+The gradient: d|.|^2/dW = -4 G T + 4 T B, or through E, d|.|^2/dE = -4 X T + 4 E B. That of MMD2 comes from one pass
+over the pairs of points (mmdma_core.fused.pairs_cpu and pairs_cuda). In the dual W = X^T alpha, its gradient mapped
+back by X.
+
+One pass is enough because S = sum of k(a, b) = exp(-|a - b|^2 / (2 sigma)) over pairs has dS/da = sum of
+k(a, b) (b - a) / sigma: an evaluation of k serves the sum and both gradients. With f_i = sum_j w_ij k_ij and
+g_i = sum_j w_ij k_ij z_j, w_ij the signed weights of MMD2, dMMD2/dz_i = -(2 / sigma) (f_i z_i - g_i).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from mmdma_core.objective.formulations import Formulation
+from mmdma_core.objective.settings import Settings
+from mmdma_core.objective.terms import LossTerms, total_loss
+from mmdma_core.training.run import AdamRun, Pair
+
+Term = float | torch.Tensor
+# (e_x, e_y, d_e_x, d_e_y) -> MMD2, its gradient written to the last two
+MMD = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Term]
+
+
+class FusedView(Protocol):
+    """One view: embedding, penalty, distortion and their gradient, for parameters theta (rows, d), all float32.
+
+    rows      rows of the parameters: p in the primal, n in the dual
+    e, d_e    (n, d), the embedding and the gradient of the loss with respect to it
+    gradient  (rows, d), that of the loss with respect to theta
+    """
+
+    rows: int
+    e: torch.Tensor
+    d_e: torch.Tensor
+    gradient: torch.Tensor
+
+    def embed(self, theta: torch.Tensor) -> None:
+        """Fill e."""
+
+    def add_up(self) -> tuple[Term, Term]:
+        """Penalty and distortion at the theta of the last `embed`; `gradient` becomes that of the loss, from d_e.
+
+        Once for each `embed`: it may use up d_e and what that has formed.
+        """
+
+
+class FormulationView:
+    """A FusedView of any formulation, its own terms differentiated by PyTorch: for sparse views and for kernels."""
+
+    def __init__(self, formulation: Formulation, n: int, settings: Settings, like: torch.Tensor) -> None:
+        self._formulation, self._settings = formulation, settings
+        self.rows = formulation.rows
+        self.d_e = torch.empty(n, settings.n_components, dtype=like.dtype, device=like.device)
+
+    def embed(self, theta: torch.Tensor) -> None:
+        self._theta = theta.detach().requires_grad_()
+        self._e = self._formulation.embed(self._theta)
+        self.e = self._e.detach()
+
+    def add_up(self) -> tuple[torch.Tensor, torch.Tensor]:
+        penalty = self._formulation.penalty(self._theta, self._e)
+        distortion = self._formulation.distortion(self._theta, self._e)
+        weighted = self._settings.lambda1 * penalty + self._settings.lambda2 * distortion
+        self.gradient = torch.autograd.grad(weighted + (self._e * self.d_e).sum(), self._theta)[0]
+        return penalty.detach(), distortion.detach()
+
+
+class FusedRun(AdamRun):
+    """A run of full-batch Adam on written-out gradients, see mmdma_core.training.run.Run. Float32 views."""
+
+    def __init__(
+        self,
+        views: tuple[FusedView, FusedView],
+        mmd: MMD,
+        settings: Settings,
+        like: torch.Tensor,
+        seed: int = 0,
+        parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+    ) -> None:
+        super().__init__([view.rows for view in views], settings, like, seed, parameters)
+        self.views, self._mmd = views, mmd
+
+    def step(self) -> None:
+        self._update()
+        self.epoch += 1
+
+    def loss(self) -> LossTerms:
+        terms = [float(term) for term in self._evaluate()]
+        return LossTerms(total_loss(self.settings, *terms), *terms)
+
+    def gradients(self) -> Pair:
+        self._evaluate()
+        return tuple(view.gradient.clone() for view in self.views)
+
+    def embeddings(self) -> Pair:
+        self._embed()
+        return tuple(view.e.clone() for view in self.views)
+
+    def _update(self) -> None:
+        self._evaluate()
+        self._adam.step([view.gradient for view in self.views])
+
+    def _embed(self) -> None:
+        for view, theta in zip(self.views, self.parameters, strict=True):
+            view.embed(theta)
+
+    def _evaluate(self) -> tuple[Term, ...]:
+        """MMD2, both penalties, both distortions; the gradients are filled."""
+        self._embed()
+        x, y = self.views
+        mmd = self._mmd(x.e, y.e, x.d_e, y.d_e)
+        (pen_x, dis_x), (pen_y, dis_y) = x.add_up(), y.add_up()
+        return mmd, pen_x, pen_y, dis_x, dis_y

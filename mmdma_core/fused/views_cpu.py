@@ -1,0 +1,158 @@
+"""The views of mmdma_core.fused.run on the CPU, with all memory taken before the first epoch.
+
+For p < n a pass over the Gram matrix, in float64, forms T = G W and G T. Otherwise one pass over X forms E and T, and a
+second one X^T (X T); there T and B are formed anew in float64 where they have cancelled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from mmdma_core.fused.pairs_cpu import FusedMMD, threads
+from mmdma_core.fused.run import FusedRun, FusedView
+from mmdma_core.fused.tall_skinny import ThinProducts, add_product, inner
+from mmdma_core.objective.inputs import View
+from mmdma_core.objective.settings import Settings
+
+_CANCELLED = 0.02  # below this fraction of |X X^T|^2 float32 leaves fewer than five digits
+
+
+class CpuView:
+    """One view in the primal, see mmdma_core.fused.run.FusedView.
+
+    W, T, G T and the gradient are held as (d, p), in float64: it is here that terms cancel.
+    """
+
+    def __init__(self, data: torch.Tensor, settings: Settings) -> None:
+        self.x = x = data.contiguous().numpy()
+        self.settings = settings
+        self.n, self.p = x.shape
+        self.rows = self.p
+        d = settings.n_components
+        self._products = ThinProducts(x, d, threads())
+        self.e, self.d_e = torch.empty(self.n, d), torch.empty(self.n, d)
+        self._e, self._d_e = self.e.numpy(), self.d_e.numpy()
+        self.gradient = torch.empty(self.p, d)
+        self._w, self._t, self._sum = (np.empty((d, self.p)) for _ in range(3))
+        self._a, self._b = np.empty((d, d)), np.empty((d, d))
+        self._through_gram = self.p < self.n
+        if self._through_gram:
+            gram = _gram(x)
+            self._constant = _squared_norm(gram)
+            self._gram_products = ThinProducts(gram, d, threads())
+            self._t_rows, self._g_t = np.empty((self.p, d)), np.empty((d, self.p))
+        else:
+            self._constant = _squared_kernel_norm(x)
+
+    def embed(self, w: torch.Tensor) -> None:
+        """E = X W, T and B; for p >= n in one pass over X."""
+        self._w[:] = w.numpy().T
+        self._embed()
+
+    def _embed(self) -> None:
+        if self._through_gram:
+            self._products.rows(self._w, self._e)
+            self._t_rows[:] = 0
+            self._gram_products.rows_then_sums(self._w, 1.0, self._t_rows, self._g_t)
+            self._t[:] = self._t_rows.T
+        else:
+            self._e[:] = 0
+            self._products.rows_then_sums(self._w, 1.0, self._e, self._t)
+        inner(self._w, self._t, self._b)
+        if not self._through_gram and self._squared_distortion() < _CANCELLED * self._constant:
+            self._form_in_double()
+
+    def _form_in_double(self) -> None:
+        """T and B from blocks of X converted one at a time."""
+        self._t[:] = 0
+        for low in range(0, self.n, 256):
+            x = self.x[low : low + 256].astype(np.float64)
+            self._t += (x @ self._w.T).T @ x
+        inner(self._w, self._t, self._b)
+
+    def add_up(self) -> tuple[float, float]:
+        inner(self._w, self._w, self._a)
+        self._a.flat[:: len(self._a) + 1] -= 1
+        penalty = math.sqrt(_squared_norm(self._a) / self.p)
+        norm = math.sqrt(max(self._squared_distortion(), 0.0))
+        scale = 1 / (self.n * math.sqrt(self.p))
+        # The derivative of lambda2 x distortion with respect to the square of this norm.
+        weight = self.settings.lambda2 * scale / (2 * norm) if norm > 0 else 0.0
+        if self._through_gram:
+            self._products.sums(self._d_e, self._sum)
+            self._g_t *= -4 * weight
+            self._sum += self._g_t
+        else:
+            self._products.rows_then_sums(self._t, -4 * weight, self._d_e, self._sum)
+        add_product(self._b, self._t, 4 * weight, self._sum)
+        if penalty > 0:
+            add_product(self._a, self._w, self.settings.lambda1 * 2 / (penalty * self.p), self._sum)
+        self._hand_over()
+        return penalty, norm * scale
+
+    def _squared_distortion(self) -> float:
+        return self._constant - 2 * _squared_norm(self._t) + _squared_norm(self._b)
+
+    def _hand_over(self) -> None:
+        """The gradient with respect to the parameters, from that with respect to W."""
+        self.gradient.numpy()[:] = self._sum.T
+
+
+class CpuDualView(CpuView):
+    """The same view with parameters alpha (n, d): W = X^T alpha."""
+
+    def __init__(self, data: torch.Tensor, settings: Settings) -> None:
+        super().__init__(data, settings)
+        self.rows = self.n
+        self.gradient = torch.empty(self.n, settings.n_components)
+
+    def embed(self, alpha: torch.Tensor) -> None:
+        self._products.sums(alpha.numpy(), self._w)
+        self._embed()
+
+    def _hand_over(self) -> None:
+        self._products.rows(self._sum, self.gradient.numpy())
+
+
+VIEWS = {"primal": CpuView, "dual": CpuDualView}
+
+
+def start(
+    view: Callable[[View, Settings], FusedView],
+    x: View,
+    y: View,
+    settings: Settings,
+    seed: int,
+    parameters: Sequence[torch.Tensor | np.ndarray] | None,
+) -> FusedRun:
+    """A run whose two views are made by `view`."""
+    mmd = FusedMMD(x.shape[0], y.shape[0], settings.n_components, settings.sigma, settings.unbiased)
+    return FusedRun((view(x, settings), view(y, settings)), mmd, settings, x, seed, parameters)
+
+
+def _gram(x: np.ndarray) -> np.ndarray:
+    """X^T X in float64, from blocks of rows."""
+    gram = np.zeros((x.shape[1], x.shape[1]))
+    for low in range(0, len(x), 4096):
+        block = x[low : low + 4096].astype(np.float64)
+        gram += block.T @ block
+    return gram
+
+
+def _squared_kernel_norm(x: np.ndarray) -> float:
+    """|X X^T|^2 in float64 without X X^T, from blocks of rows."""
+    total = 0.0
+    for i in range(0, len(x), 512):
+        block = x[i : i + 512].astype(np.float64)
+        for j in range(i, len(x), 512):
+            product = block @ x[j : j + 512].T.astype(np.float64)
+            total += (1 if i == j else 2) * _squared_norm(product)
+    return total
+
+
+def _squared_norm(matrix: np.ndarray) -> float:
+    return float(np.einsum("ij,ij->", matrix, matrix))

@@ -1,0 +1,152 @@
+"""The views of mmdma_core.fused.run on CUDA, and a run whose epoch is one CUDA graph where launches would cost more.
+
+Nothing here waits for the device: what depends on a value is chosen there. All that is left of the distortion after
+its terms have cancelled is formed in float64, block by block, so nothing of X's size is held beside X.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from mmdma_core.fused.pairs_cuda import FusedMMD
+from mmdma_core.fused.run import FusedRun, FusedView
+from mmdma_core.objective import terms
+from mmdma_core.objective.inputs import View
+from mmdma_core.objective.settings import Settings
+
+_BLOCK_ELEMENTS = 2**24  # of X that are converted to float64 at a time
+_CAPTURED_POINTS = 40_000  # up to so many cells of both views, an epoch is captured in a graph
+
+
+class CudaView:
+    """One view in the primal, see mmdma_core.fused.run.FusedView."""
+
+    def __init__(self, x: torch.Tensor, settings: Settings) -> None:
+        self.x, self.settings = x, settings
+        self.n, self.p = x.shape
+        self.rows = self.p
+        self.d_e = x.new_empty(self.n, settings.n_components)
+        self._through_gram = self.p < self.n
+        if self._through_gram:
+            self._gram = x.new_zeros(self.p, self.p, dtype=torch.float64)
+            for _, block in self._blocks():
+                self._gram.addmm_(block.T, block)
+            self._constant = self._gram.square().sum()
+        else:
+            self._constant = self._squared_kernel_norm()
+
+    def embed(self, w: torch.Tensor) -> None:
+        """E = X W, and T = X^T E in float64."""
+        self._w = w.double()
+        if self._through_gram:
+            self.e = self.x @ w
+            self._t = self._gram @ self._w
+        else:
+            self.e = self.x.new_empty(self.n, w.shape[1])
+            self._t = self._w.new_zeros(self.p, w.shape[1])
+            for rows, block in self._blocks():
+                e = block @ self._w
+                self.e[rows] = e
+                self._t.addmm_(block.T, e)
+
+    def add_up(self) -> tuple[torch.Tensor, torch.Tensor]:
+        w, t, b = self._w, self._t, self._w.T @ self._t
+        inner = w.T @ w
+        penalty = terms.penalty(inner, self.p)
+        inner.diagonal().sub_(1)
+        norm = (self._constant - 2 * t.square().sum() + b.square().sum()).clamp(min=0).sqrt()
+        distortion = terms.distortion(norm, self.n, self.p)
+        # The derivatives of the weighted terms with respect to |W^T W - I|^2 / 2 and to |X X^T - E E^T|^2.
+        of_penalty = _over(self.settings.lambda1 / self.p, penalty)
+        of_norm = _over(self.settings.lambda2 / (2 * self.n * math.sqrt(self.p)), norm)
+        gradient = of_penalty * 2 * w @ inner
+        if self._through_gram:
+            gradient += of_norm * 4 * (t @ b - self._gram @ t)
+        else:
+            self.d_e += (of_norm * 4 * (self.e.double() @ b)).float()
+            self.d_e -= self.x @ (of_norm * 4 * t).float()
+        self.gradient = self._sums(self.d_e).add_(gradient).float()
+        return penalty, distortion
+
+    def _sums(self, rows: torch.Tensor) -> torch.Tensor:
+        """X^T rows (p, d), in float64 beyond blocks."""
+        total = rows.new_zeros(self.p, rows.shape[1], dtype=torch.float64)
+        for x, block in zip(self.x.split(self._block_rows), rows.split(self._block_rows), strict=True):
+            total += x.T @ block
+        return total
+
+    @property
+    def _block_rows(self) -> int:
+        return max(1, _BLOCK_ELEMENTS // self.p)
+
+    def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Blocks of rows of X in float64, with where they stand."""
+        for low in range(0, self.n, self._block_rows):
+            rows = slice(low, low + self._block_rows)
+            yield rows, self.x[rows].double()
+
+    def _squared_kernel_norm(self) -> torch.Tensor:
+        """|X X^T|^2 without X X^T."""
+        return sum((block @ other.T).square().sum() for _, block in self._blocks() for _, other in self._blocks())
+
+
+class CudaDualView(CudaView):
+    """The same view with parameters alpha (n, d): W = X^T alpha."""
+
+    def __init__(self, x: torch.Tensor, settings: Settings) -> None:
+        super().__init__(x, settings)
+        self.rows = self.n
+
+    def embed(self, alpha: torch.Tensor) -> None:
+        super().embed(self._sums(alpha).float())
+
+    def add_up(self) -> tuple[torch.Tensor, torch.Tensor]:
+        penalty_and_distortion = super().add_up()
+        self.gradient = self.x @ self.gradient
+        return penalty_and_distortion
+
+
+class CudaRun(FusedRun):
+    """The run on CUDA. Up to _CAPTURED_POINTS cells the first epoch leaves a graph of a whole epoch, Adam included."""
+
+    def __init__(
+        self,
+        view: Callable[[View, Settings], FusedView],
+        x: View,
+        y: View,
+        settings: Settings,
+        seed: int = 0,
+        parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+    ) -> None:
+        n_x, n_y = x.shape[0], y.shape[0]
+        small = n_x + n_y <= _CAPTURED_POINTS
+        mmd = FusedMMD(n_x, n_y, settings.n_components, settings.sigma, settings.unbiased, sort=not small)
+        views = view(x, settings), view(y, settings)
+        super().__init__(views, mmd, settings, x, seed, parameters)
+        # PyTorch may wait for the device in what it differentiates, which a graph does not allow.
+        self._captures = small and x.device.type == "cuda" and all(isinstance(view, CudaView) for view in views)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def _update(self) -> None:
+        if self._graph is not None:
+            self._graph.replay()
+            return
+        super()._update()
+        if self._captures:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                super()._update()  # recorded, not run
+            self._graph = graph
+
+
+def _over(scale: float, value: torch.Tensor) -> torch.Tensor:
+    """scale / value, 0 where value is 0."""
+    return torch.where(value > 0, scale / value, 0.0)
+
+
+VIEWS = {"primal": CudaView, "dual": CudaDualView}
+start = CudaRun

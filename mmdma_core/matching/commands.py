@@ -1,0 +1,234 @@
+"""The commands of mmdma_core.__main__: each takes the parsed options and returns the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mmdma_core.files import io
+from mmdma_core.files.atomic import atomically
+from mmdma_core.matching import metrics, pictures
+from mmdma_core.matching.estimator import MMDMA
+from mmdma_core.simulation.simulate import simulate as simulate_views
+
+_LOG = logging.getLogger("mmdma_core")
+_INTERRUPTED = 130
+_WRITTEN = ("embedding_x.npy", "embedding_y.npy", "overlap.csv", "starts.csv", "loss.csv", "metrics.json", "model.npz")
+
+
+@dataclasses.dataclass
+class Truth:
+    """What is known of two views: the match of their cells and labels, each None if it is not."""
+
+    match: np.ndarray | None
+    labels_x: np.ndarray | None
+    labels_y: np.ndarray | None
+
+
+def fit(options: argparse.Namespace) -> int:
+    """Embeddings, model, loss history, metrics and two pictures, into a folder."""
+    _make_folder(options.out, options.overwrite)
+    if options.simulate:
+        if options.x or options.y:
+            raise ValueError("--simulate makes both views: give it, or --x and --y")
+        if options.match or options.labels or options.x_labels or options.y_labels or options.same_cells:
+            raise ValueError("--simulate knows the match, and there are no labels: leave --match and --labels out")
+        x, y, match = simulate_views(options.simulate, options.n, options.p, p_y=options.p_y)
+        views = [_bare(view.numpy(), f"simulated-{name}.npy") for name, view in (("x", x), ("y", y))]
+        truth = Truth(match, None, None)
+    else:
+        views = _read_views(options)
+        truth = _read_truth(options, *views)
+    parameters = {name: getattr(options, name) for name in MMDMA().get_params() if hasattr(options, name)}
+    parameters |= {"kernel": "precomputed" if options.kernel else "linear", "verbose": not options.quiet}
+    _embedding_paths(options.out, views)  # before the work, what it may refuse
+    model = MMDMA(**parameters)
+    begin = time.perf_counter()
+    model.fit(*(view.matrix for view in views))
+    seconds = time.perf_counter() - begin
+    model.feature_names_x_, model.feature_names_y_ = (view.features for view in views)
+    _write_fit(options.out, model, views, truth, seconds, options.n_neighbors)
+    return _INTERRUPTED if model.interrupted_ else 0
+
+
+def transform(options: argparse.Namespace) -> int:
+    """The embedding of new cells, in a file."""
+    _keep_file(options.out, options.overwrite)
+    view = io.read_view(options.cells, **_keys(options, ""))
+    model = MMDMA.load(options.model)
+    _check_features(view, getattr(model, f"feature_names_{options.view}_"))
+    embedding = model.transform(view.matrix, view=options.view)
+    io.write_embedding(view, embedding, options.out, {"model": str(options.model), "view": options.view})
+    print(options.out)
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """The metrics of two embeddings."""
+    if options.out:
+        _keep_file(options.out, options.overwrite)
+    x, y = _read_views(options)
+    found = _metrics(x.matrix, y.matrix, _read_truth(options, x, y), options.n_neighbors)
+    curve = found.pop("neighbourhood_overlap", None)
+    text = json.dumps(found, indent=1)
+    if options.out:
+        if curve is not None:
+            _write_table(_overlap(curve), options.out.with_name(f"{options.out.stem}_overlap.csv"))
+        with atomically(options.out) as part:
+            part.write_text(text + "\n")
+    print(text)
+    return 0
+
+
+def simulate(options: argparse.Namespace) -> int:
+    """x.npy, y.npy and match.npy in a folder."""
+    _make_folder(options.out, options.overwrite)
+    x, y, match = simulate_views(options.shape, options.n, options.p, options.seed, p_y=options.p_y)
+    for name, array in (("x", x.numpy()), ("y", y.numpy()), ("match", match)):
+        with atomically(options.out / f"{name}.npy") as part:
+            np.save(part, array)
+        print(options.out / f"{name}.npy")
+    return 0
+
+
+def _check_features(view: io.View, fitted: tuple[str, ...] | None) -> None:
+    """Raises ValueError for the first feature that is another one than in the fit; names may be absent."""
+    if fitted is None or view.features is None or len(fitted) != len(view.features):
+        return
+    for k, (then, now) in enumerate(zip(fitted, view.features, strict=True)):
+        if then != now:
+            raise ValueError(f"{view.path}: feature {k} is {now!r}, the model was fitted with {then!r} there")
+
+
+def _read_views(options: argparse.Namespace) -> list[io.View]:
+    if options.x is None:
+        raise ValueError("give --x and --y, or --simulate")
+    options.y = options.y or options.x
+    views = [io.read_view(getattr(options, name), **_keys(options, f"{name}_")) for name in "xy"]
+    same = options.x == options.y and _keys(options, "x_") == _keys(options, "y_")
+    if same:
+        raise ValueError(f"{options.x}: x and y are the same; give --y, or --x-modality and --y-modality")
+    return views
+
+
+def _keys(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
+    """What to read of a view: its own options, else those of both."""
+    keys = ("layer", "obsm", "modality", "transpose")
+    found = {key: getattr(options, f"{prefix}{key}") or getattr(options, key, None) for key in keys}
+    if getattr(options, f"{prefix}layer") or getattr(options, f"{prefix}obsm"):  # one of its own replaces both
+        found |= {key: getattr(options, f"{prefix}{key}") for key in ("layer", "obsm")}
+    return found | {"transpose": bool(found["transpose"])}
+
+
+def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
+    n_x, n_y = x.matrix.shape[0], y.matrix.shape[0]
+    if options.match and options.same_cells:
+        raise ValueError("--match and --same-cells exclude each other")
+    if options.n_neighbors < 1:
+        raise ValueError(f"--n-neighbors must be at least 1, got {options.n_neighbors}")
+    if options.same_cells and n_x != n_y:
+        raise ValueError(f"--same-cells: x has {n_x} cells and y has {n_y}: is one of them transposed?")
+    match = io.align_by_name(x, y)
+    if options.match:
+        match = io.read_match(options.match, n_x, n_y)
+    elif options.same_cells:
+        match = np.arange(n_x)
+    elif match is not None:
+        _LOG.info("match: %d of %d cells of x have a namesake in y", np.count_nonzero(match >= 0), n_x)
+    labels = []
+    for name, view in (("x", x), ("y", y)):
+        source = getattr(options, f"{name}_labels") or options.labels
+        labels.append(io.read_labels(source, view.matrix.shape[0], view) if source else None)
+    return Truth(match, *labels)
+
+
+def _write_fit(out: Path, model: MMDMA, views: list[io.View], truth: Truth, seconds: float, n_neighbors: int) -> None:
+    embeddings = model.embedding_x_, model.embedding_y_
+    known = {k: v for k, v in model.get_params().items() if k not in ("callbacks", "checkpoint", "verbose")}
+    used = known | {"variant": model.variant_, "sigma": model.sigma_, "random_state": int(model.starts_["seed"][0])}
+    paths = _embedding_paths(out, views)
+    for k, (view, path, embedding) in enumerate(zip(views, paths, embeddings, strict=True)):
+        if k == 1 and path == paths[0]:  # the second modality goes into the copy that holds the first
+            view = dataclasses.replace(view, path=path)
+        io.write_embedding(view, embedding, path, used)
+    model.save(out / "model.npz")
+    _write_table(model.loss_history_, out / "loss.csv")
+    _write_table(model.starts_, out / "starts.csv")
+    found = _metrics(*embeddings, truth, n_neighbors)
+    curve = found.pop("neighbourhood_overlap", None)
+    if curve is not None:
+        _write_table(_overlap(curve), out / "overlap.csv")
+    fitted = {"loss": float(model.starts_["loss"].min()), "n_epochs": model.n_iter_, "seconds": round(seconds, 3)}
+    with atomically(out / "metrics.json") as part:
+        part.write_text(json.dumps(found | {"fit": fitted | {"parameters": used}}, indent=1) + "\n")
+    pictures.draw_loss(model.loss_history_, model.starts_, out / "loss.png")
+    pictures.draw_embedding(*embeddings, truth.labels_x, truth.labels_y, out / "embedding.png")
+    _LOG.info("%s: loss %.4g after %d epochs", model.variant_, fitted["loss"], model.n_iter_)
+    for name, value in found["values"].items():
+        _LOG.info("%s: %.4g", name, value)
+    for name, reason in found["left_out"].items():
+        _LOG.info("%s: left out, %s", name, reason)
+    print(out)
+
+
+def _embedding_paths(out: Path, views: list[io.View]) -> list[Path]:
+    """Where the embeddings go: copies of AnnData and MuData files under their names, else embedding_x.npy and _y.
+
+    Two modalities of one MuData file share a copy. Raises ValueError if a copy would take an input's place.
+    """
+    names = [
+        f"embedding_{name}.npy" if view.source is None else view.path.name
+        for name, view in zip("xy", views, strict=True)
+    ]
+    files, modalities = {view.path.resolve() for view in views}, {view.modality for view in views}
+    if names[0] == names[1] and not (len(files) == 1 and len(modalities) == 2):
+        names = [f"{name}_{file}" for name, file in zip("xy", names, strict=True)]
+    paths = [out / name for name in names]
+    for path in paths:
+        if path.resolve() in files:
+            raise ValueError(f"{path} is an input, it is kept: choose another --out")
+    return paths
+
+
+def _metrics(e_x: np.ndarray, e_y: np.ndarray, truth: Truth, n_neighbors: int) -> dict[str, Any]:
+    found = metrics.evaluate(e_x, e_y, truth.match, truth.labels_x, truth.labels_y, n_neighbors)
+    result = {"values": found.values, "left_out": found.left_out, "notes": list(found.notes)}
+    return result if found.overlap is None else result | {"neighbourhood_overlap": found.overlap.tolist()}
+
+
+def _overlap(curve: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"k": np.arange(1, len(curve) + 1), "overlap": curve})
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    with atomically(path) as part:
+        table.to_csv(part, index=False)
+
+
+def _bare(matrix: np.ndarray, name: str) -> io.View:
+    return io.View(matrix, None, None, None, Path(name))
+
+
+def _make_folder(out: Path, overwrite: bool) -> None:
+    """Raises ValueError if the folder holds something and may not be overwritten."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, --out must be a folder")
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise ValueError(f"{out} holds results already: kept; --overwrite replaces them")
+        for name in _WRITTEN:  # what this run may not write anew
+            (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _keep_file(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists already: kept; --overwrite replaces it")

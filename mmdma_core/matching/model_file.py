@@ -1,0 +1,75 @@
+"""A fitted mmdma_core.MMDMA in an .npz file of plain arrays, its parameters and loss history as JSON text."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator
+
+from mmdma_core.files.atomic import atomically
+from mmdma_core.files.formats import DAMAGED
+
+_ARRAYS = ("embedding_x_", "embedding_y_", "weights_x_", "weights_y_")
+_MEANS = ("mean_x_", "mean_y_")  # None without `center`
+_SCALARS = ("feature_names_x_", "feature_names_y_", "n_features_in_", "n_features_y_", "n_iter_", "sigma_", "variant_")
+_TABLES = ("loss_history_", "starts_")
+_NOT_SAVED = ("callbacks", "checkpoint")
+
+
+def save(model: BaseEstimator, path: Path) -> None:
+    """Write it. A random_state that is no integer is saved as the seed that it drew."""
+    parameters = {k: v for k, v in model.get_params().items() if k not in _NOT_SAVED}
+    parameters |= {"random_state": int(model.starts_["seed"][0]), "device": str(parameters["device"])}
+    content = {
+        "parameters": parameters,
+        "scalars": {name: getattr(model, name) for name in _SCALARS},
+        "device": str(model.device_),
+        "tables": {name: _as_json(getattr(model, name)) for name in _TABLES},
+    }
+    arrays = {name: getattr(model, name) for name in _ARRAYS}
+    arrays |= {name: getattr(model, name) for name in _MEANS if getattr(model, name) is not None}
+    with atomically(path) as part, part.open("wb") as file:
+        np.savez(file, mmdma=json.dumps(content, default=_plain), **arrays)
+
+
+def load(model: BaseEstimator, path: Path) -> BaseEstimator:
+    """Fill an empty model from the file. Raises ValueError for a file that is no model, OSError if there is none."""
+    with path.open("rb"):  # a file that is not there is no damaged one
+        pass
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = json.loads(str(file["mmdma"]))
+            arrays = {name: file[name] for name in (*_ARRAYS, *_MEANS) if name in file.files}
+            parameters = content["parameters"]
+            if isinstance(parameters["init"], list):  # JSON has no tuples
+                parameters["init"] = tuple(parameters["init"])
+            model.set_params(**parameters)
+            scalars, tables = content["scalars"], content["tables"]
+            for name in _ARRAYS:
+                setattr(model, name, arrays[name])
+            for name in _MEANS:
+                setattr(model, name, arrays.get(name))
+            for name in _SCALARS:
+                setattr(model, name, tuple(scalars[name]) if isinstance(scalars[name], list) else scalars[name])
+            for name in _TABLES:
+                setattr(model, name, pd.read_json(StringIO(tables[name]), orient="table"))
+            model.device_ = torch.device(content["device"])
+    except DAMAGED as error:
+        raise ValueError(f"{path} is no model of this program ({type(error).__name__})") from None
+    return model
+
+
+def _as_json(table: pd.DataFrame) -> str:
+    return table.to_json(orient="table", index=False, double_precision=15)
+
+
+def _plain(value: object) -> object:
+    """A NumPy number as Python's. Raises TypeError for what JSON cannot hold."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} cannot be saved")

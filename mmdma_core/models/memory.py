@@ -1,0 +1,190 @@
+"""The bytes that a variant needs, as functions of n, p and d, counted term by term from its code.
+
+A model gives the most that is allocated at one moment of `start` or of an epoch (forward, backward, Adam), the two
+views included, both n x p in float32. It leaves out what a process holds anyway (libraries, a CUDA context) and what
+a library takes for itself. Beside terms in n^2 or p^2, terms in n d and p d are counted where they last.
+
+A model is composed: a formulation states what it holds and what its two distortions take, the Gaussian sums what they
+take and what autograd keeps of them until the backward pass. Autograd goes back through the distortions first, while
+all of that is still held, so that the peak is
+
+    max(prepare, held + max(sums' peak, sums' saved + distortions))
+
+Nothing that computes imports this module (benchmarks.measuring.sources leaves it out of a variant's digest).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+MemoryModel = Callable[[int, int, int], int]  # (n, p, d) -> bytes
+SINGLE, DOUBLE = 4, 8  # bytes of a number
+
+
+@dataclass(frozen=True)
+class FormulationMemory:
+    """Bytes of the two views in a formulation.
+
+    prepare      most that is held while they are prepared, the data included
+    held         from then on: data or kernels, parameters, their gradients, Adam's two moments, embeddings
+    distortions  most that both distortions take beyond that, forward or backward
+    """
+
+    prepare: int
+    held: int
+    distortions: int
+
+
+@dataclass(frozen=True)
+class SumsMemory:
+    """Bytes of the three Gaussian sums: the most that they take, and what autograd saves of them."""
+
+    peak: int
+    saved: int
+
+
+def composed(
+    formulation: Callable[[int, int, int], FormulationMemory], sums: Callable[[int, int], SumsMemory]
+) -> MemoryModel:
+    """The model of a formulation of both views with these sums, by the rule above."""
+
+    def model(n: int, p: int, d: int) -> int:
+        views, kernels = formulation(n, p, d), sums(n, d)
+        return max(views.prepare, views.held + max(kernels.peak, kernels.saved + views.distortions))
+
+    return model
+
+
+def primal(n: int, p: int, d: int) -> FormulationMemory:
+    """mmdma_core.Primal.
+
+    n > p: G and R of both views are saved; back through the second R R come the gradient of its trace and those of
+    both factors: 7 p^2. n <= p: both differences, the gradient of the second norm and its negative: 4 n^2.
+    """
+    return _primal(n, p, d, 7 * p * p if n > p else 4 * n * n)
+
+
+def _primal(n: int, p: int, d: int, distortions: int) -> FormulationMemory:
+    data = 2 * n * p
+    return FormulationMemory(SINGLE * data, SINGLE * (data + 8 * p * d + 2 * n * d), SINGLE * distortions)
+
+
+def dual(n: int, p: int, d: int) -> FormulationMemory:
+    """mmdma_core.Dual: the data are held until both kernels are formed; the distortions as in the primal, n <= p."""
+    kernels = 2 * n * n
+    return FormulationMemory(SINGLE * (2 * n * p + kernels), SINGLE * (kernels + 10 * n * d), SINGLE * 4 * n * n)
+
+
+def dense(n: int, d: int) -> SumsMemory:
+    """mmdma_core.gaussian.dense: of each kernel autograd saves the clamp's input and the exponential, 6 n^2.
+
+    At the third exponential the first two kernels have 4 n^2, the third has 5: |a|^2 + |b|^2, the clamp's input and
+    output, the exponent, the exponential.
+    """
+    return SumsMemory(SINGLE * 9 * n * n, SINGLE * 6 * n * n)
+
+
+def keops(n: int, d: int) -> SumsMemory:
+    """mmdma_core.gaussian.keops: autograd saves two scaled copies of (n, d) and the n sums of each kernel."""
+    saved = SINGLE * 3 * n * (2 * d + 1)
+    return SumsMemory(saved, saved)
+
+
+# --- the published package (lsmmdma 0.1.11, mmdma_functions.py) ---
+
+
+def published_primal(n: int, p: int, d: int) -> FormulationMemory:
+    """dis_primal: as ours for n >= p; for n < p the n x n difference and its square are saved, too.
+
+    There the gradient of (X W W^T) X^T with respect to its first factor is n x p.
+    """
+    return _primal(n, p, d, 7 * p * p if n >= p else max(5 * n * n, 3 * n * n + n * p))
+
+
+def published_dense(n: int, d: int) -> SumsMemory:
+    """gaussian_kernel: as ours, but at the exponential the third kernel has 4 n^2, |a|^2 + |b|^2 being gone."""
+    return SumsMemory(SINGLE * 8 * n * n, SINGLE * 6 * n * n)
+
+
+# --- the two original implementations: kernels in, squared differences through an (n, d, n) tensor ---
+
+
+def broadcast(n: int, d: int) -> SumsMemory:
+    """Three kernels through (n, d, n) differences, which autograd saves with the n x n exponentials."""
+    return _broadcast(3, n, d)
+
+
+def halves(n: int, d: int) -> SumsMemory:
+    """Four kernels between even and odd rows, n/2 x n/2 each, through the same broadcast."""
+    return _broadcast(4, n / 2, d)
+
+
+def _broadcast(kernels: int, rows: float, d: int) -> SumsMemory:
+    """Going back through the last square takes three more of its size: the gradient, 2 x, and their product."""
+    saved = SINGLE * kernels * (d + 1) * rows**2
+    return SumsMemory(int(saved + SINGLE * 3 * d * rows**2), int(saved))
+
+
+def pairs(n: int, d: int) -> SumsMemory:
+    """Lemma 14 of Gretton et al. 2012: four kernels of n/2 pairs, whose differences (n/2, d) autograd saves."""
+    saved = SINGLE * 2 * n * (d + 1)
+    return SumsMemory(saved, saved)
+
+
+PUBLISHED_PACKAGE: dict[str, MemoryModel] = {
+    "published-primal": composed(published_primal, published_dense),
+    "published-primal-keops": composed(published_primal, keops),
+    "published-dual": composed(dual, published_dense),
+    "published-dual-keops": composed(dual, keops),
+}
+ORIGINALS: dict[str, MemoryModel] = {  # the first two compute the same tensors, in TensorFlow and in PyTorch
+    "original-2019": composed(dual, broadcast),
+    "original-2020": composed(dual, broadcast),
+    "original-2020-stream": composed(dual, halves),
+    "linear-time": composed(primal, pairs),
+}
+
+# --- the fused variants, as on the CPU; on CUDA the large terms, data and Gram matrices, are the same ---
+
+_PANEL, _BOXES = 256, 8  # of mmdma_core.fused.pairs_cpu
+_GRAM_ROWS, _NORM_ROWS = 4096, 512  # rows that are converted at a time, mmdma_core.fused.views_cpu
+_BYTES_PER_PAIR = 8 + 56 + 32 + 2 * 8  # a slot of CPython's list, a tuple, an integer; two numbers of the array
+
+
+def primal_fused(n: int, p: int, d: int) -> int:
+    """mmdma_core.fused.views_cpu.CpuView on as many threads as PyTorch has now."""
+    return _fused(n, p, d, rows=p)
+
+
+def dual_fused(n: int, p: int, d: int) -> int:
+    """mmdma_core.fused.views_cpu.CpuDualView: its parameters, and their gradient, have n rows."""
+    return _fused(n, p, d, rows=n)
+
+
+def _fused(n: int, p: int, d: int, rows: int) -> int:
+    """Peak of preparing the second view, or of listing the pairs of panels once both are prepared.
+
+    rows of the parameters.
+    """
+    threads = torch.get_num_threads()
+    thin = (SINGLE * (threads + 1) + DOUBLE * threads) * p * d  # ThinProducts of X
+    view = thin + SINGLE * (2 * n + rows) * d + DOUBLE * 3 * p * d
+    if p < n:
+        view += DOUBLE * (p * p + (2 * threads + 3) * p * d)  # G and its products, T and G T
+        forming = DOUBLE * (p * p + min(n, _GRAM_ROWS) * p)  # X^T X of a block of rows, and the block
+    else:
+        forming = DOUBLE * 2 * min(n, _NORM_ROWS) * p
+    adam = SINGLE * 2 * 3 * rows * d
+    return SINGLE * 2 * n * p + 2 * view + max(forming, _fused_sums(n, d, threads) + adam)
+
+
+def _fused_sums(n: int, d: int, threads: int) -> int:
+    """FusedMMD: the points in panels twice, their order, pulls in float64 of each thread, the pairs of panels."""
+    panels = 2 * -(-n // _PANEL)
+    points = panels * _PANEL * (d + 1)
+    unordered = panels * (panels + 1) // 2
+    boxes = SINGLE * panels * d * 2 * _BOXES
+    return boxes + 2 * SINGLE * points + 8 * 2 * n + 2 * DOUBLE * threads * points + _BYTES_PER_PAIR * unordered

@@ -1,0 +1,91 @@
+"""The two formulations of one view: what is prepared from the data, its embedding, penalty and distortion.
+
+A formulation of a view offers `rows` (the number of rows of its parameters), `embed(theta) -> E`,
+`penalty(theta, e)` and `distortion(theta, e)`. Each keeps the cost per epoch of the published package (Table A1).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from mmdma_core.objective import terms
+from mmdma_core.objective.inputs import Kernel, View, is_sparse
+from mmdma_core.objective.sparse import SparsePrimal
+
+
+class Formulation(Protocol):
+    """One view of the problem: parameters theta (rows, d) to embedding E (n, d), penalty and distortion."""
+
+    rows: int
+
+    def embed(self, theta: torch.Tensor) -> torch.Tensor: ...
+
+    def penalty(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor: ...
+
+    def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor: ...
+
+
+class Primal:
+    """E = X W, with X (n, p) and parameters W (p, d). Nothing is prepared.
+
+    penalty     |W^T W - I| / sqrt(p)
+    distortion  |X X^T - X W W^T X^T| / (n sqrt(p))
+    """
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+        self.rows = x.shape[1]
+
+    def embed(self, theta: torch.Tensor) -> torch.Tensor:
+        return self.x @ theta
+
+    def penalty(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        return terms.penalty(theta.T @ theta, self.rows)
+
+    def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """For n > p from R = G - W W^T G, G = X^T X formed anew, as sqrt(trace(R R)): O(n p^2 + p^3).
+
+        For n <= p from the n x n difference: O(n^2 p).
+        """
+        n, p = self.x.shape
+        if n > p:
+            gram = self.x.T @ self.x
+            r = gram - theta @ (theta.T @ gram)
+            # Rounding can push a trace near 0 below it; the square root has no gradient at 0.
+            norm = torch.trace(r @ r).clamp(min=torch.finfo(r.dtype).tiny).sqrt()
+        else:
+            norm = torch.linalg.matrix_norm(self.x @ self.x.T - e @ e.T)
+        return terms.distortion(norm, n, p)
+
+
+class Dual:
+    """E = K alpha, with K = X X^T (n, n), formed once, and parameters alpha (n, d).
+
+    penalty     |alpha^T K alpha - I| / sqrt(p)
+    distortion  |K - K alpha alpha^T K| / (n sqrt(p)): O(n^2 d)
+
+    A view may be given as its Kernel: then p is 1.
+    """
+
+    def __init__(self, x: View) -> None:
+        if isinstance(x, Kernel):
+            self.kernel, self.rows, self.p = x.matrix, len(x), 1
+        else:
+            self.kernel = x @ x.T
+            self.rows, self.p = x.shape
+
+    def embed(self, theta: torch.Tensor) -> torch.Tensor:
+        return self.kernel @ theta
+
+    def penalty(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        return terms.penalty(theta.T @ e, self.p)
+
+    def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        return terms.distortion(torch.linalg.matrix_norm(self.kernel - e @ e.T), self.rows, self.p)
+
+
+def primal(x: torch.Tensor) -> Formulation:
+    """The primal of a view, dense or sparse."""
+    return SparsePrimal(x) if is_sparse(x) else Primal(x)

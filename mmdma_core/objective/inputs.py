@@ -1,0 +1,127 @@
+"""Checks of what a user hands in, each with a one-line error that names the argument and what is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from mmdma_core.objective.sparse import csr
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A view that is given as its kernel matrix K (n, n), symmetric, and has no features: the dual's p is 1."""
+
+    matrix: torch.Tensor | np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.matrix.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.matrix.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.matrix.device
+
+
+View: TypeAlias = torch.Tensor | Kernel  # a checked view: dense (n, p), sparse CSR (n, p), or a kernel (n, n)
+Given: TypeAlias = torch.Tensor | np.ndarray | scipy.sparse.sparray | scipy.sparse.spmatrix | Kernel
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """The device, checked to be there. Raises ValueError for an unknown one, RuntimeError for a GPU that is absent."""
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:INDEX', got {device!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:INDEX', got {str(device)!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(f"device {str(device)!r}: no such GPU here, {torch.cuda.device_count()} found by PyTorch")
+    return device
+
+
+def as_views(x: Given, y: Given, device: torch.device) -> tuple[View, View]:
+    """The two views as tensors of one floating type on the device: dense, or CSR where they are given sparse.
+
+    x (n_x, p_x) and y (n_y, p_y), rows are cells; or both a Kernel. float64 if both are float64, else float32.
+    Raises ValueError for anything that is not two finite matrices of at least 2 cells and 1 feature.
+    """
+    given = {"x": x, "y": y}
+    kernels = [isinstance(value, Kernel) for value in given.values()]
+    if any(kernels) and not all(kernels):
+        raise ValueError("x and y must both be kernels, or both be matrices of features")
+    tensors = {n: _as_tensor(n, v.matrix if isinstance(v, Kernel) else v) for n, v in given.items()}
+    if tensors["x"].device != tensors["y"].device:
+        raise ValueError(f"x is on {tensors['x'].device} and y on {tensors['y'].device}: give both on one device")
+    double = all(t.dtype == torch.float64 for t in tensors.values())
+    dtype = torch.float64 if double else torch.float32
+    views = {name: t.to(device=device, dtype=dtype) for name, t in tensors.items()}
+    for name, view in views.items():
+        _check_finite(name, view.values() if is_sparse(view) else view)
+    if all(kernels):
+        for name, view in views.items():
+            _check_symmetric(name, view)
+        return Kernel(views["x"]), Kernel(views["y"])
+    return views["x"], views["y"]
+
+
+def is_sparse(view: View) -> bool:
+    """Whether the view is a sparse matrix in CSR."""
+    return isinstance(view, torch.Tensor) and view.layout == torch.sparse_csr
+
+
+def _as_tensor(name: str, value: Given) -> torch.Tensor:
+    if scipy.sparse.issparse(value):
+        tensor = _from_scipy(name, value)
+    else:
+        try:
+            tensor = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{name} must be a numeric matrix, got {type(value).__name__}") from None
+    if tensor.ndim != 2:
+        raise ValueError(f"{name} must be a matrix (cells, features), got {tensor.ndim} dimension(s)")
+    if tensor.is_complex():
+        raise ValueError(f"{name} must be a real matrix, got {tensor.dtype}")
+    if tensor.layout not in (torch.strided, torch.sparse_csr):
+        tensor = tensor.to_sparse_csr()
+    if tensor.shape[0] < 2 or tensor.shape[1] < 1:
+        raise ValueError(f"{name} must have at least 2 cells and 1 feature, got shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def _from_scipy(name: str, matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> torch.Tensor:
+    """A CSR tensor without duplicates; what it shares with the matrix is only read."""
+    if matrix.ndim != 2 or matrix.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be a real matrix, got {matrix.ndim} dimension(s) of {matrix.dtype}")
+    matrix = matrix.tocsr()
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    values = matrix.data if matrix.dtype in (np.float32, np.float64) else matrix.data.astype(np.float32)
+    parts = (torch.from_numpy(np.array(part)) for part in (matrix.indptr, matrix.indices, values))
+    return csr(*parts, matrix.shape)
+
+
+def _check_finite(name: str, values: torch.Tensor) -> None:
+    if values.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):  # no n x p mask
+        raise ValueError(f"{name} must be finite, it holds NaN or infinity")
+
+
+def _check_symmetric(name: str, matrix: torch.Tensor) -> None:
+    if is_sparse(matrix) or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"{name}: a kernel must be a dense square matrix, got shape {tuple(matrix.shape)}")
+    scale = matrix.abs().max()
+    for low in range(0, len(matrix), 1024):
+        if (matrix[low : low + 1024] - matrix[:, low : low + 1024].T).abs().max() > 1e-4 * scale:
+            raise ValueError(f"{name}: a kernel must be symmetric")

@@ -1,0 +1,135 @@
+"""The simulated datasets of the study: two noisy views of one manifold in the plane (paper, Appendix D)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from mmdma_core.objective.inputs import as_device
+from mmdma_core.simulation.philox import normal_rows
+
+NOISE = 0.05
+_BLOCK_ELEMENTS = 2**20  # noise is drawn in row blocks of about this many numbers
+
+_ANGLE = np.pi / 4
+_ROTATION = np.array([[np.cos(_ANGLE), -np.sin(_ANGLE)], [np.sin(_ANGLE), np.cos(_ANGLE)]])
+# shape -> (mean, covariance) of each elongated Gaussian group, and a rotation of the plane
+_SHAPES = {
+    "branch": ([([0, 0], [[20, 0], [0, 1]]), ([0, 8], [[1, 0], [0, 10]])], _ROTATION),
+    "triangle": (
+        [
+            ([0, 1], [[8, 0], [0, 0.05]]),
+            ([3.5, 4.33], [[1.7, -1.5], [-1.5, 1.7]]),
+            ([-3.5, 4.33], [[1.7, 1.5], [1.5, 1.7]]),
+        ],
+        None,
+    ),
+}
+
+
+class Simulated(NamedTuple):
+    """x (n, p), y (n, p_y) float32, and match (n,): row i of x is the same cell as row match[i] of y."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    match: np.ndarray
+
+
+def simulate(
+    shape: str,
+    n: int,
+    p: int,
+    seed: int = 4,
+    *,
+    p_y: int | None = None,
+    noise: Literal["exact", "fast"] = "exact",
+    device: str | torch.device = "cpu",
+    block_rows: int | None = None,
+) -> Simulated:
+    """Two views of n cells: view = latent (n, 2) @ map (2, p) + 0.05 N(0, 1), the first view's rows permuted.
+
+    shape       'branch' (two groups, rotated) or 'triangle' (three groups)
+    p, p_y      features of the first and the second view (p_y is p by default)
+    seed        NumPy's legacy generator is seeded with seed + 1, as in the published generator
+    noise       'exact': the published numbers, bit for bit, from NumPy's legacy stream on the host.
+                'fast': same manifold and maps, noise from a counter-based generator on the device, the permutation
+                from a seed of its own; the same for any block_rows
+    block_rows  rows drawn at a time; nothing of size n x p is held in float64
+
+    Raises ValueError, naming the argument and what is allowed.
+    """
+    if shape not in _SHAPES:
+        raise ValueError(f"shape must be one of {', '.join(_SHAPES)}, got {shape!r}")
+    if n < 4:
+        raise ValueError(f"n must be at least 4, got {n}")
+    widths = (p, p if p_y is None else p_y)
+    if min(widths) < 1:
+        raise ValueError(f"p and p_y must be at least 1, got {widths}")
+    if not 0 <= seed < 2**32 - 1:
+        raise ValueError(f"seed must be in [0, 2^32 - 2], got {seed}")
+    if noise not in ("exact", "fast"):
+        raise ValueError(f"noise must be 'exact' or 'fast', got {noise!r}")
+    device = as_device(device)
+    rows = block_rows or max(1, _BLOCK_ELEMENTS // max(widths))
+    stream = np.random.RandomState(seed + 1)
+    latent = manifold(shape, n, stream)
+    maps = [stream.normal(size=(2, width)) for width in widths]
+    if noise == "exact":
+        return _exact(latent, maps, stream, device, rows)
+    return _fast(latent, maps, seed, device, rows)
+
+
+def manifold(shape: str, n: int, stream: np.random.RandomState) -> np.ndarray:
+    """The standardised points (n, 2) of the manifold, in float64."""
+    groups, rotation = _SHAPES[shape]
+    if shape == "branch":
+        first = int(n / 4 * 3)
+        sizes = [first, n - first]
+    else:
+        quarter = n // 4
+        sizes = [n - 2 * quarter, quarter, quarter]
+    points = [
+        stream.multivariate_normal(mean=mean, cov=covariance, size=size)
+        for (mean, covariance), size in zip(groups, sizes, strict=True)
+    ]
+    latent = np.concatenate(points)
+    if rotation is not None:
+        latent = latent @ rotation
+    return (latent - latent.mean(0)) / latent.std(0)
+
+
+def _exact(
+    latent: np.ndarray, maps: list[np.ndarray], stream: np.random.RandomState, device: torch.device, rows: int
+) -> Simulated:
+    n = len(latent)
+    views = []
+    for mapping in maps:
+        width = mapping.shape[1]
+        view = np.empty((n, width), dtype=np.float32)
+        for low in range(0, n, rows):
+            block = latent[low : low + rows]
+            view[low : low + rows] = block @ mapping + stream.normal(size=(len(block), width)) * NOISE
+        views.append(torch.from_numpy(view))
+    match = stream.choice(n, n, replace=False)
+    first, second = (view.to(device) for view in views)
+    return Simulated(first[torch.from_numpy(match).to(device)], second, match)
+
+
+def _fast(latent: np.ndarray, maps: list[np.ndarray], seed: int, device: torch.device, rows: int) -> Simulated:
+    n = len(latent)
+    match = np.random.default_rng([seed, n]).permutation(n)
+    orders = (match, np.arange(n))
+    views = []
+    for index, (mapping, order) in enumerate(zip(maps, orders, strict=True)):
+        mapping = torch.from_numpy(mapping.astype(np.float32)).to(device)
+        points = torch.from_numpy(latent.astype(np.float32)).to(device)
+        view = torch.empty((n, mapping.shape[1]), dtype=torch.float32, device=device)
+        for low in range(0, n, rows):
+            cells = torch.from_numpy(order[low : low + rows]).to(device)
+            # Two products and a sum, not a matrix product, whose rounding can depend on the block's size.
+            block = points[cells, :1] * mapping[:1] + points[cells, 1:] * mapping[1:]
+            view[low : low + rows] = block.add_(normal_rows(cells, mapping.shape[1], (seed, index)), alpha=NOISE)
+        views.append(view)
+    return Simulated(*views, match)

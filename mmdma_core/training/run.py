@@ -1,0 +1,177 @@
+"""A run of MMD-MA: one epoch at a time, and the one Adam loop that every PyTorch variant shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from mmdma_core.gaussian import Sums
+from mmdma_core.objective.formulations import Formulation
+from mmdma_core.objective.inputs import View
+from mmdma_core.objective.settings import Settings
+from mmdma_core.objective.terms import LossTerms, squared_mmd, total_loss
+from mmdma_core.training.adam import Adam
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class Run(Protocol):
+    """What a variant's `start` returns: the harness times `step` and needs nothing else to be measured.
+
+    epoch       epochs done so far
+    parameters  (theta_x, theta_y), the current values: W (p, d) in the primal, alpha (n, d) in the dual
+    """
+
+    epoch: int
+    parameters: Pair
+
+    def step(self) -> None:
+        """One epoch: the loss on all cells, its gradient, one update of the parameters."""
+
+    def loss(self) -> LossTerms:
+        """The loss and its terms at the current parameters."""
+
+    def gradients(self) -> Pair:
+        """The gradient of the loss at the current parameters, in their shapes."""
+
+    def embeddings(self) -> Pair:
+        """(E_x, E_y) of shapes (n_x, d) and (n_y, d) at the current parameters."""
+
+
+class AdamRun:
+    """What runs on our own Adam share: they count their epochs, can be left, gone on with, and begun again.
+
+    parameters  starting values (theta_x, theta_y); without them the seed decides (Settings.draw)
+    amsgrad     of its Adam, whatever the settings say
+    """
+
+    amsgrad = False
+
+    def __init__(
+        self,
+        rows: Sequence[int],
+        settings: Settings,
+        like: torch.Tensor,
+        seed: int,
+        parameters: Sequence[torch.Tensor | np.ndarray] | None,
+    ) -> None:
+        self.settings, self.epoch = settings, 0
+        self.parameters = starting_values(rows, settings, like, seed, parameters)
+        self._adam = Adam(self.parameters, settings.learning_rate, self.amsgrad or settings.amsgrad)
+
+    def state(self) -> dict[str, int | list[torch.Tensor]]:
+        """Copies of all that the next epochs depend on, beside the data and the settings: what a checkpoint holds."""
+        return {"epoch": self.epoch, "tensors": [tensor.detach().cpu().clone() for tensor in self._tensors()]}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, int | list[torch.Tensor]]) -> None:
+        """Go on from a state of a run of the same variant, shapes and settings, to the same numbers."""
+        for own, saved in zip(self._tensors(), state["tensors"], strict=True):
+            own.copy_(saved)
+        self.epoch = state["epoch"]
+
+    @torch.no_grad()
+    def restart(self, seed: int) -> None:
+        """Begin again from the starting values of another seed; what was formed from the data stays."""
+        drawn = self.settings.draw(*map(len, self.parameters), seed)
+        zeros = [torch.zeros_like(tensor) for tensor in self._adam.state()]
+        self.restore({"epoch": 0, "tensors": [*drawn, *zeros]})
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [*self.parameters, *self._adam.state()]
+
+
+class TorchRun(AdamRun):
+    """A run composed of a formulation for each view and a way to sum the Gaussian kernel; full-batch Adam.
+
+    views       the two views in their formulation
+    sums        Gaussian kernel sums, see mmdma_core.gaussian
+    parameters  starting values (theta_x, theta_y); without them the seed decides (Settings.draw)
+
+    Raises ValueError if a starting value has the wrong shape.
+    """
+
+    def __init__(
+        self,
+        views: tuple[Formulation, Formulation],
+        sums: Sums,
+        settings: Settings,
+        like: torch.Tensor,
+        seed: int = 0,
+        parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+    ) -> None:
+        super().__init__([view.rows for view in views], settings, like, seed, parameters)
+        self.views, self.sums = views, sums
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+
+    def step(self) -> None:
+        self._adam.step(self.gradients())
+        self.epoch += 1
+
+    def loss(self) -> LossTerms:
+        with torch.no_grad():
+            terms = [term.item() for term in self._terms()]
+        return LossTerms(total_loss(self.settings, *terms), *terms)
+
+    def gradients(self) -> Pair:
+        return torch.autograd.grad(total_loss(self.settings, *self._terms()), self.parameters)
+
+    def embeddings(self) -> Pair:
+        with torch.no_grad():
+            return self._embed()
+
+    def _embed(self) -> Pair:
+        return tuple(view.embed(theta) for view, theta in zip(self.views, self.parameters, strict=True))
+
+    def _terms(self) -> tuple[torch.Tensor, ...]:
+        """MMD2, the two penalties and the two distortions, differentiable."""
+        embeddings = self._embed()
+        n_x, n_y = map(len, embeddings)
+        mmd = squared_mmd(*self.sums(*embeddings, self.settings.sigma), n_x, n_y, self.settings.unbiased)
+        each = list(zip(self.views, self.parameters, embeddings, strict=True))
+        penalties = [view.penalty(theta, e) for view, theta, e in each]
+        distortions = [view.distortion(theta, e) for view, theta, e in each]
+        return mmd, *penalties, *distortions
+
+
+def compose(
+    formulation: Callable[[View], Formulation], sums: Sums, run: type[TorchRun] = TorchRun
+) -> Callable[..., TorchRun]:
+    """The `start` function of the variant that has this formulation for both views and these Gaussian sums."""
+
+    def start(
+        x: View,
+        y: View,
+        settings: Settings,
+        device: torch.device,
+        seed: int = 0,
+        parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+    ) -> TorchRun:
+        return run((formulation(x), formulation(y)), sums, settings, x, seed, parameters)
+
+    return start
+
+
+def starting_values(
+    rows: Sequence[int],
+    settings: Settings,
+    like: torch.Tensor,
+    seed: int,
+    parameters: Sequence[torch.Tensor | np.ndarray] | None,
+) -> Pair:
+    """Parameters of shapes (rows, d), copied from `parameters` or drawn with the seed, with `like`'s type and device.
+
+    Raises ValueError if one has the wrong shape.
+    """
+    values = settings.draw(*rows, seed) if parameters is None else parameters
+    made = []
+    for value, row in zip(values, rows, strict=True):
+        tensor = torch.as_tensor(value).detach().to(device=like.device, dtype=like.dtype, copy=True)
+        if tensor.shape != (row, settings.n_components):
+            raise ValueError(f"parameters must have shape {(row, settings.n_components)}, got {tuple(tensor.shape)}")
+        made.append(tensor)
+    return tuple(made)
