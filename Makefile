@@ -1,21 +1,28 @@
-# make study: the scaling study of this machine. make test: the tests. Both set up .venv first.
+# make study: the scaling study of this machine. make test: all tests. Both set up .venv first.
+# make quick: what to run while you work. make docs: the pages of docs/ as HTML. make lint: style and import rules.
 # make gpu: what a GPU alone can show: its tests, README's table, CITE-seq's shape, the survey.
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
-EXTRAS ?= test,published,anndata
+EXTRAS ?= test,published,anndata,docs
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: study gpu test lint setup clean
+.PHONY: study gpu test quick lint docs setup clean
 setup: $(SETUP)
 
 $(SETUP): pyproject.toml constraints.txt
+	@echo "== set-up, 1 of 3: an environment of Python in $(CURDIR)/.venv"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
-	$(if $(findstring published,$(EXTRAS)),$(BIN)/pip install --quiet -c constraints.txt --no-deps lsmmdma)
-	touch $@
+	@echo "== set-up, 2 of 3: the packages that constraints.txt pins; PyTorch, the largest, takes a minute"
+	$(PIP) -e '.[$(EXTRAS)]'
+	@echo "== set-up, 3 of 3: the published package, to compare with"
+	$(if $(findstring published,$(EXTRAS)),$(PIP) --no-deps lsmmdma)
+	@touch $@
+	@echo "== set-up is done"
 
 study: $(SETUP)
+	@echo "== the scaling study: each cell is printed as it ends, with the time left; results/ gets all that comes out"
 	$(RUN) snakemake --cores 1 --resources gpu=1
 
 gpu: $(SETUP)
@@ -31,10 +38,18 @@ gpu: $(SETUP)
 	$(RUN) python -m benchmarks report --set study=survey
 
 test: $(SETUP)
+	@echo "== all tests: KeOps compiles its formulas on first use, some ten seconds each"
 	$(RUN) pytest
 
+quick: lint
+	$(RUN) pytest -m "not slow and not gpu and not tensorflow"
+
 lint: $(SETUP)
-	$(RUN); ruff check && ruff format --check && snakemake --lint
+	$(RUN); ruff check && ruff format --check && lint-imports --no-cache && snakemake --lint
+
+docs: $(SETUP)
+	$(RUN) sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "== open docs/_build/html/index.html"
 
 clean:
-	rm -rf .venv .snakemake
+	rm -rf .venv .snakemake docs/_build

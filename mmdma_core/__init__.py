@@ -1,6 +1,6 @@
 """MMD-MA: matching the cells of two single-cell modalities, in several variants of one objective.
 
-Notation, paper -> code:
+Notation, paper -> code::
 
     X, Y            x, y                (n_x, p_x), (n_y, p_y): the two views, rows are cells
     n, p            n, p                number of cells, number of features

@@ -296,6 +296,7 @@ def citeseq_of(project, **changed):
     return project / "results" / "here" / "citeseq"
 
 
+@pytest.mark.slow
 def test_everything_about_the_stand_in_says_stand_in(command, project):
     root = citeseq_of(project) / "stand-in"
     output = command("citeseq")
@@ -337,6 +338,7 @@ def test_everything_about_the_stand_in_says_stand_in(command, project):
     assert list(pd.read_csv(root / "citeseq.csv")["variant"]) == ["primal", "published"]
 
 
+@pytest.mark.slow
 def test_a_file_is_measured_through_snakemake_and_extrapolation_is_said(h5ad, project):
     root = citeseq_of(project, path=h5ad(), cpu_fraction=1, variants=["primal"], epochs=10_000, cell_budget_s=0.01)
     binaries = Path(sys.executable).parent

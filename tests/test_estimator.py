@@ -286,12 +286,14 @@ def test_a_loss_that_is_no_number_is_an_error():
         ({"sigma": -1.0}, "sigma must be a positive number, got -1.0"),
         ({"variant": "primel"}, "did you mean 'primal'"),
         ({"device": "tpu"}, "device must be 'cpu', 'cuda'"),
-        ({"variant": "original-2019", "checkpoint": "state.pt"}, "'original-2019' cannot be resumed"),
+        pytest.param(
+            {"variant": "original-2019", "checkpoint": "state.pt"},
+            "'original-2019' cannot be resumed",
+            marks=pytest.mark.tensorflow,
+        ),
     ],
 )
 def test_bad_parameters(parameters, message):
-    if parameters.get("variant") == "original-2019":
-        pytest.importorskip("tensorflow")
     with pytest.raises(ValueError, match=message):
         fitted(**parameters)
 

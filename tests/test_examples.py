@@ -3,15 +3,14 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import REAL_DATA, ROOT
 
 from mmdma_core import simulate
 
-REAL = Path(os.environ.get("MMDMA_DATA", ROOT.parent / "shared" / "data"))
+pytestmark = pytest.mark.slow
 
 
 def printed(*arguments):
@@ -45,9 +44,9 @@ def test_match_snareseq_runs_on_a_small_stand_in(tmp_path):
     assert "label_transfer_accuracy: " in output
 
 
-@pytest.mark.skipif(not (REAL / "snareseq").is_dir(), reason=f"the real data are not in {REAL}: set MMDMA_DATA")
+@pytest.mark.real_data
 def test_match_snareseq_prints_what_lies_beside_it():
-    output, kept = printed("examples/match_snareseq.py", str(REAL)), ROOT / "examples" / "match_snareseq.txt"
+    output, kept = printed("examples/match_snareseq.py", str(REAL_DATA)), ROOT / "examples" / "match_snareseq.txt"
     words = {line.split(":")[0] for line in output.splitlines()}
     assert words == {line.split(":")[0] for line in kept.read_text().splitlines()}
     foscttm = next(float(line.split()[1]) for line in output.splitlines() if line.startswith("  foscttm"))

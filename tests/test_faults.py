@@ -15,6 +15,8 @@ from conftest import heed_interrupts
 
 from benchmarks.measuring import records
 
+pytestmark = pytest.mark.slow
+
 HERE = os.path.dirname(__file__)
 # variant -> (status of the cell with the fault, words of its detail, status of the next larger n)
 EXPECTED = {

@@ -12,8 +12,6 @@ from benchmarks.measuring import records
 from mmdma_core import Settings, Unsupported, simulate, start
 from mmdma_core.objective import reference
 
-pytest.importorskip("numba")
-
 FUSED = ["primal-fused", "dual-fused"]
 
 
@@ -126,6 +124,7 @@ def test_products_with_thin_matrices(n, p, d, threads, dtype):
         np.testing.assert_allclose(total, out.T @ exact, **close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(300, 40), (60, 90)])
 def test_five_hundred_epochs_end_where_float64_does(shape):
     n, p = shape
@@ -170,6 +169,7 @@ def test_a_step_allocates_nothing_of_the_problems_size(name, n, p):
     assert peak - before < 4 * 10 * max(n, p) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n", "p", "most"),
     [

@@ -16,10 +16,10 @@ from conftest import ROOT
 
 from mmdma_core import Settings, Unsupported, simulate, start, variant
 from mmdma_core.families import fused as family
-
-pytest.importorskip("triton")
 from mmdma_core.fused import pairs_cuda as kernels
 from mmdma_core.fused import views_cuda
+
+pytestmark = pytest.mark.slow
 
 FUSED = ["primal-fused", "dual-fused"]
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is used only without a GPU")

@@ -8,6 +8,8 @@ from conftest import ROOT, commands
 from benchmarks.measuring import records
 from mmdma_core import Settings, variant, variants
 
+pytestmark = pytest.mark.slow
+
 SMALL = 200  # cells of the measurement that is subtracted: beside its arrays a process takes some 40 MiB
 # What the larger measurement takes more, at least: against this the rest is small. Numba takes up to 60 MiB to load
 # what it has compiled, and gives them back before the arrays of a large problem are there.
@@ -21,7 +23,7 @@ BRANCHES = {
 MODELLED = [
     name for name in variants() if variant(name).memory_model and not variant(name).missing(torch.device("cpu"))
 ]
-N, P = 5_000, 10
+N, P = 4_100, 10
 MATRIX = 4 * N**2  # bytes of one n x n matrix
 DATA = 2 * 4 * N * P
 

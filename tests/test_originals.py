@@ -8,15 +8,14 @@ import torch
 import torch._dynamo  # before TensorFlow: Triton, which it imports, has been seen to crash after it
 
 from benchmarks.measuring import records
-from mmdma_core import Settings, Unsupported, simulate, start, variant
+from mmdma_core import Settings, Unsupported, simulate, start
 from mmdma_core.families import original_2019
 from mmdma_core.gaussian import sampled
 from mmdma_core.objective import reference
 from mmdma_core.training.adam import Adam
 
 CPU = torch.device("cpu")
-missing = variant("original-2019").missing(CPU)
-with_tensorflow = pytest.mark.skipif(bool(missing), reason=str(missing))
+with_tensorflow = pytest.mark.tensorflow
 ORIGINALS = [pytest.param("original-2019", marks=with_tensorflow), "original-2020"]
 APPROXIMATE = ["original-2020-stream", "linear-time"]
 

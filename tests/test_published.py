@@ -18,6 +18,8 @@ from mmdma_core import Settings, Unsupported, simulate, start, variant
 from mmdma_core.families import published
 from mmdma_core.objective import reference
 
+pytestmark = pytest.mark.slow
+
 missing = variant("published-primal").missing(torch.device("cpu"))
 installed = pytest.mark.skipif(bool(missing), reason=str(missing))
 OURS = ["primal", "primal-keops", "dual", "dual-keops"]

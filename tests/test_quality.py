@@ -1,13 +1,10 @@
 """The quality experiment on small stand-ins for its files; on the real ones where they are, for a few epochs."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import REAL_DATA, ROOT
 
 from benchmarks.experiments import quality
 from benchmarks.study.config import ConfigError
@@ -20,7 +17,6 @@ QUICK = OPTIONS | {
     "n_starts": 2,
     "variants": ["primal", "dual"],
 }
-REAL = Path(os.environ.get("MMDMA_DATA", ROOT.parent / "shared" / "data"))
 
 
 @pytest.fixture
@@ -75,10 +71,10 @@ def test_absent_data_are_named_with_where_they_are_published(tmp_path):
         quality.run(QUICK | {"data": str(tmp_path)}, tmp_path / "results")
 
 
-@pytest.mark.skipif(not (REAL / "scgem").is_dir(), reason=f"the real data are not in {REAL}: set MMDMA_DATA")
+@pytest.mark.real_data
 def test_scgem_is_matched_as_well_as_published():
     """The best setting of the grid, few starts: the published 0.201 within what the starts scatter."""
-    x, y = quality._load(REAL, "scgem")
+    x, y = quality._load(REAL_DATA, "scgem")
     setting = {
         "n_components": 4,
         "lambda1": 0.01,

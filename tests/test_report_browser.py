@@ -4,11 +4,12 @@ import shutil
 
 import pytest
 from reports import planted, study_of
+from selenium import webdriver
+from selenium.webdriver.common.keys import Keys
 
 from benchmarks import report
 
-selenium = pytest.importorskip("selenium.webdriver", reason="needs the package selenium")
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+pytestmark = pytest.mark.slow
 
 NS, PS, VARIANTS = (100, 1000, 2000), (10, 3000), ("primal", "dual", "primal-keops")
 
@@ -29,12 +30,12 @@ def chromium():
     paths = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
     if not all(paths.values()):
         pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = selenium.ChromeOptions()
+    options = webdriver.ChromeOptions()
     options.binary_location = paths["chromium"]
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = selenium.Chrome(options=options, service=selenium.ChromeService(paths["chromedriver"]))
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(paths["chromedriver"]))
     yield driver
     driver.quit()
 
@@ -122,7 +123,7 @@ def test_the_chart_tells_its_values(browser):
 
 def test_pointing_at_a_line_picks_it_out(browser):
     point = browser.find_elements("css selector", "svg.plate g[data-v='2'] circle")[0]
-    selenium.ActionChains(browser).move_to_element(point).perform()
+    webdriver.ActionChains(browser).move_to_element(point).perform()
     assert readout(browser)[0] == "n = 100, p = 10"
     assert find(browser, ".readout .near").text.startswith("primal, KeOps")
 

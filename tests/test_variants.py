@@ -9,11 +9,17 @@ from mmdma_core import Kernel, Settings, Unsupported, simulate, start, variant, 
 from mmdma_core.gaussian import keops
 
 CPU = torch.device("cpu")
-ALL = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=str(missing)))
-    for name in variants()
-    for missing in [variant(name).missing(CPU)]
-]
+
+
+def needs(name):
+    """The marks of a variant's tests: what it requires that the set-up need not bring, or why it is skipped."""
+    if "tensorflow" in variant(name).requires:
+        return pytest.mark.tensorflow
+    missing = variant(name).missing(CPU)
+    return pytest.mark.skipif(bool(missing), reason=str(missing))
+
+
+ALL = [pytest.param(name, marks=needs(name)) for name in variants()]
 EXACT = [parameter for parameter in ALL if variant(parameter.values[0]).exact]
 
 

@@ -18,6 +18,8 @@ import mmdma_core
 from benchmarks import figures
 from benchmarks.measuring import records
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 
 
@@ -65,8 +67,8 @@ def test_the_study_measures_every_cell_and_draws_every_figure(smoke):
         assert (root / "figures" / f"{name}.png").stat().st_size > 5_000
     assert "Verdict" in (root / "report.html").read_text()
     assert "LSMMD-MA" in (root / "figures" / "figure_1b.svg").read_text()
-    paths = root.glob("records/*/*/*.json")
-    assert max(beyond_its_own_work(records.read(path)) for path in paths) < 0.7
+    measured = [record for record in records.read_all(root) if record.status == "ok"]
+    assert max(map(beyond_its_own_work, measured)) < 0.7
 
 
 def beyond_its_own_work(record):
@@ -164,13 +166,6 @@ def test_the_plugin_of_readme_is_in_grid_figures_and_checks(command, configure, 
     )
     assert checks.returncode == 0, checks.stdout
     assert re.search(r"\b13 passed", checks.stdout), checks.stdout
-
-
-def test_the_python_of_readme_runs():
-    code = re.search(
-        r"```python\n(from mmdma_core import Settings.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
-    )[1]
-    exec(code.replace("n=1000, p=100", "n=60, p=20").replace("range(500)", "range(2)"), {})
 
 
 def test_environment_yaml_has_the_versions_of_constraints_txt():
