@@ -100,17 +100,17 @@ def test_the_distortion_near_the_optimum(name, n, p, length):
 @pytest.mark.parametrize(
     ("n", "p", "d"), [(1, 1, 1), (5, 7, 3), (6, 513, 10), (7, 8, 10), (1300, 100, 3), (900, 1100, 10), (13, 1031, 1)]
 )
-def test_products_with_thin_matrices(n, p, d, threads, dtype):
+def test_products_with_tall_skinny_matrices(n, p, d, threads, dtype):
     """Several flushes and chunks, rows and columns that fill no group or vector; twice, since buffers are kept."""
     import numba
 
-    from mmdma_core.fused.tall_skinny import ThinProducts
+    from mmdma_core.fused.tall_skinny import TallSkinnyProducts
 
     if threads > numba.config.NUMBA_NUM_THREADS:
         pytest.skip(f"Numba has {numba.config.NUMBA_NUM_THREADS} thread on this machine")
     stream = np.random.default_rng(0)
     x, w, rows = (stream.standard_normal(shape).astype(dtype) for shape in ((n, p), (p, d), (n, d)))
-    products, exact = ThinProducts(x, d, threads), x.astype(np.float64)
+    products, exact = TallSkinnyProducts(x, d, threads), x.astype(np.float64)
     close = {"rtol": 0, "atol": {np.float32: 2e-5, np.float64: 1e-12}[dtype] * (n * p) ** 0.5}
     for _ in range(2):
         out, total = np.empty((n, d), dtype), np.empty((d, p))

@@ -273,7 +273,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, h5ad, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(io, "_add", full)
+    monkeypatch.setattr(io, "_add_elements", full)
     with pytest.raises(OSError, match="disk full"):
         write_embedding(read_view(h5ad), EMBEDDING, h5ad, {})
     assert h5ad.read_bytes() == before

@@ -29,10 +29,10 @@ def driver(monkeypatch):
     for name, answer in answers.items():
         monkeypatch.setattr(pynvml, name, answer)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    for cached in (machine.gpu, machine._handle):
+    for cached in (machine.gpu, machine._first_gpu):
         cached.cache_clear()
     yield monkeypatch
-    for cached in (machine.gpu, machine._handle):
+    for cached in (machine.gpu, machine._first_gpu):
         cached.cache_clear()
 
 
@@ -43,7 +43,7 @@ def driver(monkeypatch):
 def test_the_first_visible_gpu_is_asked(driver, visible, handle):
     if visible is not None:
         driver.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert machine._handle() == handle
+    assert machine._first_gpu() == handle
     assert (machine.gpu() is None) == (handle is None)
 
 

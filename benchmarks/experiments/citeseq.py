@@ -143,10 +143,10 @@ def _row(study: Study, record: Record) -> Row:
 
 def headline(study: Study) -> str:
     """What is measured, in one line."""
-    return f"{_subject(study)}; {study.epochs:,} epochs on {study.device}, in {study.root}"
+    return f"{_data_in_words(study)}; {study.epochs:,} epochs on {study.device}, in {study.root}"
 
 
-def _subject(study: Study) -> str:
+def _data_in_words(study: Study) -> str:
     n, data = study.n[0], study.data
     part = f"{n:,} of {data.cells:,} cells ({n / data.cells:.2g})" if n < data.cells else f"all {n:,} cells"
     return f"{data.title}, {part}, {data.genes:,} genes against {data.proteins:,} proteins"
@@ -194,7 +194,7 @@ def draw(study: Study, rows: list[Row]) -> Figure:
     axes.minorticks_off()
     axes.set_xlabel("minutes for all epochs")
     figure.suptitle(
-        f"{_subject(study)}\n{study.epochs:,} epochs on {rows[0]['machine']}", x=0.02, ha="left", fontsize=9
+        f"{_data_in_words(study)}\n{study.epochs:,} epochs on {rows[0]['machine']}", x=0.02, ha="left", fontsize=9
     )
     figure.tight_layout()
     return figure

@@ -100,7 +100,7 @@ class Real:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file; README says where the data are published, null takes the stand-in")
         with _open(path) as file:
-            kinds = _kinds(file, path)
+            kinds = _feature_types(file, path)
             matrix = _matrix(file, path, layer)
             shape = tuple(int(size) for size in matrix.attrs.get("shape", getattr(matrix, "shape", ())))
         if len(shape) != 2 or shape[1] != len(kinds) or shape[0] < 4:
@@ -116,7 +116,7 @@ class Real:
         from anndata.io import read_elem
 
         with _open(self.path) as file:
-            kinds = _kinds(file, self.path)
+            kinds = _feature_types(file, self.path)
             matrix = scipy.sparse.csr_array(read_elem(_matrix(file, self.path, self.layer)))
         if n < self.cells:
             matrix = matrix[np.sort(np.random.default_rng(seed).choice(self.cells, n, replace=False))]
@@ -137,7 +137,7 @@ def _open(path: str) -> Iterator[object]:
         yield file
 
 
-def _kinds(file: object, path: str) -> np.ndarray:
+def _feature_types(file: object, path: str) -> np.ndarray:
     """var["feature_types"] as text. Raises ValueError where there is none, or no genes or proteins."""
     from anndata.io import read_elem
 

@@ -31,14 +31,14 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     cells, ratios = against_paper.winners(table), against_paper.ratios(table)
     figure = Figure(figsize=(9.5, 7.4), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(1.55, 1))
-    _map(above, cells)
-    _strips(below, ratios, _order(ratios))
+    _draw_map(above, cells)
+    _draw_ratios(below, ratios, _order(ratios))
     _, left_out = against_paper.comparable(table)
     figure.suptitle("\n".join([title, *left_out]), x=0.01, ha="left", fontsize=10)
     return figure
 
 
-def _map(axes: Axes, cells: pd.DataFrame) -> None:
+def _draw_map(axes: Axes, cells: pd.DataFrame) -> None:
     ns, ps = published.grid()
     grid_axes(axes, ns, ps)
     for cell in cells.itertuples():
@@ -85,7 +85,7 @@ def _order(ratios: pd.DataFrame) -> list[str]:
     return [*PAPER_VARIANTS, *(name for v in PAPER_VARIANTS if (name := f"published-{v}") in measured)]
 
 
-def _strips(axes: Axes, ratios: pd.DataFrame, order: Sequence[str]) -> None:
+def _draw_ratios(axes: Axes, ratios: pd.DataFrame, order: Sequence[str]) -> None:
     """A row of dots for each variant, slightly above and below the row by n; the same table gives the same picture."""
     for row, variant in enumerate(order):
         mine = ratios[ratios["variant"] == variant]

@@ -40,7 +40,7 @@ def draw(
         axes.set_visible(False)
     for axes, p in zip(grid.flat, ps, strict=False):
         if behind is not None:
-            _faint(axes, behind[behind["p"] == p], column)
+            _draw_published(axes, behind[behind["p"] == p], column)
         for variant in variants:
             _line(axes, table[(table["variant"] == variant) & (table["p"] == p)], variant, column)
         if limit:
@@ -82,7 +82,7 @@ def _line(axes: Axes, rows: pd.DataFrame, variant: str, column: str) -> None:
         )
 
 
-def _faint(axes: Axes, rows: pd.DataFrame, column: str) -> None:
+def _draw_published(axes: Axes, rows: pd.DataFrame, column: str) -> None:
     for variant, points in rows.sort_values("n").groupby("variant"):
         axes.plot(points["n"], points[column], color=style(variant).color, linewidth=2.5, alpha=0.25)
 

@@ -112,7 +112,7 @@ def _measure(cell: Cell, report: Report) -> None:
     missing = mmdma_core.variant(cell.variant).missing(device)
     if missing:
         raise MissingDependency(missing)
-    _wake(device)
+    _load_gpu_libraries(device)
     before = memory.host_bytes()
     report({"stage": "data", "host_before": before})
     views, data_s = _timed(device, _views, cell, device)
@@ -152,7 +152,7 @@ def _metrics(run: mmdma_core.Run, match: np.ndarray) -> dict[str, float]:
     return {"epoch": run.epoch, "foscttm": foscttm(*run.embeddings(), match)}
 
 
-def _wake(device: torch.device) -> None:
+def _load_gpu_libraries(device: torch.device) -> None:
     """Load what the first product and sum on a GPU load, so that no variant pays for it in its times."""
     if device.type == "cuda":
         small = torch.ones(64, 64, device=device)

@@ -23,39 +23,39 @@ def gpu() -> dict[str, Any] | None:
 
     Asks NVML and never CUDA: a process that has a CUDA context cannot fork cells.
     """
-    handle = _handle()
+    handle = _first_gpu()
     if handle is None:
         return None
-    memory = _ask("nvmlDeviceGetMemoryInfo")
+    memory = _ask_driver("nvmlDeviceGetMemoryInfo")
     return {
-        "name": _ask("nvmlDeviceGetName"),
+        "name": _ask_driver("nvmlDeviceGetName"),
         "memory_bytes": memory and memory.total,
         "driver": pynvml.nvmlSystemGetDriverVersion(),
         "sm_clock_mhz": sm_clock_mhz(),
-        "max_sm_clock_mhz": _ask("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": _ask("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
+        "max_sm_clock_mhz": _ask_driver("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": _ask_driver("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
     }
 
 
 def sm_clock_mhz() -> int | None:
     """The clock of the GPU's multiprocessors now."""
-    return _ask("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM)
+    return _ask_driver("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM)
 
 
 def device_used_bytes() -> int | None:
     """What all processes together hold on the GPU."""
-    memory = _ask("nvmlDeviceGetMemoryInfo")
+    memory = _ask_driver("nvmlDeviceGetMemoryInfo")
     return memory and memory.used
 
 
 def device_process_bytes(pid: int) -> int | None:
     """What one process holds on the GPU; None if the driver does not list it."""
-    processes = _ask("nvmlDeviceGetComputeRunningProcesses") or []
+    processes = _ask_driver("nvmlDeviceGetComputeRunningProcesses") or []
     return next((process.usedGpuMemory for process in processes if process.pid == pid), None)
 
 
 @cache
-def _handle() -> Any:
+def _first_gpu() -> Any:
     """NVML's handle of the first visible GPU, None without one. CUDA counts as NVML does under PCI_BUS_ID order."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if first in ("", "-1"):
@@ -69,12 +69,12 @@ def _handle() -> Any:
         return None
 
 
-def _ask(query: str, *arguments: Any) -> Any:
+def _ask_driver(query: str, *arguments: Any) -> Any:
     """The driver's answer about the GPU, None where it has none."""
-    if _handle() is None:
+    if _first_gpu() is None:
         return None
     try:
-        return getattr(pynvml, query)(_handle(), *arguments)
+        return getattr(pynvml, query)(_first_gpu(), *arguments)
     except pynvml.NVMLError:
         return None
 

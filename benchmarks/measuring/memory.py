@@ -57,12 +57,12 @@ class DeviceProbe:
         """Look now; the peak in bytes. It starts anew once the data have been made."""
         if not self._measured and stage not in (None, "data"):
             self._peak, self._measured = None, True
-        known = [value for value in (self._peak, self._now(pid)) if value is not None]
+        known = [value for value in (self._peak, self._held_now(pid)) if value is not None]
         self._peak = max(known, default=None)
         self.sm_clock_mhz = max(self.sm_clock_mhz or 0, sm_clock_mhz() or 0)
         return self._peak
 
-    def _now(self, pid: int) -> int | None:
+    def _held_now(self, pid: int) -> int | None:
         own = device_process_bytes(pid)
         if own is not None:
             return own

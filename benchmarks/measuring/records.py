@@ -29,8 +29,7 @@ class Record:
 
     device            'cpu' or 'cuda'
     key               digest of what was asked for: a record is used again only for the same question
-    limits            time and memory it was given, see benchmarks.measuring.cell.Limits; for a skipped cell also
-                      sweep_budget_s
+    limits            time and memory it was given, see benchmarks.measuring.cell.Limits, and sweep_budget_s
     status, detail    how the cell ended, and why in words (the last lines of stderr for an error)
     implied_by        the smaller n that a skipped cell is skipped for, if it is for that
     data_mode         'exact': the published random numbers; 'fast': the counter-based ones; of an experiment, the

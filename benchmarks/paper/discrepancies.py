@@ -70,18 +70,18 @@ def _fastest(table: pd.DataFrame) -> Iterator[tuple]:
         if not math.isnan(here_ratio * there_ratio):
             more = f"; the two are {there_ratio:.3g} x apart there, {here_ratio:.3g} x here"
             if cell.verdict == "differ":
-                cause, numbers = _balance(cell, here, there, machine)
+                cause, numbers = _why_the_order_differs(cell, here, there, machine)
                 more += numbers
         sentence = f"n = {cell.n:,}, p = {cell.p:,}: {cell.here} is the fastest here, {cell.there} there: {cause}{more}"
         yield ("fastest", *point, cell.here, cell.there, here_ratio, there_ratio, cause, sentence)
 
 
-def _balance(cell: object, here: dict, there: dict, machine: str) -> tuple[str, str]:
+def _why_the_order_differs(cell: object, here: dict, there: dict, machine: str) -> tuple[str, str]:
     """Why the order of two variants differs: what each takes more or less here, and overhead in the published times."""
     pair = (cell.there, cell.here)
     factors = (here[v, cell.n, cell.p] / there[v, cell.n, cell.p] for v in pair)
     numbers = "; ".join(f"{v} takes {factor:.2g} x its published time" for v, factor in zip(pair, factors, strict=True))
-    flat = {v: grown for v in pair if (grown := _overhead(v, cell.n, cell.p, there))}
+    flat = {v: grown for v in pair if (grown := _grows_less_than_the_work(v, cell.n, cell.p, there))}
     if not flat:
         return f"{machine} that weighs the two differently from the V100", f"; {numbers}"
     growth = "; ".join(f"there {v} grows {words}" for v, words in flat.items())
@@ -89,7 +89,7 @@ def _balance(cell: object, here: dict, there: dict, machine: str) -> tuple[str, 
     return cause, f"; {growth}; {numbers}"
 
 
-def _overhead(variant: str, n: int, p: int, there: dict) -> str | None:
+def _grows_less_than_the_work(variant: str, n: int, p: int, there: dict) -> str | None:
     """How the published runtime grows around n, in words, if that is less than half (in exponents) of what work does.
 
     Taken over the narrowest spans around n in which n doubles: over less, two reading errors would decide.

@@ -62,7 +62,7 @@ def compare(a: Path, b: Path, threshold: float = 1.1) -> Comparison:
     if not threshold > 1:
         raise ValueError(f"--threshold must be above 1, got {threshold:g}")
     left_out: list[str] = []
-    sides = [_side(folder, letter, left_out) for folder, letter in ((a, "A"), (b, "B"))]
+    sides = [_records_of(folder, letter, left_out) for folder, letter in ((a, "A"), (b, "B"))]
     rows = [row for point in sorted(sides[0].keys() & sides[1].keys()) if (row := _cell(point, *sides, threshold))]
     left_out += _not_compared(*sides, {tuple(row[:3]) for row in rows})
     if not rows:
@@ -85,7 +85,7 @@ def judge(a: list[float], b: list[float], threshold: float) -> tuple[str, float,
     return ("same" if 1 / threshold <= low and high <= threshold else "noisy"), low, high
 
 
-def _side(folder: Path, letter: str, left_out: list[str]) -> dict[Point, Record]:
+def _records_of(folder: Path, letter: str, left_out: list[str]) -> dict[Point, Record]:
     """The records of the machine that measured most of a folder; what is left out is added to `left_out`."""
     found, unreadable = read_folder(folder)
     left_out += [f"{letter}: {sentence}" for sentence in unreadable]
@@ -106,12 +106,12 @@ def _cell(point: Point, a_side: dict, b_side: dict, threshold: float) -> tuple |
         verdict, low, high = judge(a.epoch_s, b.epoch_s, threshold)
         return (*point, *medians, medians[1] / medians[0], low, high, *counts, verdict, b.status)
     ended = {("ok", True): "lost", (True, "ok"): "gained"}
-    states = tuple("ok" if side.status == "ok" else side.status in _FAILED or _implied(side) for side in (a, b))
+    states = tuple("ok" if side.status == "ok" else side.status in _FAILED or _is_implied(side) for side in (a, b))
     verdict = ended.get(states)
     return verdict and (*point, *medians, None, None, None, *counts, verdict, b.status)
 
 
-def _implied(record: Record) -> bool:
+def _is_implied(record: Record) -> bool:
     """Whether a cell was skipped because a smaller n ran out of memory or time."""
     return record.status == "skipped" and record.implied_by is not None
 

@@ -67,12 +67,12 @@ def _map_in_words(evidence: Evidence, variants: Sequence[str]) -> str:
     lines = []
     for p in study.p:
         along = grouped({n: found[n, p] for n in study.n})
-        parts = [f"{_said(what)} at n = {spans(ns, study.n)}" for what, ns in along.items()]
+        parts = [f"{_legend_of(what)} at n = {spans(ns, study.n)}" for what, ns in along.items()]
         lines.append(f"p = {p:,}: {listing(parts)}.")
     return "The fastest variant. " + " ".join(lines)
 
 
-def _said(what: str) -> str:
+def _legend_of(what: str) -> str:
     return heatmap.SPECIAL[what][0] if what in heatmap.SPECIAL else what
 
 
@@ -95,7 +95,7 @@ def runtime_chart(evidence: Evidence) -> Section | None:
         }
         for cell in table.astype({"extrapolated": object}).itertuples()
     ]
-    looks = [{"label": style(v).label, "color": style(v).color, "dash": _dash(style(v).dash)} for v in study.variants]
+    looks = [{"label": style(v).label, "color": style(v).color, "dash": _dashes(style(v).dash)} for v in study.variants]
     data = {"n": list(study.n), "cells": cells, "variants": looks, "units": ["s", "s", "GiB"]}
     return Section("Values, variant by variant", part("chart", data=data, quantities=quantities, ps=study.p))
 
@@ -104,6 +104,6 @@ def _plain(value: float) -> float | None:
     return None if pd.isna(value) else float(f"{value:.4g}")
 
 
-def _dash(dash: str | tuple) -> str:
+def _dashes(dash: str | tuple) -> str:
     """Matplotlib's dashes as SVG writes them, for a line of 1.5 points."""
     return _DASHES[dash] if isinstance(dash, str) else " ".join(f"{1.5 * length:g}" for length in dash[1])

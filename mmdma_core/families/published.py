@@ -201,7 +201,7 @@ class PublishedRun:
             return tuple(view @ theta for view, theta in zip(self._views, self.parameters, strict=True))
 
 
-def _loads(device: torch.device) -> None:
+def _import_package(device: torch.device) -> None:
     """Import it before the clock starts, also where no server of processes has done so."""
     load("lsmmdma")
 
@@ -213,7 +213,7 @@ def _register(mode: str, symbolic: bool) -> None:
         name,
         label=f"published {mode}{', KeOps' if symbolic else ''}",
         reference="the package lsmmdma 0.1.11 itself",
-        requires=(*modules, _loads, keops.works_on) if symbolic else (*modules, _loads),
+        requires=(*modules, _import_package, keops.works_on) if symbolic else (*modules, _import_package),
         importer=load,
         install="pip install --no-deps lsmmdma, and pip install absl-py pykeops scikit-learn tenacity",
         memory_model=memory.PUBLISHED_PACKAGE[name],

@@ -168,16 +168,16 @@ def write_embedding(view: View, embedding: np.ndarray, path: str | Path, paramet
         raise ValueError(f"embedding must be {n} rows of floats, got {embedding.dtype} of shape {embedding.shape}")
     if not np.isfinite(embedding).all():
         raise ValueError("embedding must be finite, it holds NaN or infinity")
-    stored = _storable("parameters", parameters)
+    stored = _as_stored("parameters", parameters)
     with atomically(path) as part:
         if suffix(path) == ".npy":
             np.save(part, embedding)
         else:
             shutil.copyfile(view.path, part)
-            _add(part, "" if view.modality is None else f"mod/{view.modality}/", embedding, stored)
+            _add_elements(part, "" if view.modality is None else f"mod/{view.modality}/", embedding, stored)
 
 
-def _add(path: Path, group: str, embedding: np.ndarray, parameters: dict) -> None:
+def _add_elements(path: Path, group: str, embedding: np.ndarray, parameters: dict) -> None:
     """Add both elements to an HDF5 file and leave the rest of it as it is, whatever its writer's version was."""
     import h5py
     from anndata.io import write_elem
@@ -187,12 +187,12 @@ def _add(path: Path, group: str, embedding: np.ndarray, parameters: dict) -> Non
         write_elem(file, f"{group}uns/mmdma", parameters)
 
 
-def _storable(name: str, value: Any) -> Any:
+def _as_stored(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str) or not key or "/" in key:
                 raise ValueError(f"{name} must have names without '/' as keys, got {key!r}")
-        return {key: _storable(f"{name}[{key!r}]", entry) for key, entry in value.items()}
+        return {key: _as_stored(f"{name}[{key!r}]", entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         kinds = {type(entry) for entry in value}
         if len(kinds) == 1 and issubclass(*kinds, (str, bool, int, float, np.generic)):

@@ -48,13 +48,13 @@ class FusedView(Protocol):
     d_e: torch.Tensor
     gradient: torch.Tensor
 
-    def embed(self, theta: torch.Tensor) -> None:
+    def forward(self, theta: torch.Tensor) -> None:
         """Fill e."""
 
-    def add_up(self) -> tuple[Term, Term]:
-        """Penalty and distortion at the theta of the last `embed`; `gradient` becomes that of the loss, from d_e.
+    def backward(self) -> tuple[Term, Term]:
+        """Penalty and distortion at the theta of the last `forward`; `gradient` becomes that of the loss, from d_e.
 
-        Once for each `embed`: it may use up d_e and what that has formed.
+        Once for each `forward`: it may use up d_e and what that has formed.
         """
 
 
@@ -66,12 +66,12 @@ class FormulationView:
         self.rows = formulation.rows
         self.d_e = torch.empty(n, settings.n_components, dtype=like.dtype, device=like.device)
 
-    def embed(self, theta: torch.Tensor) -> None:
+    def forward(self, theta: torch.Tensor) -> None:
         self._theta = theta.detach().requires_grad_()
         self._e = self._formulation.embed(self._theta)
         self.e = self._e.detach()
 
-    def add_up(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(self) -> tuple[torch.Tensor, torch.Tensor]:
         penalty = self._formulation.penalty(self._theta, self._e)
         distortion = self._formulation.distortion(self._theta, self._e)
         weighted = self._settings.lambda1 * penalty + self._settings.lambda2 * distortion
@@ -107,21 +107,21 @@ class FusedRun(AdamRun):
         return tuple(view.gradient.clone() for view in self.views)
 
     def embeddings(self) -> Pair:
-        self._embed()
+        self._forward()
         return tuple(view.e.clone() for view in self.views)
 
     def _update(self) -> None:
         self._evaluate()
         self._adam.step([view.gradient for view in self.views])
 
-    def _embed(self) -> None:
+    def _forward(self) -> None:
         for view, theta in zip(self.views, self.parameters, strict=True):
-            view.embed(theta)
+            view.forward(theta)
 
     def _evaluate(self) -> tuple[Term, ...]:
         """MMD2, both penalties, both distortions; the gradients are filled."""
-        self._embed()
+        self._forward()
         x, y = self.views
         mmd = self._mmd(x.e, y.e, x.d_e, y.d_e)
-        (pen_x, dis_x), (pen_y, dis_y) = x.add_up(), y.add_up()
+        (pen_x, dis_x), (pen_y, dis_y) = x.backward(), y.backward()
         return mmd, pen_x, pen_y, dis_x, dis_y

@@ -1,16 +1,16 @@
-"""Products of a large matrix with a thin one, on the CPU, with Numba: each reads the large matrix once.
+"""Products of a large matrix with a tall-skinny one, on the CPU, with Numba: each reads the large matrix once.
 
-With X (n, p) and thin matrices of d columns, for every row x_i:
+With X (n, p) and tall-skinny matrices of d columns, for every row x_i:
 
     rows:   out_i = base_i + alpha x_i W         out (n, d)
     sums:   total = sum_i x_i^T out_i
 
 W and total have a row for each feature and are held as their transposes w_t and total_t, (d, p).
 
-Six rows at a time are taken through both, so that X is read from memory once where the two follow each other. The
-inner loops take them with two columns of a thin matrix: for every row two sums or factors stay in registers, and what
-is loaded is used twice or six times. They also ask for the cache lines that come next, else the wait for memory would
-add to the arithmetic. LLVM vectorises no loop that prefetches, so they are written out in its vectors. (All is in one
+Six rows at a time are taken through both, so that X is read from memory once where the two follow each other. The inner
+loops take them with two columns of the narrow matrix: for every row two sums or factors stay in registers, and what is
+loaded is used twice or six times. They also ask for the cache lines that come next, else the wait for memory would add
+to the arithmetic. LLVM vectorises no loop that prefetches, so they are written out in its vectors. (All is in one
 file, since Numba's cache of a function does not see a change in another.)
 """
 
@@ -27,7 +27,7 @@ from numba.core.base import BaseContext
 from numba.core.typing import Signature
 from numba.extending import intrinsic
 
-_ROWS = 6  # 12 sums or factors, 2 of the thin columns and 1 of a row: of 16 registers
+_ROWS = 6  # 12 sums or factors, 2 of the narrow columns and 1 of a row: of 16 registers
 _VECTOR_BYTES = 32
 _INT, _LONG, _ADDRESS = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 _CHUNK_BYTES = 2048  # of each row that are taken at a time, so that all of them stay in the first cache
@@ -35,34 +35,34 @@ _FLUSH = 256  # rows after which partial sums go into float64
 
 
 def _kernel(write: Callable[[ir.IRBuilder, _Loop], None]) -> Callable[..., None]:
-    """A function (x, low, first, count, rows, thin, k, ahead, stride) whose code is what `write` writes.
+    """A function (x, low, first, count, rows, narrow, k, ahead, stride) whose code is what `write` writes.
 
-    x (n, p), rows (_ROWS, d), thin (d, p)  C-contiguous, of one type: float32 or float64
-    low, k                                  the rows of x from `low` on, and the rows k, k + 1 of `thin`
+    x (n, p), rows (_ROWS, d), narrow (d, p)  C-contiguous, of one type: float32 or float64
+    low, k                                  the rows of x from `low` on, and the rows k, k + 1 of `narrow`
     first, count                            the columns: so many from `first` on
     ahead, stride                           the i-th vector of them prefetches the address ahead + i stride
     """
 
     @intrinsic
-    def kernel(typing_context, x, low, first, count, rows, thin, k, ahead, stride):
+    def kernel(typing_context, x, low, first, count, rows, narrow, k, ahead, stride):
         def generate(context, builder, signature, values):
             write(builder, _Loop(context, builder, signature, values))
             return context.get_dummy_value()
 
-        return types.void(x, low, first, count, rows, thin, k, ahead, stride), generate
+        return types.void(x, low, first, count, rows, narrow, k, ahead, stride), generate
 
     return kernel
 
 
 @_kernel
 def _add_dots(builder, loop):
-    """rows[r, m] += the dot product of x[low + r] and thin[m], for r < _ROWS and m in k, k + 1."""
+    """rows[r, m] += the dot product of x[low + r] and narrow[m], for r < _ROWS and m in k, k + 1."""
     sums = [[cgutils.alloca_once(builder, loop.vector) for _ in range(_ROWS)] for _ in range(2)]
     for total in sums[0] + sums[1]:
         builder.store(ir.Constant(loop.vector, None), total)
 
     def body() -> None:
-        factors = [loop.load(row) for row in loop.thin]
+        factors = [loop.load(row) for row in loop.narrow]
         for r in range(_ROWS):
             numbers = loop.load(loop.x[r])
             for m in range(2):
@@ -77,16 +77,16 @@ def _add_dots(builder, loop):
 
 @_kernel
 def _add_rows(builder, loop):
-    """thin[m] += the sum over r < _ROWS of rows[r, m] x[low + r], for m in k, k + 1."""
+    """narrow[m] += the sum over r < _ROWS of rows[r, m] x[low + r], for m in k, k + 1."""
     factors = [[loop.splat(address) for address in loop.rows[m]] for m in range(2)]
 
     def body() -> None:
-        totals = [loop.load(row) for row in loop.thin]
+        totals = [loop.load(row) for row in loop.narrow]
         for r in range(_ROWS):
             numbers = loop.load(loop.x[r])
             totals = [loop.multiply_add(numbers, factors[m][r], totals[m]) for m in range(2)]
         for m in range(2):
-            loop.store(totals[m], loop.thin[m])
+            loop.store(totals[m], loop.narrow[m])
 
     loop.over_columns(body)
 
@@ -94,7 +94,7 @@ def _add_rows(builder, loop):
 class _Loop:
     """The addresses that a kernel works on, and the vector instructions it is made of.
 
-    x, thin, rows  of the first elements: of _ROWS rows of x, of two rows of `thin`, of `rows` [m][r]
+    x, narrow, rows  of the first elements: of _ROWS rows of x, of two rows of `narrow`, of `rows` [m][r]
     vector         the type of a vector
     """
 
@@ -115,10 +115,10 @@ class _Loop:
         def address(matrix: tuple[ir.Value, ir.Value], row: ir.Value, column: ir.Value) -> ir.Value:
             return builder.gep(matrix[0], [builder.add(builder.mul(row, matrix[1]), column)])
 
-        x, rows, thin = elements(0), elements(4), elements(5)
+        x, rows, narrow = elements(0), elements(4), elements(5)
         both = k, builder.add(k, _LONG(1))
         self.x = [address(x, builder.add(low, _LONG(r)), first) for r in range(_ROWS)]
-        self.thin = [address(thin, m, first) for m in both]
+        self.narrow = [address(narrow, m, first) for m in both]
         self.rows = [[address(rows, _LONG(r), m) for r in range(_ROWS)] for m in both]
 
     def over_columns(self, body: Callable[[], None]) -> None:
@@ -144,7 +144,7 @@ class _Loop:
 
     def load(self, row: ir.Value) -> ir.Value:
         """The present vector of the row that begins at an address."""
-        address = self._at(row)
+        address = self._address(row)
         if self._mask is None:
             return self._builder.load(address, align=self._bytes)
         zero = ir.Constant(self.vector, None)
@@ -154,7 +154,7 @@ class _Loop:
 
     def store(self, vector: ir.Value, row: ir.Value) -> None:
         """Make the vector the present one of the row that begins at an address."""
-        address = self._at(row)
+        address = self._address(row)
         if self._mask is None:
             self._builder.store(vector, address, align=self._bytes)
         else:
@@ -162,7 +162,7 @@ class _Loop:
                 f"llvm.masked.store.{self._name}.p0", ir.VoidType(), vector, address, _INT(self._bytes), self._mask
             )
 
-    def _at(self, row: ir.Value) -> ir.Value:
+    def _address(self, row: ir.Value) -> ir.Value:
         return self._builder.bitcast(self._builder.gep(row, [self._column]), self.vector.as_pointer())
 
     def _call(self, intrinsic_name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
@@ -198,26 +198,27 @@ def _places(numbers: Iterable[int]) -> ir.Constant:
 
 
 @numba.njit(fastmath=True, cache=True)
-def _take(x, low, rows, thin, into_rows, ahead, stride):
-    """For _ROWS rows from `low` on: rows += x thin^T if into_rows, else thin += rows^T x; rows (_ROWS, d), thin (d, p).
+def _multiply_rows(x, low, rows, narrow, into_rows, ahead, stride):
+    """For _ROWS rows from `low` on: rows += x narrow^T if into_rows, else narrow += rows^T x.
 
-    d is even. The addresses from `ahead` on, `stride` for each vector, are prefetched; returns where this has come to.
+    rows (_ROWS, d), narrow (d, p); d is even. The addresses from `ahead` on, `stride` for each vector,
+    are prefetched; returns where this has come to.
     """
-    d, p = thin.shape
+    d, p = narrow.shape
     chunk = _CHUNK_BYTES // x.itemsize
     for first in range(0, p, chunk):
         count = min(chunk, p - first)
         for k in range(0, d, 2):
             if into_rows:
-                _add_dots(x, low, first, count, rows, thin, k, ahead, stride)
+                _add_dots(x, low, first, count, rows, narrow, k, ahead, stride)
             else:
-                _add_rows(x, low, first, count, rows, thin, k, ahead, stride)
+                _add_rows(x, low, first, count, rows, narrow, k, ahead, stride)
             ahead += count * x.itemsize // _VECTOR_BYTES * stride
     return ahead
 
 
 @numba.njit(cache=True)
-def _flush(partial, total, first):
+def _add_to_totals(partial, total, first):
     """total += partial, or total = partial for the first; partial = 0.
 
     In loops, because `total += partial` would take a matrix for the conversion.
@@ -229,7 +230,7 @@ def _flush(partial, total, first):
 
 
 @numba.njit(parallel=True, cache=True)
-def _sweep(x, w_t, alpha, out, with_rows, with_sums, taken, partial, totals):
+def _pass_over_rows(x, w_t, alpha, out, with_rows, with_sums, row_products, partial, totals):
     """Thread t takes a contiguous share of the rows; totals[t] (d, p) in float64 are its sums.
 
     partial[t] (d, p) is 0 before and after, and totals[t] stays 0 where a thread has no share.
@@ -244,11 +245,11 @@ def _sweep(x, w_t, alpha, out, with_rows, with_sums, taken, partial, totals):
         for group in range(begin, end):
             low = max(0, min(group * _ROWS, n - _ROWS))
             fresh = group * _ROWS - low  # rows of the last group that the one before has done already
-            rows = taken[t]
+            rows = row_products[t]
             rows[:] = 0
             ahead = x.ctypes.data + (low + _ROWS) * x.strides[0]
             if with_rows:
-                ahead = _take(x, low, rows, w_t, True, ahead, stride)
+                ahead = _multiply_rows(x, low, rows, w_t, True, ahead, stride)
             for r in range(_ROWS):
                 for k in range(out.shape[1]):
                     if r < fresh:
@@ -257,10 +258,10 @@ def _sweep(x, w_t, alpha, out, with_rows, with_sums, taken, partial, totals):
                         rows[r, k] = out[low + r, k] + alpha * rows[r, k]
                         out[low + r, k] = rows[r, k]
             if with_sums:
-                _take(x, low, rows, partial[t], False, ahead, stride)
+                _multiply_rows(x, low, rows, partial[t], False, ahead, stride)
                 done += _ROWS
                 if done >= _FLUSH or group == end - 1:
-                    _flush(partial[t], totals[t], first)
+                    _add_to_totals(partial[t], totals[t], first)
                     first, done = False, 0
 
 
@@ -297,8 +298,8 @@ def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -
     return torch.from_numpy(np.zeros((), dtype)).new_zeros(shape).numpy()
 
 
-class ThinProducts:
-    """The products of one matrix X (n, p) with thin matrices of d columns; all memory is taken here.
+class TallSkinnyProducts:
+    """The products of one matrix X (n, p) with tall-skinny matrices of d columns; all memory is taken here.
 
     w_t and total_t are (d, p), total_t float64.
     """
@@ -309,7 +310,7 @@ class ThinProducts:
         self._out = np.zeros((_ROWS, d), x.dtype)  # for fewer rows than that
         self._d, even = d, d + d % 2
         self._w_t = aligned_zeros((even, x.shape[1]), x.dtype)
-        self._taken = np.zeros((threads, _ROWS, even), x.dtype)
+        self._row_products = np.zeros((threads, _ROWS, even), x.dtype)
         self._partial = aligned_zeros((threads, even, x.shape[1]), x.dtype)
         self._totals = np.zeros((threads, even, x.shape[1]))
 
@@ -331,14 +332,14 @@ class ThinProducts:
         if self._short:
             target = self._out
             target[: len(out)] = out
-        _sweep(
+        _pass_over_rows(
             self._x,
             self._w_t,
             self._x.dtype.type(alpha),
             target,
             w_t is not None,
             total_t is not None,
-            self._taken,
+            self._row_products,
             self._partial,
             self._totals,
         )

@@ -14,7 +14,7 @@ import torch
 
 from mmdma_core.fused.pairs_cpu import FusedMMD, threads
 from mmdma_core.fused.run import FusedRun, FusedView
-from mmdma_core.fused.tall_skinny import ThinProducts, add_product, inner
+from mmdma_core.fused.tall_skinny import TallSkinnyProducts, add_product, inner
 from mmdma_core.objective.inputs import View
 from mmdma_core.objective.settings import Settings
 
@@ -33,7 +33,7 @@ class CpuView:
         self.n, self.p = x.shape
         self.rows = self.p
         d = settings.n_components
-        self._products = ThinProducts(x, d, threads())
+        self._products = TallSkinnyProducts(x, d, threads())
         self.e, self.d_e = torch.empty(self.n, d), torch.empty(self.n, d)
         self._e, self._d_e = self.e.numpy(), self.d_e.numpy()
         self.gradient = torch.empty(self.p, d)
@@ -43,17 +43,17 @@ class CpuView:
         if self._through_gram:
             gram = _gram(x)
             self._constant = _squared_norm(gram)
-            self._gram_products = ThinProducts(gram, d, threads())
+            self._gram_products = TallSkinnyProducts(gram, d, threads())
             self._t_rows, self._g_t = np.empty((self.p, d)), np.empty((d, self.p))
         else:
             self._constant = _squared_kernel_norm(x)
 
-    def embed(self, w: torch.Tensor) -> None:
+    def forward(self, w: torch.Tensor) -> None:
         """E = X W, T and B; for p >= n in one pass over X."""
         self._w[:] = w.numpy().T
-        self._embed()
+        self._form_products()
 
-    def _embed(self) -> None:
+    def _form_products(self) -> None:
         if self._through_gram:
             self._products.rows(self._w, self._e)
             self._t_rows[:] = 0
@@ -74,7 +74,7 @@ class CpuView:
             self._t += (x @ self._w.T).T @ x
         inner(self._w, self._t, self._b)
 
-    def add_up(self) -> tuple[float, float]:
+    def backward(self) -> tuple[float, float]:
         inner(self._w, self._w, self._a)
         self._a.flat[:: len(self._a) + 1] -= 1
         penalty = math.sqrt(_squared_norm(self._a) / self.p)
@@ -91,13 +91,13 @@ class CpuView:
         add_product(self._b, self._t, 4 * weight, self._sum)
         if penalty > 0:
             add_product(self._a, self._w, self.settings.lambda1 * 2 / (penalty * self.p), self._sum)
-        self._hand_over()
+        self._gradient_of_parameters()
         return penalty, norm * scale
 
     def _squared_distortion(self) -> float:
         return self._constant - 2 * _squared_norm(self._t) + _squared_norm(self._b)
 
-    def _hand_over(self) -> None:
+    def _gradient_of_parameters(self) -> None:
         """The gradient with respect to the parameters, from that with respect to W."""
         self.gradient.numpy()[:] = self._sum.T
 
@@ -110,11 +110,11 @@ class CpuDualView(CpuView):
         self.rows = self.n
         self.gradient = torch.empty(self.n, settings.n_components)
 
-    def embed(self, alpha: torch.Tensor) -> None:
+    def forward(self, alpha: torch.Tensor) -> None:
         self._products.sums(alpha.numpy(), self._w)
-        self._embed()
+        self._form_products()
 
-    def _hand_over(self) -> None:
+    def _gradient_of_parameters(self) -> None:
         self._products.rows(self._sum, self.gradient.numpy())
 
 

@@ -39,7 +39,7 @@ class CudaView:
         else:
             self._constant = self._squared_kernel_norm()
 
-    def embed(self, w: torch.Tensor) -> None:
+    def forward(self, w: torch.Tensor) -> None:
         """E = X W, and T = X^T E in float64."""
         self._w = w.double()
         if self._through_gram:
@@ -53,7 +53,7 @@ class CudaView:
                 self.e[rows] = e
                 self._t.addmm_(block.T, e)
 
-    def add_up(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(self) -> tuple[torch.Tensor, torch.Tensor]:
         w, t, b = self._w, self._t, self._w.T @ self._t
         inner = w.T @ w
         penalty = terms.penalty(inner, self.p)
@@ -61,8 +61,8 @@ class CudaView:
         norm = (self._constant - 2 * t.square().sum() + b.square().sum()).clamp(min=0).sqrt()
         distortion = terms.distortion(norm, self.n, self.p)
         # The derivatives of the weighted terms with respect to |W^T W - I|^2 / 2 and to |X X^T - E E^T|^2.
-        of_penalty = _over(self.settings.lambda1 / self.p, penalty)
-        of_norm = _over(self.settings.lambda2 / (2 * self.n * math.sqrt(self.p)), norm)
+        of_penalty = _quotient_or_zero(self.settings.lambda1 / self.p, penalty)
+        of_norm = _quotient_or_zero(self.settings.lambda2 / (2 * self.n * math.sqrt(self.p)), norm)
         gradient = of_penalty * 2 * w @ inner
         if self._through_gram:
             gradient += of_norm * 4 * (t @ b - self._gram @ t)
@@ -101,11 +101,11 @@ class CudaDualView(CudaView):
         super().__init__(x, settings)
         self.rows = self.n
 
-    def embed(self, alpha: torch.Tensor) -> None:
-        super().embed(self._sums(alpha).float())
+    def forward(self, alpha: torch.Tensor) -> None:
+        super().forward(self._sums(alpha).float())
 
-    def add_up(self) -> tuple[torch.Tensor, torch.Tensor]:
-        penalty_and_distortion = super().add_up()
+    def backward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        penalty_and_distortion = super().backward()
         self.gradient = self.x @ self.gradient
         return penalty_and_distortion
 
@@ -143,7 +143,7 @@ class CudaRun(FusedRun):
             self._graph = graph
 
 
-def _over(scale: float, value: torch.Tensor) -> torch.Tensor:
+def _quotient_or_zero(scale: float, value: torch.Tensor) -> torch.Tensor:
     """scale / value, 0 where value is 0."""
     return torch.where(value > 0, scale / value, 0.0)
 

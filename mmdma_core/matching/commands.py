@@ -42,7 +42,7 @@ def fit(options: argparse.Namespace) -> int:
         if options.match or options.labels or options.x_labels or options.y_labels or options.same_cells:
             raise ValueError("--simulate knows the match, and there are no labels: leave --match and --labels out")
         x, y, match = simulate_views(options.simulate, options.n, options.p, p_y=options.p_y)
-        views = [_bare(view.numpy(), f"simulated-{name}.npy") for name, view in (("x", x), ("y", y))]
+        views = [_view_without_names(view.numpy(), f"simulated-{name}.npy") for name, view in (("x", x), ("y", y))]
         truth = Truth(match, None, None)
     else:
         views = _read_views(options)
@@ -213,7 +213,7 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(part, index=False)
 
 
-def _bare(matrix: np.ndarray, name: str) -> io.View:
+def _view_without_names(matrix: np.ndarray, name: str) -> io.View:
     return io.View(matrix, None, None, None, Path(name))
 
 

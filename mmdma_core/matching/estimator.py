@@ -312,10 +312,10 @@ class MMDMA(BaseEstimator):
                     diverged = error
                     starts.append((seed, math.inf, run.epoch, time.perf_counter() - begin, "diverged"))
                     continue
-                loss = self._settle(run, history)
+                loss = self._loss_of_kept_parameters(run, history)
                 if loss < best:
                     best = loss
-                    self._keep(run, history, views)
+                    self._keep_results(run, history, views)
                 starts.append((seed, loss, history.epochs[-1], time.perf_counter() - begin, history.stopped))
                 if history.stopped == "interrupted":
                     raise KeyboardInterrupt
@@ -328,7 +328,7 @@ class MMDMA(BaseEstimator):
             raise diverged
         self.starts_ = pd.DataFrame(starts, columns=["seed", "loss", "n_epochs", "seconds", "stopped"])
 
-    def _settle(self, run: Run, history: History) -> float:
+    def _loss_of_kept_parameters(self, run: Run, history: History) -> float:
         """The loss of the parameters that are kept: the last, or the best where training was interrupted."""
         if history.stopped != "interrupted" or not isinstance(run, AdamRun):
             return history.losses[-1].total
@@ -337,7 +337,7 @@ class MMDMA(BaseEstimator):
                 parameter.copy_(best)
         return min(loss.total for loss in history.losses)
 
-    def _keep(self, run: Run, history: History, views: list[Matrix]) -> None:
+    def _keep_results(self, run: Run, history: History, views: list[Matrix]) -> None:
         self.embedding_x_, self.embedding_y_ = (e.cpu().numpy().copy() for e in run.embeddings())
         thetas = [theta.detach().cpu().numpy().copy() for theta in run.parameters]
         if registry.variant(self.variant_).formulation == "dual" and self.kernel == "linear":

@@ -1,8 +1,9 @@
 """The work of an epoch of each variant, as a function of n, p and d, after the paper's Table A1.
 
 A cost is counted for both views, forward and backward, in operations of two kinds: those of matrix products, which
-run near a machine's peak, and those of element-wise passes and of thin products, which do not. `seconds` weighs them
-with the rates of a machine; the ratio of two costs of one variant carries a measured time from one n, p to another.
+run near a machine's peak, and those of element-wise passes and of tall-skinny products, which do not. `seconds` weighs
+them with the rates of a machine; the ratio of two costs of one variant carries a measured time from one n, p to
+another.
 
 Like mmdma_core.models.memory, nothing that computes imports this module.
 """
@@ -45,12 +46,12 @@ def primal(n: int, p: int, d: int) -> Cost:
 
 
 def dual(n: int, p: int, d: int) -> Cost:
-    """E = K alpha, its gradient, and the n x n difference with its own: thin products of n x n matrices."""
+    """E = K alpha, its gradient, and the n x n difference with its own: tall-skinny products of n x n matrices."""
     return Cost(0, n**2 * (16 * d + 20))
 
 
 def dense(n: int, d: int) -> Cost:
-    """Three n x n kernels and their gradients: some 15 passes over each, and thin products."""
+    """Three n x n kernels and their gradients: some 15 passes over each, and tall-skinny products."""
     return Cost(0, 3 * n**2 * (6 * d + 15 * 4 + _EXP))
 
 
@@ -79,8 +80,8 @@ def fused(n: int, p: int, d: int) -> Cost:
 
     Pairs that lie too far apart to count are counted here, since where the points will lie is not known.
     """
-    thin = 8 * p**2 * d + 8 * n * p * d if p < n else 16 * n * p * d
-    return Cost(0, (2 * n**2 * (6 * d + _EXP) + thin) / _IN_REGISTERS)
+    tall_skinny = 8 * p**2 * d + 8 * n * p * d if p < n else 16 * n * p * d
+    return Cost(0, (2 * n**2 * (6 * d + _EXP) + tall_skinny) / _IN_REGISTERS)
 
 
 def dual_fused(n: int, p: int, d: int) -> Cost:

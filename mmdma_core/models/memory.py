@@ -170,8 +170,8 @@ def _fused(n: int, p: int, d: int, rows: int) -> int:
     rows of the parameters.
     """
     threads = torch.get_num_threads()
-    thin = (SINGLE * (threads + 1) + DOUBLE * threads) * p * d  # ThinProducts of X
-    view = thin + SINGLE * (2 * n + rows) * d + DOUBLE * 3 * p * d
+    products = (SINGLE * (threads + 1) + DOUBLE * threads) * p * d  # TallSkinnyProducts of X
+    view = products + SINGLE * (2 * n + rows) * d + DOUBLE * 3 * p * d
     if p < n:
         view += DOUBLE * (p * p + (2 * threads + 3) * p * d)  # G and its products, T and G T
         forming = DOUBLE * (p * p + min(n, _GRAM_ROWS) * p)  # X^T X of a block of rows, and the block
