@@ -27,22 +27,39 @@ Requirement = str | Callable[[torch.device], str | None]
 class Variant:
     """One way to compute the objective of MMD-MA.
 
-    name          as it stands in config.yaml and in records
-    label         as it stands in figures
-    reference     where the algorithm comes from
-    requires      modules that must be importable, and functions of the device that return None or the reason why not
-                  (or raise Unsupported, if nothing that could be installed would help)
-    exact         False for an approximation of the objective: it never competes in a heat map of exact ones
-    start         start(x, y, settings, device, seed, parameters) -> Run, with both views checked and on the device
-    module        the module that registered it
-    memory_model  (n, p, d) -> the most bytes that are allocated at one moment of `start` or of an epoch, the two views
-                  (n, p) in float32 included, see mmdma_core.models.memory; None: not stated
-    formulation   of its parameters: 'primal', W (p, d), or 'dual', alpha (n, d)
-    cost_model    (n, p, d) -> the work of an epoch, see mmdma_core.models.costs; None: not stated
-    estimator     the one MMD2 that the algorithm has, whatever `settings.unbiased` asks for; None: it has both
-    accepts       the forms of a view that it treats: 'dense', 'sparse' (without making it dense), 'kernel'
-    importer      imports a required module, where a plain import would not do
-    install       what to type where a required module is absent; None: pip install and its name
+    Parameters
+    ----------
+    name : str
+        As it stands in config.yaml and in records.
+    label : str
+        As it stands in figures.
+    reference : str
+        Where the algorithm comes from.
+    requires : tuple
+        Modules that must be importable, and functions of the device that return None or the reason why not (or raise
+        Unsupported, if nothing that could be installed would help).
+    exact : bool
+        False for an approximation of the objective: it never competes in a heat map of exact ones.
+    start : callable
+        Prepares a run: start(x, y, settings, device, seed, parameters) -> Run, with both views checked and on the
+        device.
+    module : str
+        The module that registered it.
+    memory_model : callable, optional
+        (n, p, d) -> the most bytes that are allocated at one moment of `start` or of an epoch, the two views (n, p) in
+        float32 included, see mmdma_core.models.memory; None: not stated.
+    formulation : {'primal', 'dual'}
+        Of its parameters: W (p, d) or alpha (n, d).
+    cost_model : callable, optional
+        (n, p, d) -> the work of an epoch, see mmdma_core.models.costs; None: not stated.
+    estimator : {'biased', 'unbiased'}, optional
+        The one MMD2 that the algorithm has, whatever `settings.unbiased` asks for; None: it has both.
+    accepts : tuple of {'dense', 'sparse', 'kernel'}
+        The forms of a view that it treats; 'sparse': without making it dense.
+    importer : callable
+        Imports a required module, where a plain import would not do.
+    install : str, optional
+        What to type where a required module is absent; None: pip install and its name.
     """
 
     name: str
@@ -61,15 +78,48 @@ class Variant:
     install: str | None = None
 
     def taken(self, settings: Settings) -> Settings:
-        """The settings as this variant follows them: with its own MMD2, if it has only one."""
+        """The settings as this variant follows them: with its own MMD2, if it has only one.
+
+        Parameters
+        ----------
+        settings : Settings
+            As asked for.
+
+        Returns
+        -------
+        Settings
+            As followed.
+        """
         return settings if self.estimator is None else replace(settings, unbiased=self.estimator == "unbiased")
 
     def absent(self) -> tuple[str, ...]:
-        """The required modules that cannot be imported here."""
+        """The required modules that cannot be imported here.
+
+        Returns
+        -------
+        tuple of str
+            Their names.
+        """
         return tuple(r for r in self.requires if isinstance(r, str) and importlib.util.find_spec(r) is None)
 
     def missing(self, device: torch.device) -> str | None:
-        """None if all that the variant requires is there on this device, else what is missing."""
+        """What the variant requires and this device does not have.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where it is to run.
+
+        Returns
+        -------
+        str or None
+            None if all is there, else what is missing, in words.
+
+        Raises
+        ------
+        Unsupported
+            If nothing that could be installed would help.
+        """
         absent = self.absent()
         if absent:
             install = self.install or f"pip install {' '.join(absent)}"
@@ -90,9 +140,32 @@ def register(
     exact: bool = True,
     **more: object,
 ) -> Callable[[Callable[..., Run]], Callable[..., Run]]:
-    """Decorator that makes a `start` function a variant; `more` are the optional fields of `Variant`.
+    """Make a `start` function a variant, as a decorator.
 
-    Raises ValueError if the name is taken.
+    Parameters
+    ----------
+    name : str
+        As it stands in config.yaml and in records.
+    label : str
+        As it stands in figures.
+    reference : str
+        Where the algorithm comes from.
+    requires : sequence
+        Modules that must be importable, and functions of the device, see Variant.
+    exact : bool
+        False for an approximation of the objective.
+    **more : object
+        The optional fields of Variant.
+
+    Returns
+    -------
+    callable
+        The decorator, which returns the function as it is.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
     """
     module = sys._getframe(1).f_globals["__name__"]
 
@@ -106,12 +179,40 @@ def register(
 
 
 def variants() -> list[str]:
-    """The names of all variants, in the order in which they were registered."""
+    """The names of all variants, in the order in which they were registered.
+
+    Returns
+    -------
+    list of str
+        Names for `variant` and `start`.
+
+    Examples
+    --------
+    >>> from mmdma_core import variants
+    >>> variants()[:4]
+    ['primal', 'primal-keops', 'dual', 'dual-keops']
+    """
     return list(_VARIANTS)
 
 
 def variant(name: str) -> Variant:
-    """The variant of that name. Raises ValueError with the nearest name if there is none."""
+    """The variant of that name.
+
+    Parameters
+    ----------
+    name : str
+        As registered.
+
+    Returns
+    -------
+    Variant
+        The variant.
+
+    Raises
+    ------
+    ValueError
+        With the nearest name, if there is none.
+    """
     if name not in _VARIANTS:
         near = difflib.get_close_matches(name, _VARIANTS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -128,13 +229,57 @@ def start(
     seed: int = 0,
     parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
 ) -> Run:
-    """Prepare a run of the variant on x (n_x, p_x) and y (n_y, p_y), rows are cells; nothing is trained yet.
+    """Prepare a run of the variant on two views, rows are cells; nothing is trained yet.
 
     A view may be sparse (SciPy, or a sparse tensor): a variant that does not accept that makes it dense, with a warning
     that says how many bytes. Or both are given as a Kernel (n, n), to a variant that accepts it.
-    parameters gives the starting values; without it the seed alone decides them, the same on CPU and CUDA.
-    Raises ValueError for bad input, RuntimeError for a GPU that is absent, MissingDependency for a variant that
-    cannot run here, Unsupported for a problem that the variant cannot treat.
+
+    Parameters
+    ----------
+    name : str
+        Of the variant.
+    x : torch.Tensor or numpy.ndarray or scipy.sparse array or Kernel
+        X, (n_x, p_x).
+    y : torch.Tensor or numpy.ndarray or scipy.sparse array or Kernel
+        Y, (n_y, p_y).
+    settings : Settings, optional
+        Hyper-parameters; those of the published study by default.
+    device : str or torch.device
+        'cpu', 'cuda', 'cuda:INDEX'.
+    seed : int
+        Decides the starting values alone, the same on CPU and CUDA.
+    parameters : sequence of torch.Tensor or numpy.ndarray, optional
+        Starting values in place of those that the seed draws.
+
+    Returns
+    -------
+    Run
+        The run, before its first epoch.
+
+    Raises
+    ------
+    ValueError
+        For bad input.
+    RuntimeError
+        For a GPU that is absent.
+    MissingDependency
+        For a variant that cannot run here.
+    Unsupported
+        For a problem that the variant cannot treat.
+
+    Warns
+    -----
+    UserWarning
+        If a sparse view is made dense, or n_components exceeds a side of a view, whose penalty cannot vanish then.
+
+    Examples
+    --------
+    >>> from mmdma_core import simulate, start
+    >>> x, y, _ = simulate("branch", n=100, p=20)
+    >>> run = start("primal", x, y)
+    >>> run.step()
+    >>> run.epoch
+    1
     """
     chosen = variant(name)
     settings = chosen.taken(settings or Settings())

@@ -34,8 +34,24 @@ def read_vector(path: str | Path, name: str) -> np.ndarray:
     """The values of a .npy file, or of a .txt, .csv or .tsv file with one value a line and no heading.
 
     Integers (in whatever notation) are int64, other numbers float64; if one value is no number, all are text.
-    name says in errors what is read. Raises ValueError for a file that is missing, of another suffix or damaged, for
-    more than one value a line, an empty line, and numbers that are not finite.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    name : str
+        What is read, for errors.
+
+    Returns
+    -------
+    numpy.ndarray
+        The values, in one dimension.
+
+    Raises
+    ------
+    ValueError
+        For a file that is missing, of another suffix or damaged, for more than one value a line, an empty line, and
+        numbers that are not finite.
     """
     path = existing(path)
     if suffix(path) == ".npy":
@@ -81,9 +97,26 @@ def _parsed(texts: list[str]) -> np.ndarray:
 
 
 def read_match(path: str | Path, n_x: int, n_y: int) -> np.ndarray:
-    """The known match (n_x,), int64: row i of x is the same cell as row match[i] of y, counted from 0; -1: not known.
+    """The known match of two views.
 
-    Raises ValueError unless it has an integer for each row of x, in -1 ... n_y - 1, with no row of y twice.
+    Parameters
+    ----------
+    path : str or Path
+        The file, as for `read_vector`.
+    n_x : int
+        Cells of the first view.
+    n_y : int
+        Cells of the second view.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n_x,), int64: row i of x is the same cell as row match[i] of y, counted from 0; -1: not known.
+
+    Raises
+    ------
+    ValueError
+        Unless it has an integer for each row of x, in -1 ... n_y - 1, with no row of y twice.
     """
     match = read_vector(path, "match vector")
     if len(match) != n_x:
@@ -106,9 +139,26 @@ def read_match(path: str | Path, n_x: int, n_y: int) -> np.ndarray:
 
 
 def read_labels(source: str | Path, n: int, view: View | None = None) -> np.ndarray:
-    """The n labels, one for each cell: a column of obs, if the view is from AnnData and has it, else a file.
+    """A label for each cell: a column of obs, if the view is from AnnData and has it, else a file.
 
-    Raises ValueError for a column that is absent or has gaps, for what `read_vector` refuses, and if there are not n.
+    Parameters
+    ----------
+    source : str or Path
+        Name of the column, or the file.
+    n : int
+        Cells of the view.
+    view : View, optional
+        The view that the labels are of.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,), numbers or text.
+
+    Raises
+    ------
+    ValueError
+        For a column that is absent or has gaps, for what `read_vector` refuses, and if there are not n.
     """
     data = None if view is None else view.annotated
     if data is not None and source in data.obs.columns:
@@ -134,9 +184,20 @@ def _column(where: str, column: pd.Series) -> np.ndarray:
 
 
 def align_by_name(x: View, y: View) -> np.ndarray | None:
-    """The match (n_x,) of cells that have the same name in both views, -1 for a cell that y lacks.
+    """The match of cells that have the same name in both views.
 
-    None if a view has no names or names that occur twice, or if no name is in both.
+    Parameters
+    ----------
+    x : View
+        The first view.
+    y : View
+        The second view.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        (n_x,), -1 for a cell that y lacks. None if a view has no names or names that occur twice, or if no name is in
+        both.
     """
     if x.cells is None or y.cells is None:
         return None
@@ -148,16 +209,30 @@ def align_by_name(x: View, y: View) -> np.ndarray | None:
 
 
 def write_embedding(view: View, embedding: np.ndarray, path: str | Path, parameters: Mapping[str, Any]) -> None:
-    """Write the embedding (n, d) of a view's cells in one step, in the format of the path's suffix.
+    """Write the embedding of a view's cells in one step, in the format of the path's suffix.
 
-    .npy            the array alone
-    .h5ad or .h5mu  for a view from such a file: a copy of that file as it lies at view.path, with the embedding in
-                    obsm["X_mmdma"] and the parameters in uns["mmdma"], of the view's modality in .h5mu. For a second
-                    modality in the same output, view.path must be that output: dataclasses.replace(view, path=path).
+    .npy holds the array alone. .h5ad or .h5mu, for a view from such a file, is a copy of that file as it lies at
+    view.path, with the embedding in obsm["X_mmdma"] and the parameters in uns["mmdma"], of the view's modality in
+    .h5mu. For a second modality in the same output, view.path must be that output: dataclasses.replace(view,
+    path=path).
 
-    Parameters are strings, booleans, numbers, lists of one of these, or mappings of them by name; None and lists of
-    mixed types are stored as JSON text. Raises ValueError for anything else, for a shape that does not fit, entries
-    that are not finite, and a suffix that does not go with the view.
+    Parameters
+    ----------
+    view : View
+        Whose cells they are.
+    embedding : numpy.ndarray
+        (n, d), finite.
+    path : str or Path
+        The file to write.
+    parameters : mapping
+        Strings, booleans, numbers, lists of one of these, or mappings of them by name; None and lists of mixed types
+        are stored as JSON text.
+
+    Raises
+    ------
+    ValueError
+        For other parameters, for a shape that does not fit, entries that are not finite, and a suffix that does not go
+        with the view.
     """
     path, embedding = Path(path), np.asarray(embedding)
     allowed = (".npy",) if view.source is None else (".npy", suffix(view.path))

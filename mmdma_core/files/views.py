@@ -24,12 +24,20 @@ _ANNOTATED = {".h5ad": ("anndata", ("obs", "var")), ".h5mu": ("mudata", ("mod",)
 class View:
     """A view as read from a file.
 
-    matrix    (n, p), rows are cells: a float32 or float64 array, or a sparse CSR array in float32
-    cells     n names, no two the same; None: the file has none
-    features  p names, or None
-    source    the AnnData or MuData object that the matrix is from, else None
-    path      the file
-    modality  the modality of a MuData object, else None
+    Attributes
+    ----------
+    matrix : numpy.ndarray or scipy.sparse.csr_array
+        (n, p), rows are cells: float32 or float64, or sparse in float32.
+    cells : tuple of str or None
+        n names, no two the same; None: the file has none.
+    features : tuple of str or None
+        p names.
+    source : object
+        The AnnData or MuData object that the matrix is from, else None.
+    path : Path
+        The file.
+    modality : str or None
+        The modality of a MuData object.
     """
 
     matrix: np.ndarray | scipy.sparse.csr_array

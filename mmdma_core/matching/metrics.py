@@ -27,10 +27,16 @@ _WORKING_MEMORY_MIB = 32  # of scikit-learn, for its own blocks of distances
 class Evaluation:
     """All that the truth at hand allows.
 
-    values    metric -> value
-    overlap   (n_y,) the curve of `neighbourhood_overlap`; None without a match
-    left_out  metric -> why it has no value
-    notes     what a reader of the values must know: cells without match, ties
+    Attributes
+    ----------
+    values : dict
+        Metric -> value.
+    overlap : numpy.ndarray or None
+        (n_y,) the curve of `neighbourhood_overlap`; None without a match.
+    left_out : dict
+        Metric -> why it has no value.
+    notes : tuple of str
+        What a reader of the values must know: cells without match, ties.
     """
 
     values: dict[str, float]
@@ -44,7 +50,37 @@ def foscttm(e_x: Matrix, e_y: Matrix, match: Vector) -> float:
 
     ((mean of rank_x - 1) / (n_y - 1) + (mean of rank_y - 1) / (n_x - 1)) / 2: the mean over matched cells, and over
     both directions, of the fraction of the other cells of the other view that are strictly closer than the true match.
-    Source: Liu et al. 2019. Raises ValueError as `match_ranks` does.
+
+    Parameters
+    ----------
+    e_x : torch.Tensor or numpy.ndarray
+        Embedding of the first view, (n_x, d), rows are cells.
+    e_y : torch.Tensor or numpy.ndarray
+        Embedding of the second view, (n_y, d).
+    match : array of int
+        (n_x,): row i of e_x is the same cell as row match[i] of e_y; -1: not known.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        For embeddings or a match that cannot be, see match_ranks.py.
+
+    References
+    ----------
+    Liu et al. 2019, Jointly embedding multiple single-cell omics measurements.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mmdma_core.metrics import foscttm
+    >>> e = np.arange(6.0).reshape(3, 2)
+    >>> foscttm(e, e, np.arange(3))
+    0.0
     """
     return match_ranks(e_x, e_y, match).foscttm()
 
@@ -52,18 +88,61 @@ def foscttm(e_x: Matrix, e_y: Matrix, match: Vector) -> float:
 def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = False) -> float:
     """Fraction of matched cells whose true match is among the k nearest cells of the other view, mean of both ways.
 
-    With percent, among the k per cent nearest: floor(k n / 100) cells, n the number of cells of the other view.
-    Raises ValueError as `match_ranks` does, for a k that is no integer of at least 1 or no percentage in (0, 100], and
-    (`Undefined`) where k per cent are less than one cell. Source: the package lsmmdma.
+    Parameters
+    ----------
+    e_x : torch.Tensor or numpy.ndarray
+        Embedding of the first view, (n_x, d), rows are cells.
+    e_y : torch.Tensor or numpy.ndarray
+        Embedding of the second view, (n_y, d).
+    match : array of int
+        (n_x,): row i of e_x is the same cell as row match[i] of e_y; -1: not known.
+    k : float
+        Cells, an integer of at least 1; with percent a percentage in (0, 100].
+    percent : bool
+        Among the k per cent nearest: floor(k n / 100) cells, n the number of cells of the other view.
+
+    Returns
+    -------
+    float
+        Between 0 and 1 (best).
+
+    Raises
+    ------
+    ValueError
+        For embeddings, a match or a k that cannot be; `Undefined` where k per cent are less than one cell.
+
+    References
+    ----------
+    The package lsmmdma.
     """
     return match_ranks(e_x, e_y, match).top_k(k, percent)
 
 
 def neighbourhood_overlap(e_x: Matrix, e_y: Matrix, match: Vector) -> np.ndarray:
-    """(n_y,): for k = 1..n_y the fraction of matched cells of x whose true match is among their k nearest cells of y.
+    """For every k the fraction of matched cells of x whose true match is among their k nearest cells of y.
 
-    Raises ValueError as `match_ranks` does. Source: the package lsmmdma, which however takes for ranks the diagonal of
-    an argsort.
+    Parameters
+    ----------
+    e_x : torch.Tensor or numpy.ndarray
+        Embedding of the first view, (n_x, d), rows are cells.
+    e_y : torch.Tensor or numpy.ndarray
+        Embedding of the second view, (n_y, d).
+    match : array of int
+        (n_x,): row i of e_x is the same cell as row match[i] of e_y; -1: not known.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n_y,), for k = 1 to n_y.
+
+    Raises
+    ------
+    ValueError
+        For embeddings or a match that cannot be.
+
+    References
+    ----------
+    The package lsmmdma, which however takes for ranks the diagonal of an argsort.
     """
     return match_ranks(e_x, e_y, match).overlap()
 
@@ -71,25 +150,74 @@ def neighbourhood_overlap(e_x: Matrix, e_y: Matrix, match: Vector) -> np.ndarray
 def label_transfer_accuracy(
     e_x: Matrix, e_y: Matrix, labels_x: Vector, labels_y: Vector, n_neighbors: int = 5
 ) -> float:
-    """Accuracy with which the labels of one view are predicted from the other, mean of both directions, 0 to 1 (best).
+    """Accuracy with which the labels of one view are predicted from the other, mean of both directions.
 
-    labels_x (n_x,) and labels_y (n_y,) are numbers or text; a cell's label is predicted by the vote of its n_neighbors
-    nearest cells of the other view (scikit-learn's KNeighborsClassifier: of tied labels the first in order).
-    Raises ValueError for bad embeddings, labels of the wrong length or missing, an n_neighbors that is no integer of at
-    least 1; `Undefined` for more neighbours than a view has cells and for views without a common label.
-    Source: the package lsmmdma.
+    A cell's label is predicted by the vote of its n_neighbors nearest cells of the other view (scikit-learn's
+    KNeighborsClassifier: of tied labels the first in order).
+
+    Parameters
+    ----------
+    e_x : torch.Tensor or numpy.ndarray
+        Embedding of the first view, (n_x, d), rows are cells.
+    e_y : torch.Tensor or numpy.ndarray
+        Embedding of the second view, (n_y, d).
+    labels_x : array
+        (n_x,) numbers or text.
+    labels_y : array
+        (n_y,), likewise.
+    n_neighbors : int
+        Cells that vote, at least 1.
+
+    Returns
+    -------
+    float
+        Between 0 and 1 (best).
+
+    Raises
+    ------
+    ValueError
+        For bad embeddings, labels of the wrong length or missing, an n_neighbors that cannot be; `Undefined` for more
+        neighbours than a view has cells and for views without a common label.
+
+    References
+    ----------
+    The package lsmmdma.
     """
     e_x, e_y = as_embeddings(e_x, e_y)
     return _label_transfer_accuracy(e_x, e_y, *_label_codes(e_x, e_y, labels_x, labels_y), n_neighbors)
 
 
 def label_silhouette(e_x: Matrix, e_y: Matrix, labels_x: Vector, labels_y: Vector) -> float:
-    """Mean silhouette of the labels over the cells of both views together, -1 to 1 (best).
+    """Mean silhouette of the labels over the cells of both views together.
 
     (b - a) / max(a, b) with a the mean distance to the other cells of one's label and b the smallest mean distance to
-    the cells of another; 0 for a label of one cell. Source: Rousseeuw 1987, as scikit-learn computes it.
-    Raises ValueError for bad embeddings and for labels of the wrong length or missing; `Undefined` for a single label
-    and where every cell has a label of its own.
+    the cells of another; 0 for a label of one cell.
+
+    Parameters
+    ----------
+    e_x : torch.Tensor or numpy.ndarray
+        Embedding of the first view, (n_x, d), rows are cells.
+    e_y : torch.Tensor or numpy.ndarray
+        Embedding of the second view, (n_y, d).
+    labels_x : array
+        (n_x,) numbers or text.
+    labels_y : array
+        (n_y,), likewise.
+
+    Returns
+    -------
+    float
+        Between -1 and 1 (best).
+
+    Raises
+    ------
+    ValueError
+        For bad embeddings and for labels of the wrong length or missing; `Undefined` for a single label and where every
+        cell has a label of its own.
+
+    References
+    ----------
+    Rousseeuw 1987, as scikit-learn computes it.
     """
     e_x, e_y = as_embeddings(e_x, e_y)
     return _label_silhouette(e_x, e_y, *_label_codes(e_x, e_y, labels_x, labels_y))
@@ -114,7 +242,30 @@ def evaluate(
 ) -> Evaluation:
     """Every metric that the truth at hand allows, and why the others are left out.
 
-    Raises ValueError for bad input as the single metrics do; what is `Undefined` there is left out here.
+    Parameters
+    ----------
+    e_x : torch.Tensor or numpy.ndarray
+        Embedding of the first view, (n_x, d), rows are cells.
+    e_y : torch.Tensor or numpy.ndarray
+        Embedding of the second view, (n_y, d).
+    match : array of int, optional
+        (n_x,): row i of e_x is the same cell as row match[i] of e_y; -1: not known.
+    labels_x : array, optional
+        (n_x,) numbers or text.
+    labels_y : array, optional
+        (n_y,), likewise.
+    n_neighbors : int
+        Of `label_transfer_accuracy`.
+
+    Returns
+    -------
+    Evaluation
+        Values, and what has none with the reason.
+
+    Raises
+    ------
+    ValueError
+        For bad input as the single metrics do; what is `Undefined` there is left out here.
     """
     e_x, e_y = as_embeddings(e_x, e_y)
     overlap, notes, metrics, left_out = None, (), {}, {}

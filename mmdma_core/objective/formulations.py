@@ -16,22 +16,76 @@ from mmdma_core.objective.sparse import SparsePrimal
 
 
 class Formulation(Protocol):
-    """One view of the problem: parameters theta (rows, d) to embedding E (n, d), penalty and distortion."""
+    """One view of the problem: parameters theta (rows, d) to embedding E (n, d), penalty and distortion.
+
+    Attributes
+    ----------
+    rows : int
+        Rows of the parameters: p in the primal, n in the dual.
+    """
 
     rows: int
 
-    def embed(self, theta: torch.Tensor) -> torch.Tensor: ...
+    def embed(self, theta: torch.Tensor) -> torch.Tensor:
+        """Embed the cells.
 
-    def penalty(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor: ...
+        Parameters
+        ----------
+        theta : torch.Tensor
+            Parameters of the view, (rows, d).
 
-    def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor: ...
+        Returns
+        -------
+        torch.Tensor
+            E, (n, d).
+        """
+
+    def penalty(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """Penalise columns that are not orthonormal.
+
+        Parameters
+        ----------
+        theta : torch.Tensor
+            Parameters of the view, (rows, d).
+        e : torch.Tensor
+            Its embedding, (n, d).
+
+        Returns
+        -------
+        torch.Tensor
+            The penalty, a scalar.
+        """
+
+    def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """Measure what the embedding changes of the inner products between cells.
+
+        Parameters
+        ----------
+        theta : torch.Tensor
+            Parameters of the view, (rows, d).
+        e : torch.Tensor
+            Its embedding, (n, d).
+
+        Returns
+        -------
+        torch.Tensor
+            The distortion, a scalar.
+        """
 
 
 class Primal:
-    """E = X W, with X (n, p) and parameters W (p, d). Nothing is prepared.
+    """A view in the primal: E = X W, with X (n, p) and parameters W (p, d); nothing is prepared.
 
-    penalty     |W^T W - I| / sqrt(p)
-    distortion  |X X^T - X W W^T X^T| / (n sqrt(p))
+    The penalty is |W^T W - I| / sqrt(p), the distortion |X X^T - X W W^T X^T| / (n sqrt(p)).
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        X, (n, p), rows are cells.
+
+    References
+    ----------
+    Meng-Papaxanthos et al., LSMMD-MA, equation 1 and Table A1.
     """
 
     def __init__(self, x: torch.Tensor) -> None:
@@ -39,15 +93,54 @@ class Primal:
         self.rows = x.shape[1]
 
     def embed(self, theta: torch.Tensor) -> torch.Tensor:
+        """Embed the cells: E = X W.
+
+        Parameters
+        ----------
+        theta : torch.Tensor
+            Parameters W, (p, d).
+
+        Returns
+        -------
+        torch.Tensor
+            E, (n, d).
+        """
         return self.x @ theta
 
     def penalty(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """Penalise columns of W that are not orthonormal: |W^T W - I| / sqrt(p).
+
+        Parameters
+        ----------
+        theta : torch.Tensor
+            Parameters W, (p, d).
+        e : torch.Tensor
+            Its embedding, (n, d); not used.
+
+        Returns
+        -------
+        torch.Tensor
+            The penalty, a scalar.
+        """
         return terms.penalty(theta.T @ theta, self.rows)
 
     def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        """For n > p from R = G - W W^T G, G = X^T X formed anew, as sqrt(trace(R R)): O(n p^2 + p^3).
+        """Measure what the embedding changes of the inner products between cells.
 
-        For n <= p from the n x n difference: O(n^2 p).
+        For n > p from R = G - W W^T G, with G = X^T X formed anew, as sqrt(trace(R R)): O(n p^2 + p^3). For n <= p from
+        the n x n difference: O(n^2 p).
+
+        Parameters
+        ----------
+        theta : torch.Tensor
+            Parameters of the view, (rows, d).
+        e : torch.Tensor
+            Its embedding, (n, d).
+
+        Returns
+        -------
+        torch.Tensor
+            The distortion, a scalar.
         """
         n, p = self.x.shape
         if n > p:
@@ -61,12 +154,18 @@ class Primal:
 
 
 class Dual:
-    """E = K alpha, with K = X X^T (n, n), formed once, and parameters alpha (n, d).
+    """A view in the dual: E = K alpha, with K = X X^T (n, n), formed once, and parameters alpha (n, d).
 
-    penalty     |alpha^T K alpha - I| / sqrt(p)
-    distortion  |K - K alpha alpha^T K| / (n sqrt(p)): O(n^2 d)
+    The penalty is |alpha^T K alpha - I| / sqrt(p), the distortion |K - K alpha alpha^T K| / (n sqrt(p)): O(n^2 d).
 
-    A view may be given as its Kernel: then p is 1.
+    Parameters
+    ----------
+    x : torch.Tensor or Kernel
+        X, (n, p), rows are cells; or K itself, then p is 1.
+
+    References
+    ----------
+    Meng-Papaxanthos et al., LSMMD-MA, equation 1 and Table A1.
     """
 
     def __init__(self, x: View) -> None:
@@ -77,12 +176,54 @@ class Dual:
             self.rows, self.p = x.shape
 
     def embed(self, theta: torch.Tensor) -> torch.Tensor:
+        """Embed the cells: E = K alpha.
+
+        Parameters
+        ----------
+        theta : torch.Tensor
+            Parameters alpha, (n, d).
+
+        Returns
+        -------
+        torch.Tensor
+            E, (n, d).
+        """
         return self.kernel @ theta
 
     def penalty(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """Penalise columns of X^T alpha that are not orthonormal: |alpha^T K alpha - I| / sqrt(p).
+
+        Parameters
+        ----------
+        theta : torch.Tensor
+            Parameters alpha, (n, d).
+        e : torch.Tensor
+            Its embedding, (n, d).
+
+        Returns
+        -------
+        torch.Tensor
+            The penalty, a scalar.
+        """
         return terms.penalty(theta.T @ e, self.p)
 
     def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """Measure what the embedding changes of the inner products between cells.
+
+        It is |K - K alpha alpha^T K| / (n sqrt(p)), from the n x n difference: O(n^2 d).
+
+        Parameters
+        ----------
+        theta : torch.Tensor
+            Parameters alpha, (n, d); not used.
+        e : torch.Tensor
+            Its embedding, (n, d).
+
+        Returns
+        -------
+        torch.Tensor
+            The distortion, a scalar.
+        """
         return terms.distortion(torch.linalg.matrix_norm(self.kernel - e @ e.T), self.rows, self.p)
 
 

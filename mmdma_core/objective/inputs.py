@@ -14,7 +14,13 @@ from mmdma_core.objective.sparse import csr
 
 @dataclass(frozen=True)
 class Kernel:
-    """A view that is given as its kernel matrix K (n, n), symmetric, and has no features: the dual's p is 1."""
+    """A view that is given as its kernel matrix and has no features: the dual's p is 1.
+
+    Parameters
+    ----------
+    matrix : torch.Tensor or numpy.ndarray
+        K, (n, n), symmetric.
+    """
 
     matrix: torch.Tensor | np.ndarray
 
@@ -23,14 +29,17 @@ class Kernel:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the matrix, (n, n)."""
         return tuple(self.matrix.shape)
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type of its entries."""
         return self.matrix.dtype
 
     @property
     def device(self) -> torch.device:
+        """Where it lies."""
         return self.matrix.device
 
 

@@ -24,7 +24,34 @@ def reference_loss(
     theta_y: torch.Tensor,
     settings: Settings,
 ) -> LossTerms:
-    """The loss and its terms for x (n_x, p_x), y (n_y, p_y) and parameters W (p, d) or alpha (n, d)."""
+    """The loss and its terms in float64, written as the paper writes it.
+
+    Everything is formed in full, n x n x d differences included: for a few hundred cells.
+
+    Parameters
+    ----------
+    formulation : {'primal', 'dual'}
+        Of the parameters.
+    x : torch.Tensor
+        X, (n_x, p_x), rows are cells.
+    y : torch.Tensor
+        Y, (n_y, p_y).
+    theta_x : torch.Tensor
+        W, (p_x, d), or alpha, (n_x, d), of the first view.
+    theta_y : torch.Tensor
+        The same of the second view.
+    settings : Settings
+        Hyper-parameters.
+
+    Returns
+    -------
+    LossTerms
+        The loss and its terms.
+
+    References
+    ----------
+    Meng-Papaxanthos et al., LSMMD-MA, equation 1.
+    """
     terms = _terms(formulation, *_doubles(x, y, theta_x, theta_y), settings)
     return LossTerms(*(term.item() for term in terms))
 
@@ -37,7 +64,28 @@ def reference_gradients(
     theta_y: torch.Tensor,
     settings: Settings,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of the loss with respect to theta_x and theta_y, by automatic differentiation."""
+    """The gradient of the loss with respect to the parameters, in float64 by automatic differentiation.
+
+    Parameters
+    ----------
+    formulation : {'primal', 'dual'}
+        Of the parameters.
+    x : torch.Tensor
+        X, (n_x, p_x), rows are cells.
+    y : torch.Tensor
+        Y, (n_y, p_y).
+    theta_x : torch.Tensor
+        W, (p_x, d), or alpha, (n_x, d), of the first view.
+    theta_y : torch.Tensor
+        The same of the second view.
+    settings : Settings
+        Hyper-parameters.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        In the shapes of theta_x and theta_y.
+    """
     x, y, theta_x, theta_y = _doubles(x, y, theta_x, theta_y)
     theta_x.requires_grad_()
     theta_y.requires_grad_()

@@ -20,17 +20,40 @@ _INITIALISERS = {
 class Settings:
     """Hyper-parameters of MMD-MA; the defaults are those of the published scaling study.
 
-    n_components   d, the dimension of the embeddings
-    sigma          variance-like width of the Gaussian kernel k(a, b) = exp(-|a - b|^2 / (2 sigma))
-    lambda1        weight of the two non-collapsing penalties
-    lambda2        weight of the two distortions
-    learning_rate  of Adam
-    amsgrad        Adam divides by the largest second moment so far (Reddi et al. 2018)
-    unbiased       unbiased MMD2 (without the diagonals) or biased (with them, clipped at 0)
-    init           how the parameters are drawn: (name, *arguments), name one of uniform (low, high),
-                   normal (mean, std), xavier_uniform (gain), xavier_normal (gain); arguments may be left out
+    Parameters
+    ----------
+    n_components : int
+        The dimension d of the embeddings, at least 1.
+    sigma : float
+        Variance-like width of the Gaussian kernel k(a, b) = exp(-|a - b|^2 / (2 sigma)), above 0.
+    lambda1 : float
+        Weight of the two non-collapsing penalties, at least 0.
+    lambda2 : float
+        Weight of the two distortions, at least 0.
+    learning_rate : float
+        Step of Adam, at least 0.
+    unbiased : bool
+        The unbiased MMD2, without the diagonals, or the biased one, with them and clipped at 0.
+    init : tuple
+        How the parameters are drawn: (name, *arguments), name one of uniform (low, high), normal (mean, std),
+        xavier_uniform (gain), xavier_normal (gain); arguments may be left out.
+    amsgrad : bool
+        Adam divides by the largest second moment so far (Reddi et al. 2018).
 
-    Raises ValueError, naming the argument and what is allowed.
+    Raises
+    ------
+    ValueError
+        For a value that is not allowed; the message names the argument and what is.
+
+    References
+    ----------
+    Meng-Papaxanthos et al., LSMMD-MA, equation 1 and the settings of its scaling study.
+
+    Examples
+    --------
+    >>> from mmdma_core import Settings
+    >>> Settings(n_components=5).lambda1
+    0.0001
     """
 
     n_components: int = 10
@@ -71,10 +94,24 @@ class Settings:
             raise ValueError(f"init 'normal' needs std >= 0, got {init[2]!r}")
 
     def draw(self, rows_x: int, rows_y: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Starting values of shapes (rows_x, d) and (rows_y, d), float32 on the CPU.
+        """Starting values of both views' parameters, float32 on the CPU.
 
-        The first view is drawn first, from torch's CPU generator: the seed alone decides the values, whatever
-        device they go to, and they are those of the published package for the same seed.
+        The first view is drawn first, from PyTorch's CPU generator: the seed alone decides the values, whatever device
+        they go to, and they are those of the published package for the same seed.
+
+        Parameters
+        ----------
+        rows_x : int
+            Rows of the first view's parameters: p in the primal, n in the dual.
+        rows_y : int
+            Rows of the second view's parameters.
+        seed : int
+            Of the generator.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            (rows_x, d) and (rows_y, d).
         """
         generator = torch.Generator().manual_seed(seed)
         function = _INITIALISERS[self.init[0]][0]

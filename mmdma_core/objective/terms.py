@@ -19,7 +19,27 @@ Scalar = TypeVar("Scalar", float, torch.Tensor)
 
 
 class LossTerms(NamedTuple):
-    """The loss and its five terms, unweighted, as floats."""
+    """The loss and its five terms, unweighted, as floats.
+
+    Parameters
+    ----------
+    total : float
+        The loss, mmd + lambda1 (pen_x + pen_y) + lambda2 (dis_x + dis_y).
+    mmd : float
+        MMD2 of the two embedded views.
+    pen_x : float
+        Non-collapsing penalty of the first view.
+    pen_y : float
+        Non-collapsing penalty of the second view.
+    dis_x : float
+        Distortion of the first view.
+    dis_y : float
+        Distortion of the second view.
+
+    References
+    ----------
+    Meng-Papaxanthos et al., LSMMD-MA, equation 1.
+    """
 
     total: float
     mmd: float

@@ -30,7 +30,17 @@ _SHAPES = {
 
 
 class Simulated(NamedTuple):
-    """x (n, p), y (n, p_y) float32, and match (n,): row i of x is the same cell as row match[i] of y."""
+    """Two simulated views of the same cells, and which cell is which.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        The first view, (n, p), float32.
+    y : torch.Tensor
+        The second view, (n, p_y), float32.
+    match : numpy.ndarray
+        (n,): row i of x is the same cell as row match[i] of y.
+    """
 
     x: torch.Tensor
     y: torch.Tensor
@@ -48,17 +58,53 @@ def simulate(
     device: str | torch.device = "cpu",
     block_rows: int | None = None,
 ) -> Simulated:
-    """Two views of n cells: view = latent (n, 2) @ map (2, p) + 0.05 N(0, 1), the first view's rows permuted.
+    """Two noisy linear views of n cells on a manifold in the plane.
 
-    shape       'branch' (two groups, rotated) or 'triangle' (three groups)
-    p, p_y      features of the first and the second view (p_y is p by default)
-    seed        NumPy's legacy generator is seeded with seed + 1, as in the published generator
-    noise       'exact': the published numbers, bit for bit, from NumPy's legacy stream on the host.
-                'fast': same manifold and maps, noise from a counter-based generator on the device, the permutation
-                from a seed of its own; the same for any block_rows
-    block_rows  rows drawn at a time; nothing of size n x p is held in float64
+    A view is latent (n, 2) @ map (2, p) + 0.05 N(0, 1), and the first view's rows are permuted.
 
-    Raises ValueError, naming the argument and what is allowed.
+    Parameters
+    ----------
+    shape : {'branch', 'triangle'}
+        Of the manifold: two groups, rotated, or three groups.
+    n : int
+        Cells, at least 4.
+    p : int
+        Features of the first view, at least 1.
+    seed : int
+        NumPy's legacy generator is seeded with seed + 1, as in the published generator.
+    p_y : int, optional
+        Features of the second view; p by default.
+    noise : {'exact', 'fast'}
+        'exact': the published numbers, bit for bit, from NumPy's legacy stream on the host. 'fast': the same manifold
+        and maps, noise from a counter-based generator on the device, the permutation from a seed of its own; the same
+        for any block_rows.
+    device : str or torch.device
+        Where the views are made.
+    block_rows : int, optional
+        Rows drawn at a time; nothing of size n x p is held in float64.
+
+    Returns
+    -------
+    Simulated
+        The two views and their match.
+
+    Raises
+    ------
+    ValueError
+        For an argument that is not allowed; the message names it and what is.
+    RuntimeError
+        For a GPU that is absent.
+
+    References
+    ----------
+    Meng-Papaxanthos et al., LSMMD-MA, Appendix D.
+
+    Examples
+    --------
+    >>> from mmdma_core import simulate
+    >>> x, y, match = simulate("branch", n=100, p=20)
+    >>> x.shape
+    torch.Size([100, 20])
     """
     if shape not in _SHAPES:
         raise ValueError(f"shape must be one of {', '.join(_SHAPES)}, got {shape!r}")

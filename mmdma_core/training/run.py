@@ -21,24 +21,46 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class Run(Protocol):
     """What a variant's `start` returns: the harness times `step` and needs nothing else to be measured.
 
-    epoch       epochs done so far
-    parameters  (theta_x, theta_y), the current values: W (p, d) in the primal, alpha (n, d) in the dual
+    Attributes
+    ----------
+    epoch : int
+        Epochs done so far.
+    parameters : tuple of torch.Tensor
+        (theta_x, theta_y), the current values: W (p, d) in the primal, alpha (n, d) in the dual.
     """
 
     epoch: int
     parameters: Pair
 
     def step(self) -> None:
-        """One epoch: the loss on all cells, its gradient, one update of the parameters."""
+        """Run one epoch: the loss on all cells, its gradient, one update of the parameters."""
 
     def loss(self) -> LossTerms:
-        """The loss and its terms at the current parameters."""
+        """Evaluate the loss and its terms at the current parameters.
+
+        Returns
+        -------
+        LossTerms
+            The loss and its terms.
+        """
 
     def gradients(self) -> Pair:
-        """The gradient of the loss at the current parameters, in their shapes."""
+        """Evaluate the gradient of the loss at the current parameters.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            In the shapes of the parameters.
+        """
 
     def embeddings(self) -> Pair:
-        """(E_x, E_y) of shapes (n_x, d) and (n_y, d) at the current parameters."""
+        """Embed both views with the current parameters.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            (E_x, E_y) of shapes (n_x, d) and (n_y, d).
+        """
 
 
 class AdamRun:
@@ -63,19 +85,37 @@ class AdamRun:
         self._adam = Adam(self.parameters, settings.learning_rate, self.amsgrad or settings.amsgrad)
 
     def state(self) -> dict[str, int | list[torch.Tensor]]:
-        """Copies of all that the next epochs depend on, beside the data and the settings: what a checkpoint holds."""
+        """Copy all that the next epochs depend on, beside the data and the settings: what a checkpoint holds.
+
+        Returns
+        -------
+        dict
+            The "epoch", an int, and the "tensors", a list on the CPU: the parameters and what Adam keeps.
+        """
         return {"epoch": self.epoch, "tensors": [tensor.detach().cpu().clone() for tensor in self._tensors()]}
 
     @torch.no_grad()
     def restore(self, state: dict[str, int | list[torch.Tensor]]) -> None:
-        """Go on from a state of a run of the same variant, shapes and settings, to the same numbers."""
+        """Go on from a state of a run of the same variant, shapes and settings, to the same numbers.
+
+        Parameters
+        ----------
+        state : dict
+            What `state` returned.
+        """
         for own, saved in zip(self._tensors(), state["tensors"], strict=True):
             own.copy_(saved)
         self.epoch = state["epoch"]
 
     @torch.no_grad()
     def restart(self, seed: int) -> None:
-        """Begin again from the starting values of another seed; what was formed from the data stays."""
+        """Begin again from the starting values of another seed; what was formed from the data stays.
+
+        Parameters
+        ----------
+        seed : int
+            Decides the starting values (Settings.draw).
+        """
         drawn = self.settings.draw(*map(len, self.parameters), seed)
         zeros = [torch.zeros_like(tensor) for tensor in self._adam.state()]
         self.restore({"epoch": 0, "tensors": [*drawn, *zeros]})
@@ -87,11 +127,25 @@ class AdamRun:
 class TorchRun(AdamRun):
     """A run composed of a formulation for each view and a way to sum the Gaussian kernel; full-batch Adam.
 
-    views       the two views in their formulation
-    sums        Gaussian kernel sums, see mmdma_core.gaussian
-    parameters  starting values (theta_x, theta_y); without them the seed decides (Settings.draw)
+    Parameters
+    ----------
+    views : tuple of Formulation
+        The two views in their formulation.
+    sums : callable
+        Gaussian kernel sums, see mmdma_core.gaussian.
+    settings : Settings
+        Hyper-parameters.
+    like : torch.Tensor
+        The parameters take its type and device.
+    seed : int
+        Decides the starting values where none are given (Settings.draw).
+    parameters : sequence of torch.Tensor or numpy.ndarray, optional
+        Starting values (theta_x, theta_y).
 
-    Raises ValueError if a starting value has the wrong shape.
+    Raises
+    ------
+    ValueError
+        If a starting value has the wrong shape.
     """
 
     def __init__(
@@ -109,18 +163,40 @@ class TorchRun(AdamRun):
             parameter.requires_grad_()
 
     def step(self) -> None:
+        """Run one epoch: the loss on all cells, its gradient, one update of the parameters by Adam."""
         self._adam.step(self.gradients())
         self.epoch += 1
 
     def loss(self) -> LossTerms:
+        """Evaluate the loss and its terms at the current parameters.
+
+        Returns
+        -------
+        LossTerms
+            The loss and its terms.
+        """
         with torch.no_grad():
             terms = [term.item() for term in self._terms()]
         return LossTerms(total_loss(self.settings, *terms), *terms)
 
     def gradients(self) -> Pair:
+        """Evaluate the gradient of the loss at the current parameters, by automatic differentiation.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            In the shapes of the parameters.
+        """
         return torch.autograd.grad(total_loss(self.settings, *self._terms()), self.parameters)
 
     def embeddings(self) -> Pair:
+        """Embed both views with the current parameters.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            (E_x, E_y) of shapes (n_x, d) and (n_y, d).
+        """
         with torch.no_grad():
             return self._embed()
 
@@ -141,7 +217,22 @@ class TorchRun(AdamRun):
 def compose(
     formulation: Callable[[View], Formulation], sums: Sums, run: type[TorchRun] = TorchRun
 ) -> Callable[..., TorchRun]:
-    """The `start` function of the variant that has this formulation for both views and these Gaussian sums."""
+    """The `start` function of the variant that has this formulation for both views and these Gaussian sums.
+
+    Parameters
+    ----------
+    formulation : callable
+        Makes a Formulation of a view.
+    sums : callable
+        Gaussian kernel sums, see mmdma_core.gaussian.
+    run : type
+        TorchRun, or a class of its own made from it.
+
+    Returns
+    -------
+    callable
+        What `register` takes: start(x, y, settings, device, seed, parameters) -> TorchRun.
+    """
 
     def start(
         x: View,
