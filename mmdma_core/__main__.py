@@ -126,10 +126,10 @@ def _add_parameters(group: argparse._ArgumentGroup) -> None:
 
 
 def _described(docstring: str) -> dict[str, str]:
-    """Parameter -> what a NumPy-style docstring says of it; several may share a line."""
-    section = docstring.partition("Parameters")[2].partition("Attributes")[0]
-    entries = re.findall(r"^    (\w[\w, ]*) : (.*(?:\n        .*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()).replace("%", "%%") for names, text in entries for name in names.split(", ")}
+    """Parameter -> what a docstring in numpydoc's sections says of it."""
+    section = docstring.partition("Parameters\n")[2].partition("Attributes\n")[0]
+    entries = re.findall(r"^    (\w+) : .*\n((?:        .*\n)+)", section, re.MULTILINE)
+    return {name: " ".join(text.split()).rstrip(".").replace("%", "%%") for name, text in entries}
 
 
 def _value(text: str) -> object:

@@ -13,7 +13,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import normalize
 
 from mmdma_core import MMDMA, Settings, simulate, start
-from mmdma_core.matching.estimator import median_sigma
+from mmdma_core.matching.starts import median_sigma
 from mmdma_core.objective.terms import LossTerms
 from mmdma_core.training import epochs
 from mmdma_core.training.epochs import History, Stopping

@@ -10,9 +10,22 @@ from pathlib import Path
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, with its suffix, that takes its place if the block ends without an error.
+    """Write a file in one step: a reader sees the whole of it or none.
 
-    Raises OSError (a full disk, a folder that is not writable).
+    Parameters
+    ----------
+    path : Path
+        The file; its folder is made.
+
+    Yields
+    ------
+    Path
+        A temporary path beside it, with its suffix, that takes its place if the block ends without an error.
+
+    Raises
+    ------
+    OSError
+        For a full disk, a folder that is not writable.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}.part.{path.name}")

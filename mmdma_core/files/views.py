@@ -24,7 +24,7 @@ _ANNOTATED = {".h5ad": ("anndata", ("obs", "var")), ".h5mu": ("mudata", ("mod",)
 class View:
     """A view as read from a file.
 
-    Attributes
+    Parameters
     ----------
     matrix : numpy.ndarray or scipy.sparse.csr_array
         (n, p), rows are cells: float32 or float64, or sparse in float32.
@@ -61,28 +61,46 @@ def read_view(
     modality: str | None = None,
     transpose: bool = False,
 ) -> View:
-    """Read and check the view in a file of one of these suffixes; no file brings code that is run.
+    """Read and check the view in a file; no file brings code that is run.
 
-    .h5ad              AnnData: X, or the named layer, or the named entry of obsm
-    .h5mu              MuData: the same of the named modality, which is required
-    .npy               a NumPy array
-    .npz               a sparse matrix of scipy.sparse.save_npz, or an archive of exactly one array
-    .csv, .tsv, .txt   text, the separator found by itself. The first row is one of names if none of its fields is a
-                       number or missing, the first column if its first entry below is neither; the corner may be
-                       empty or left out. A purely numeric file has no names. Features with numbers for names need the
-                       empty corner.
-    .mtx, .mtx.gz      Matrix Market, in coordinates
-    .pt                one PyTorch tensor, dense or sparse; it needs PyTorch 2.10
+    The suffix says what is read. .h5ad (AnnData): X, or the named layer, or the named entry of obsm. .h5mu (MuData):
+    the same of the named modality. .npy: an array. .npz: a sparse matrix of scipy.sparse.save_npz, or an archive of
+    exactly one array. .mtx, .mtx.gz: Matrix Market, in coordinates. .pt: one PyTorch tensor, dense or sparse; it needs
+    PyTorch 2.10.
 
-    transpose: the file has features in rows, as the .mtx files of 10x have; only for bare matrices.
-    Sparse matrices stay sparse, in float32; float64 stays float64; all else becomes float32. Text is float64.
+    .csv, .tsv, .txt: text, the separator found by itself. The first row is one of names if none of its fields is a
+    number or missing, the first column if its first entry below is neither; the corner may be empty or left out. A
+    purely numeric file has no names. Features with numbers for names need the empty corner.
 
-    A damaged .h5ad or .h5mu file is mostly refused, but it can crash the HDF5 library and with it the process.
+    Sparse matrices stay sparse, in float32; float64 stays float64; all else becomes float32. Text is float64. A damaged
+    .h5ad or .h5mu file is mostly refused, but it can crash the HDF5 library and with it the process.
 
-    Raises ValueError of one line that names the file, the key and what is there instead: for a file that is missing or
-    not of its format, for a key that it does not have or cannot have, for cell names that occur twice, for entries that
-    are not finite real numbers, for fewer than 2 cells or 1 feature. Raises
-    MissingDependency without anndata or mudata, and for .pt with a PyTorch before 2.10, whose weights_only is not safe.
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    layer : str, optional
+        A layer of AnnData in the place of X.
+    obsm : str, optional
+        An entry of obsm of AnnData in the place of X.
+    modality : str, optional
+        Of MuData, where it is required.
+    transpose : bool
+        The file has features in rows, as the .mtx files of 10x have; only for bare matrices.
+
+    Returns
+    -------
+    View
+        The matrix, rows are cells, with its names.
+
+    Raises
+    ------
+    ValueError
+        Of one line that names the file, the key and what is there instead: for a file that is missing or not of its
+        format, for a key that it does not have or cannot have, for cell names that occur twice, for entries that are
+        not finite real numbers, for fewer than 2 cells or 1 feature.
+    MissingDependency
+        Without anndata or mudata, and for .pt with a PyTorch before 2.10, whose weights_only is not safe.
     """
     path = existing(path)
     kind = suffix(path)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import math
 import numbers
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,20 +14,20 @@ import pandas as pd
 import scipy.sparse
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from mmdma_core.families import advice, registry
 from mmdma_core.matching import model_file
+from mmdma_core.matching.preparing import Matrix, as_rows, centred, column_names, digest
+from mmdma_core.matching.starts import median_sigma, run_starts
 from mmdma_core.objective.inputs import Kernel, as_device
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms
 from mmdma_core.training.epochs import Callback, Checkpoint, History, Stopping, train
 from mmdma_core.training.run import AdamRun, Run
 
-Matrix = np.ndarray | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 _LOG = logging.getLogger("mmdma_core")
 _SETTINGS = ("n_components", "lambda1", "lambda2", "learning_rate", "unbiased", "init", "amsgrad")
 
@@ -45,49 +41,89 @@ class MMDMA(BaseEstimator):
 
     Parameters
     ----------
-    variant : name of a registered variant; "auto": the fastest exact one, by estimate, that runs here and fits
-    n_components : d, the dimension of the embeddings
-    sigma : variance-like width of the Gaussian kernel exp(-|a - b|^2 / (2 sigma)); "median": (8 x the median distance
-        to the nearest neighbour)^2 among the points of both views as the first start embeds them (Singh et al. 2020)
-    lambda1 : weight of the penalties, which keep the columns of each embedding's weights apart
-    lambda2 : weight of the distortions, which keep each view's inner products
-    learning_rate : of Adam
-    n_epochs : epochs of each start
-    n_starts : starts from different seeds, of which the lowest loss wins. Single starts often end in a mirrored or
-        rotated match, so take several
-    init : how starting values are drawn: uniform,low,high; normal,mean,std; xavier_uniform,gain; xavier_normal,gain
-    unbiased : the unbiased MMD2, without the diagonals, else the biased one
-    amsgrad : Adam divides by the largest second moment so far
-    kernel : "linear", or "precomputed": X (n_x, n_x) and Y (n_y, n_y) are kernel matrices, for a dual variant
-    l2_normalize : scale each row (cell) to unit length first
-    center : then subtract each column's mean; makes a sparse view dense
-    loss_every : epochs between two records of the loss, each of which costs about an epoch
-    window : early stopping: epochs of each of two windows whose mean losses are compared; 0: none
-    tolerance : training stops when the two differ by less than this times max(|mean|, 1)
-    callbacks : functions of (run, loss terms), called whenever the loss is recorded, but for that of the start
-    checkpoint : file that training is saved to whenever the loss is recorded, and gone on from if it is there; of
-        several starts NAME-start0.SUFFIX and so on
-    device : "cpu", "cuda", "cuda:INDEX"; "auto": a GPU where there is one
-    random_state : start k has the seed random_state + k; None or a RandomState draws the first
-    verbose : a progress bar with the loss
+    variant : str
+        Name of a registered variant; "auto": the fastest exact one, by estimate, that runs here and fits.
+    n_components : int
+        Dimension d of the embeddings.
+    sigma : float or 'median'
+        Variance-like width of the Gaussian kernel exp(-|a - b|^2 / (2 sigma)); "median": (8 x the median distance to
+        the nearest neighbour)^2 among the points of both views as the first start embeds them (Singh et al. 2020).
+    lambda1 : float
+        Weight of the penalties, which keep the columns of each embedding's weights apart.
+    lambda2 : float
+        Weight of the distortions, which keep each view's inner products.
+    learning_rate : float
+        Of Adam.
+    n_epochs : int
+        Epochs of each start.
+    n_starts : int
+        Starts from different seeds, of which the lowest loss wins. Single starts often end in a mirrored or rotated
+        match, so take several.
+    init : tuple or str
+        How starting values are drawn: uniform,low,high; normal,mean,std; xavier_uniform,gain; xavier_normal,gain.
+    unbiased : bool
+        The unbiased MMD2, without the diagonals, else the biased one.
+    amsgrad : bool
+        Adam divides by the largest second moment so far.
+    kernel : {'linear', 'precomputed'}
+        "linear", or "precomputed": X (n_x, n_x) and Y (n_y, n_y) are kernel matrices, for a dual variant.
+    l2_normalize : bool
+        Scale each row (cell) to unit length first.
+    center : bool
+        Then subtract each column's mean; makes a sparse view dense.
+    loss_every : int
+        Epochs between two records of the loss, each of which costs about an epoch.
+    window : int
+        Early stopping: epochs of each of two windows whose mean losses are compared; 0: none.
+    tolerance : float
+        Training stops when the two differ by less than this times max(|mean|, 1).
+    callbacks : sequence of callable
+        Functions of (run, loss terms), called whenever the loss is recorded, but for that of the start.
+    checkpoint : str or Path, optional
+        File that training is saved to whenever the loss is recorded, and gone on from if it is there; of several starts
+        NAME-start0.SUFFIX and so on.
+    device : str
+        "cpu", "cuda", "cuda:INDEX"; "auto": a GPU where there is one.
+    random_state : int or numpy.random.RandomState, optional
+        Start k has the seed random_state + k; None or a RandomState draws the first.
+    verbose : bool
+        A progress bar with the loss.
 
     Attributes
     ----------
-    embedding_x_, embedding_y_ : (n_x, d), (n_y, d)
-    weights_x_, weights_y_ : (p, d), the embedding is X W; with kernels (n, d), the embedding is K alpha
-    loss_history_ : DataFrame of the winning start: epoch, total, mmd, pen_x, pen_y, dis_x, dis_y
-    starts_ : DataFrame of all starts: seed, loss, n_epochs, seconds, stopped ("converged", "interrupted",
-        "diverged" or None)
-    n_iter_ : epochs of the winning start
-    interrupted_ : whether Ctrl-C ended it
-    sigma_, variant_, device_ : what was used
-    mean_x_, mean_y_ : what was subtracted from each column, None without `center`
-    n_features_in_, n_features_y_ : p_x, p_y
-    feature_names_x_, feature_names_y_ : of data frames, else None
+    embedding_x_, embedding_y_ : numpy.ndarray
+        (n_x, d), (n_y, d).
+    weights_x_, weights_y_ : numpy.ndarray
+        (p, d), the embedding is X W; with kernels (n, d), the embedding is K alpha.
+    loss_history_ : pandas.DataFrame
+        Of the winning start: epoch, total, mmd, pen_x, pen_y, dis_x, dis_y.
+    starts_ : pandas.DataFrame
+        Of all starts: seed, loss, n_epochs, seconds, stopped ("converged", "interrupted", "diverged" or
+        None).
+    n_iter_ : int
+        Epochs of the winning start.
+    interrupted_ : bool
+        Whether Ctrl-C ended it.
+    sigma_, variant_, device_ : float, str, torch.device
+        What was used.
+    mean_x_, mean_y_ : numpy.ndarray or None
+        What was subtracted from each column, None without `center`.
+    n_features_in_, n_features_y_ : int
+        p_x, p_y.
+    feature_names_x_, feature_names_y_ : tuple of str or None
+        Of data frames, else None.
 
+    Notes
+    -----
     Ctrl-C ends `fit` and keeps the best parameters that were recorded (of another package's run the last).
     With `variant="auto"` the logger `mmdma_core` says which was taken, and why.
 
+    References
+    ----------
+    Meng-Papaxanthos et al., LSMMD-MA, equation 1. Singh et al. 2020 for sigma="median".
+
+    Examples
+    --------
     >>> from mmdma_core import MMDMA, simulate
     >>> x, y, match = simulate("branch", n=100, p=20)
     >>> e_x, e_y = MMDMA(n_components=2, n_epochs=10, random_state=0).fit_transform(x, y)
@@ -145,45 +181,120 @@ class MMDMA(BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Any, Y: Any) -> MMDMA:
-        """Learn both embeddings from X (n_x, p_x) and Y (n_y, p_y), rows are cells: arrays, data frames or sparse.
+        """Learn both embeddings.
 
-        Raises ValueError for a parameter or data that cannot be, MissingDependency where no variant can run.
+        Parameters
+        ----------
+        X : array or data frame or sparse matrix
+            (n_x, p_x), rows are cells; with kernel="precomputed" (n_x, n_x).
+        Y : array or data frame or sparse matrix
+            (n_y, p_y), likewise.
+
+        Returns
+        -------
+        MMDMA
+            Itself, fitted.
+
+        Raises
+        ------
+        ValueError
+            For a parameter or data that cannot be.
+        MissingDependency
+            Where no variant can run.
         """
         self._check()
         views = [self._prepared(view, name, fitting=True) for name, view in (("x", X), ("y", Y))]
         self.n_features_in_, self.n_features_y_ = (view.shape[1] for view in views)
-        self.feature_names_x_, self.feature_names_y_ = _names(X), _names(Y)
+        self.feature_names_x_, self.feature_names_y_ = column_names(X), column_names(Y)
         self.device_ = self._device()
         self.variant_ = self._choose(*views)
         seeds = self._seeds()
         self.sigma_ = self._sigma(views, seeds[0])
         settings = self._settings(self.sigma_)
-        self._run_starts(views, settings, seeds)
+        self.starts_, self.interrupted_ = run_starts(
+            seeds,
+            lambda seed: self._start(views, settings, seed),
+            lambda run, seed, k: self._train(run, views, settings, seed, k),
+            lambda run, history: self._keep_results(run, history, views),
+        )
         return self
 
     def fit_transform(self, X: Any, Y: Any) -> tuple[np.ndarray, np.ndarray]:
-        """`fit`, then (embedding_x_, embedding_y_)."""
+        """Learn both embeddings, and return them.
+
+        Parameters
+        ----------
+        X : array or data frame or sparse matrix
+            (n_x, p_x), rows are cells; with kernel="precomputed" (n_x, n_x).
+        Y : array or data frame or sparse matrix
+            (n_y, p_y), likewise.
+
+        Returns
+        -------
+        tuple of numpy.ndarray
+            (embedding_x_, embedding_y_).
+        """
         self.fit(X, Y)
         return self.embedding_x_, self.embedding_y_
 
     def transform(self, X: Any, view: Literal["x", "y"] = "x") -> np.ndarray:
-        """Embed cells (m, p) of a view, new or not; with kernels (m, n), new cells against those of `fit`."""
+        """Embed cells of a view, new or not.
+
+        Parameters
+        ----------
+        X : array or data frame or sparse matrix
+            (m, p), rows are cells; with kernels (m, n), new cells against those of `fit`.
+        view : {'x', 'y'}
+            Which view the cells are of.
+
+        Returns
+        -------
+        numpy.ndarray
+            (m, d).
+
+        Raises
+        ------
+        ValueError
+            For another view, other features than those of `fit`, or another number of them.
+        """
         check_is_fitted(self, "embedding_x_")
         if view not in ("x", "y"):
             raise ValueError(f"view must be 'x' or 'y', got {view!r}")
-        fitted, given = getattr(self, f"feature_names_{view}_"), _names(X)
+        fitted, given = getattr(self, f"feature_names_{view}_"), column_names(X)
         if fitted is not None and given is not None and fitted != given:
             raise ValueError(f"view {view!r} was fitted with other features, or in another order")
         return np.asarray(self._prepared(X, view, fitting=False) @ getattr(self, f"weights_{view}_"))
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted model to an .npz file without pickled objects."""
+        """Write the fitted model to an .npz file without pickled objects.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+        """
         check_is_fitted(self, "embedding_x_")
         model_file.save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> MMDMA:
-        """The model that `save` wrote; reading it runs no code of the file. Raises ValueError for another file."""
+        """The model that `save` wrote; reading it runs no code of the file.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+
+        Returns
+        -------
+        MMDMA
+            The fitted model.
+
+        Raises
+        ------
+        ValueError
+            For another file.
+        """
         return model_file.load(cls(), Path(path))
 
     def _check(self) -> None:
@@ -212,30 +323,17 @@ class MMDMA(BaseEstimator):
 
     def _prepared(self, view: Any, name: str, fitting: bool) -> Matrix:
         """The view as float32, normalised and centred as asked; in `fit` the means are taken, else those are used."""
-        if isinstance(view, torch.Tensor):
-            view = view.detach().cpu().numpy()
-        least = 2 if fitting else 1
-        try:
-            rows = check_array(
-                view, accept_sparse="csr", dtype=np.float32, input_name=name.upper(), ensure_min_samples=least
-            )
-        except ValueError as error:  # of several lines
-            raise ValueError(str(error).partition("\n")[0]) from None
+        rows = as_rows(view, name, least=2 if fitting else 1)
         columns = rows.shape[1] if fitting else len(getattr(self, f"weights_{name}_"))
         if rows.shape[1] != columns:
             raise ValueError(f"view {name!r} was fitted with {columns} columns, got {rows.shape[1]}")
         if self.l2_normalize:
             rows = normalize(rows)
-        mean = getattr(self, f"mean_{name}_", None)
         if fitting:
             mean = np.asarray(rows.mean(axis=0)).reshape(-1) if self.center else None
             setattr(self, f"mean_{name}_", mean)
-        if mean is None:
-            return rows
-        if scipy.sparse.issparse(rows):
-            _LOG.warning("center makes %s dense: %d bytes", name.upper(), 4 * rows.shape[0] * rows.shape[1])
-            rows = rows.toarray()
-        return rows - mean
+        mean = getattr(self, f"mean_{name}_")
+        return rows if mean is None else centred(rows, name, mean)
 
     def _device(self) -> torch.device:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
@@ -287,55 +385,8 @@ class MMDMA(BaseEstimator):
         path = Path(self.checkpoint)
         if self.n_starts > 1:
             path = path.with_name(f"{path.stem}-start{k}{path.suffix}")
-        question = hashlib.sha256(json.dumps([self.variant_, self.kernel, seed, asdict(settings)]).encode())
-        for view in views:
-            for part in (view.data, view.indices, view.indptr) if scipy.sparse.issparse(view) else (view,):
-                question.update(np.ascontiguousarray(part))
-        return Checkpoint(path, question.hexdigest())
-
-    def _run_starts(self, views: list[Matrix], settings: Settings, seeds: list[int]) -> None:
-        """Train every start, keep the best; Ctrl-C ends it, and passes through where there is nothing to keep."""
-        run: Run | None = None
-        starts, best, self.interrupted_ = [], math.inf, False
-        diverged: FloatingPointError | None = None
-        try:
-            for k, seed in enumerate(seeds):
-                begin = time.perf_counter()
-                if isinstance(run, AdamRun):
-                    run.restart(seed)
-                else:
-                    run = None  # let go of what it holds first
-                    run = self._start(views, settings, seed)
-                try:
-                    history = self._train(run, views, settings, seed, k)
-                except FloatingPointError as error:
-                    diverged = error
-                    starts.append((seed, math.inf, run.epoch, time.perf_counter() - begin, "diverged"))
-                    continue
-                loss = self._loss_of_kept_parameters(run, history)
-                if loss < best:
-                    best = loss
-                    self._keep_results(run, history, views)
-                starts.append((seed, loss, history.epochs[-1], time.perf_counter() - begin, history.stopped))
-                if history.stopped == "interrupted":
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            if best == math.inf:
-                raise
-            self.interrupted_ = True
-            _LOG.warning("interrupted: the best parameters so far are kept (start %d of %d)", len(starts), len(seeds))
-        if best == math.inf:
-            raise diverged
-        self.starts_ = pd.DataFrame(starts, columns=["seed", "loss", "n_epochs", "seconds", "stopped"])
-
-    def _loss_of_kept_parameters(self, run: Run, history: History) -> float:
-        """The loss of the parameters that are kept: the last, or the best where training was interrupted."""
-        if history.stopped != "interrupted" or not isinstance(run, AdamRun):
-            return history.losses[-1].total
-        with torch.no_grad():
-            for parameter, best in zip(run.parameters, history.best, strict=True):
-                parameter.copy_(best)
-        return min(loss.total for loss in history.losses)
+        asked = [self.variant_, self.kernel, seed, asdict(settings)]
+        return Checkpoint(path, digest(asked, views))
 
     def _keep_results(self, run: Run, history: History, views: list[Matrix]) -> None:
         self.embedding_x_, self.embedding_y_ = (e.cpu().numpy().copy() for e in run.embeddings())
@@ -346,21 +397,3 @@ class MMDMA(BaseEstimator):
         self.loss_history_ = pd.DataFrame(history.losses, columns=LossTerms._fields)
         self.loss_history_.insert(0, "epoch", history.epochs)
         self.n_iter_ = history.epochs[-1]
-
-
-def _names(view: Any) -> tuple[str, ...] | None:
-    """The columns of a data frame."""
-    return tuple(map(str, view.columns)) if isinstance(view, pd.DataFrame) else None
-
-
-def median_sigma(e_x: np.ndarray, e_y: np.ndarray) -> float:
-    """(8 x the median distance to the nearest neighbour)^2 of the points of both views together (Singh et al. 2020).
-
-    e_x (n_x, d), e_y (n_y, d). Raises ValueError if that is 0.
-    """
-    points = np.concatenate([e_x, e_y])
-    distances = NearestNeighbors(n_neighbors=2).fit(points).kneighbors(points)[0][:, 1]
-    sigma = float((8 * np.median(distances)) ** 2)
-    if sigma <= 0:
-        raise ValueError("sigma='median' is 0: at least half of the embedded points coincide; give a number")
-    return sigma

@@ -27,7 +27,7 @@ _WORKING_MEMORY_MIB = 32  # of scikit-learn, for its own blocks of distances
 class Evaluation:
     """All that the truth at hand allows.
 
-    Attributes
+    Parameters
     ----------
     values : dict
         Metric -> value.
@@ -77,9 +77,9 @@ def foscttm(e_x: Matrix, e_y: Matrix, match: Vector) -> float:
     Examples
     --------
     >>> import numpy as np
-    >>> from mmdma_core.metrics import foscttm
+    >>> from mmdma_core import metrics
     >>> e = np.arange(6.0).reshape(3, 2)
-    >>> foscttm(e, e, np.arange(3))
+    >>> metrics.foscttm(e, e, np.arange(3))
     0.0
     """
     return match_ranks(e_x, e_y, match).foscttm()

@@ -1,0 +1,51 @@
+"""A person's views before they are fitted: checked rows in float32, centred, with names and a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+import torch
+from sklearn.utils import check_array
+
+Matrix = np.ndarray | scipy.sparse.csr_array | scipy.sparse.csr_matrix
+_LOG = logging.getLogger("mmdma_core")
+
+
+def as_rows(view: Any, name: str, least: int) -> Matrix:
+    """The view as float32, dense or CSR, with at least so many rows. Raises ValueError of one line."""
+    if isinstance(view, torch.Tensor):
+        view = view.detach().cpu().numpy()
+    options = {"accept_sparse": "csr", "dtype": np.float32, "input_name": name.upper(), "ensure_min_samples": least}
+    try:
+        return check_array(view, **options)
+    except ValueError as error:  # of several lines
+        raise ValueError(str(error).partition("\n")[0]) from None
+
+
+def centred(rows: Matrix, name: str, mean: np.ndarray) -> np.ndarray:
+    """The rows less the mean; a sparse view becomes dense, and the log says how large."""
+    if scipy.sparse.issparse(rows):
+        _LOG.warning("center makes %s dense: %d bytes", name.upper(), 4 * rows.shape[0] * rows.shape[1])
+        rows = rows.toarray()
+    return rows - mean
+
+
+def column_names(view: Any) -> tuple[str, ...] | None:
+    """The columns of a data frame."""
+    return tuple(map(str, view.columns)) if isinstance(view, pd.DataFrame) else None
+
+
+def digest(asked: list, views: Sequence[Matrix]) -> str:
+    """Of what is asked, in plain values, and of the views' entries."""
+    question = hashlib.sha256(json.dumps(asked).encode())
+    for view in views:
+        for part in (view.data, view.indices, view.indptr) if scipy.sparse.issparse(view) else (view,):
+            question.update(np.ascontiguousarray(part))
+    return question.hexdigest()

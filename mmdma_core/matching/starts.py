@@ -1,0 +1,86 @@
+"""Several starts of one problem, of which the lowest loss wins; and the sigma that the first one suggests."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from mmdma_core.training.epochs import History
+from mmdma_core.training.run import AdamRun, Run
+
+_LOG = logging.getLogger("mmdma_core")
+
+
+def run_starts(
+    seeds: Sequence[int],
+    begin: Callable[[int], Run],
+    train: Callable[[Run, int, int], History],
+    keep: Callable[[Run, History], None],
+) -> tuple[pd.DataFrame, bool]:
+    """Train a start from each seed, keep the best; a row for each, and whether Ctrl-C ended it.
+
+    begin(seed) makes a run, train(run, seed, k) trains start k, keep(run, history) takes what is the best so far.
+    Ctrl-C passes through where there is nothing to keep. Raises FloatingPointError if every start diverged.
+    """
+    run: Run | None = None
+    rows, best, interrupted = [], math.inf, False
+    diverged: FloatingPointError | None = None
+    try:
+        for k, seed in enumerate(seeds):
+            since = time.perf_counter()
+            if isinstance(run, AdamRun):
+                run.restart(seed)
+            else:
+                run = None  # let go of what it holds first
+                run = begin(seed)
+            try:
+                history = train(run, seed, k)
+            except FloatingPointError as error:
+                diverged = error
+                rows.append((seed, math.inf, run.epoch, time.perf_counter() - since, "diverged"))
+                continue
+            loss = _loss_of_kept_parameters(run, history)
+            if loss < best:
+                best = loss
+                keep(run, history)
+            rows.append((seed, loss, history.epochs[-1], time.perf_counter() - since, history.stopped))
+            if history.stopped == "interrupted":
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        if best == math.inf:
+            raise
+        interrupted = True
+        _LOG.warning("interrupted: the best parameters so far are kept (start %d of %d)", len(rows), len(seeds))
+    if best == math.inf:
+        raise diverged
+    return pd.DataFrame(rows, columns=["seed", "loss", "n_epochs", "seconds", "stopped"]), interrupted
+
+
+def _loss_of_kept_parameters(run: Run, history: History) -> float:
+    """The loss of the parameters that are kept: the last, or the best where training was interrupted."""
+    if history.stopped != "interrupted" or not isinstance(run, AdamRun):
+        return history.losses[-1].total
+    with torch.no_grad():
+        for parameter, best in zip(run.parameters, history.best, strict=True):
+            parameter.copy_(best)
+    return min(loss.total for loss in history.losses)
+
+
+def median_sigma(e_x: np.ndarray, e_y: np.ndarray) -> float:
+    """(8 x the median distance to the nearest neighbour)^2 of the points of both views together (Singh et al. 2020).
+
+    e_x (n_x, d), e_y (n_y, d). Raises ValueError if that is 0.
+    """
+    points = np.concatenate([e_x, e_y])
+    distances = NearestNeighbors(n_neighbors=2).fit(points).kneighbors(points)[0][:, 1]
+    sigma = float((8 * np.median(distances)) ** 2)
+    if sigma <= 0:
+        raise ValueError("sigma='median' is 0: at least half of the embedded points coincide; give a number")
+    return sigma
