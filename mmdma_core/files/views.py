@@ -29,9 +29,9 @@ class View:
     matrix : numpy.ndarray or scipy.sparse.csr_array
         (n, p), rows are cells: float32 or float64, or sparse in float32.
     cells : tuple of str or None
-        n names, no two the same; None: the file has none.
+        Names, n of them, no two the same; None: the file has none.
     features : tuple of str or None
-        p names.
+        Names, p of them, or None.
     source : object
         The AnnData or MuData object that the matrix is from, else None.
     path : Path
