@@ -38,8 +38,10 @@ gpu: $(SETUP)
 	$(RUN) python -m benchmarks report --set study=survey
 
 test: $(SETUP)
-	@echo "== all tests: KeOps compiles its formulas on first use, some ten seconds each"
-	$(RUN) pytest
+	@echo "== all tests, two at a time: KeOps compiles its formulas on first use, some ten seconds each"
+	$(RUN) pytest -n 2 --dist loadfile -m "not alone"
+	@echo "== the tests that measure time, one after the other"
+	$(RUN) pytest -m alone
 
 quick: lint
 	$(RUN) pytest -m "not slow and not gpu and not tensorflow"

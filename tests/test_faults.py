@@ -15,7 +15,7 @@ from conftest import heed_interrupts
 
 from benchmarks.measuring import records
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 HERE = os.path.dirname(__file__)
 # variant -> (status of the cell with the fault, words of its detail, status of the next larger n)

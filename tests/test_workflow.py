@@ -18,7 +18,7 @@ import mmdma_core
 from benchmarks import figures
 from benchmarks.measuring import records
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 BIN = Path(sys.executable).parent
 
