@@ -37,7 +37,7 @@ class View:
     path : Path
         The file.
     modality : str or None
-        The modality of a MuData object.
+        The modality of a MuData object, else None.
     """
 
     matrix: np.ndarray | scipy.sparse.csr_array

@@ -98,8 +98,7 @@ class MMDMA(BaseEstimator):
     loss_history_ : pandas.DataFrame
         Of the winning start: epoch, total, mmd, pen_x, pen_y, dis_x, dis_y.
     starts_ : pandas.DataFrame
-        Of all starts: seed, loss, n_epochs, seconds, stopped ("converged", "interrupted", "diverged" or
-        None).
+        Of all starts: seed, loss, n_epochs, seconds, stopped ("converged", "interrupted", "diverged" or None).
     n_iter_ : int
         Epochs of the winning start.
     interrupted_ : bool
@@ -220,7 +219,7 @@ class MMDMA(BaseEstimator):
         return self
 
     def fit_transform(self, X: Any, Y: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Learn both embeddings, and return them.
+        """Learn both embeddings, and return them; raises what `fit` raises.
 
         Parameters
         ----------
@@ -255,7 +254,7 @@ class MMDMA(BaseEstimator):
         Raises
         ------
         ValueError
-            For another view, other features than those of `fit`, or another number of them.
+            For another view, other features than those of `fit`, or another number; NotFittedError before `fit`.
         """
         check_is_fitted(self, "embedding_x_")
         if view not in ("x", "y"):
@@ -294,6 +293,8 @@ class MMDMA(BaseEstimator):
         ------
         ValueError
             For another file.
+        FileNotFoundError
+            For no file.
         """
         return model_file.load(cls(), Path(path))
 

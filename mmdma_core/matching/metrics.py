@@ -88,6 +88,8 @@ def foscttm(e_x: Matrix, e_y: Matrix, match: Vector) -> float:
 def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = False) -> float:
     """Fraction of matched cells whose true match is among the k nearest cells of the other view, mean of both ways.
 
+    (mean of [rank_x <= k] + mean of [rank_y <= k]) / 2, where [.] is 1 if so, else 0, and ranks count from 1.
+
     Parameters
     ----------
     e_x : torch.Tensor or numpy.ndarray
@@ -120,6 +122,8 @@ def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = Fal
 
 def neighbourhood_overlap(e_x: Matrix, e_y: Matrix, match: Vector) -> np.ndarray:
     """For every k the fraction of matched cells of x whose true match is among their k nearest cells of y.
+
+    Entry k - 1 is the mean of [rank_x <= k], where [.] is 1 if so, else 0, and ranks count from 1.
 
     Parameters
     ----------
@@ -182,6 +186,14 @@ def label_transfer_accuracy(
     References
     ----------
     The package lsmmdma.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mmdma_core import metrics
+    >>> e = np.arange(6.0).reshape(3, 2)
+    >>> metrics.label_transfer_accuracy(e, e, ["a", "b", "b"], ["a", "b", "b"], n_neighbors=1)
+    1.0
     """
     e_x, e_y = as_embeddings(e_x, e_y)
     return _label_transfer_accuracy(e_x, e_y, *_label_codes(e_x, e_y, labels_x, labels_y), n_neighbors)
