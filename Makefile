@@ -44,7 +44,7 @@ test: $(SETUP)
 	$(RUN) pytest -m alone
 
 quick: lint
-	$(RUN) pytest -m "not slow and not gpu and not tensorflow"
+	$(RUN) pytest -n 2 --dist loadfile -m "not slow and not gpu and not tensorflow"
 
 lint: $(SETUP)
 	$(RUN); ruff check && ruff format --check && lint-imports --no-cache && snakemake --lint

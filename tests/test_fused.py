@@ -60,7 +60,9 @@ def test_pairs_in_a_wide_plane_are_mostly_left_out():
     gaps = np.empty_like(mmd._gaps[0])
     blocks = [panel[low : low + pairs_cpu.ROWS] for panel in mmd._rows for low in range(0, 256, pairs_cpu.ROWS)]
     spans = [
-        pairs_cpu._near(block, boxes, mmd._scale, pairs_cpu._FAR, gaps) for block in blocks for boxes in mmd._boxes
+        pairs_cpu._near_columns(block, boxes, mmd._scale, pairs_cpu._FAR, gaps)
+        for block in blocks
+        for boxes in mmd._boxes
     ]
     taken = sum(int(end) - int(begin) for begin, end in spans) / (len(spans) * pairs_cpu.PANEL)
     assert 0.05 < taken < 0.4  # of the columns; of the pairs 0.02 have k >= 2^-48

@@ -90,7 +90,7 @@ def plain_estimate(name, e_x, e_y, sigma):
             s * k(a[:, None], b[None]).mean() for s, a, b in ((1, x0, x1), (1, y0, y1), (-1, x0, y1), (-1, x1, y0))
         )
     m = min(len(e_x), len(e_y)) // 2
-    x, y = (e[sampled._order(len(e), CPU)] for e in (e_x, e_y))
+    x, y = (e[sampled._random_order(len(e), CPU)] for e in (e_x, e_y))
     terms = [
         k(x[2 * i], x[2 * i + 1]) + k(y[2 * i], y[2 * i + 1]) - k(x[2 * i], y[2 * i + 1]) - k(x[2 * i + 1], y[2 * i])
         for i in range(m)

@@ -45,9 +45,9 @@ def _draw_map(axes: Axes, cells: pd.DataFrame) -> None:
         corner = (ns.index(cell.n) - 0.5, ps.index(cell.p) - 0.5)
         tested = cell.verdict in ("close", "differ")
         pale = cell.verdict == "untestable"
-        axes.add_patch(Rectangle(corner, 1, 1, **_look(cell.there, pale)))
+        axes.add_patch(Rectangle(corner, 1, 1, **_patch_style(cell.there, pale)))
         if tested:
-            (x, y), half = corner, _look(cell.here, pale=False)
+            (x, y), half = corner, _patch_style(cell.here, pale=False)
             axes.add_patch(Polygon([(x, y), (x + 1, y), (x + 1, y + 1)], **half))
         if cell.verdict == "close":
             axes.text(x + 0.5, y + 0.5, "~", ha="center", va="center", color="white", fontsize=11, fontweight="bold")
@@ -59,14 +59,14 @@ def _draw_map(axes: Axes, cells: pd.DataFrame) -> None:
     axes.legend(handles=_legend(), loc="center left", bbox_to_anchor=(1.01, 0.5), title="fastest", alignment="left")
 
 
-def _look(what: str, pale: bool) -> dict:
+def _patch_style(what: str, pale: bool) -> dict:
     if what == NOTHING_FITS:
         return _NOTHING | ({"edgecolor": "0.85"} if pale else {})
     return {"facecolor": style(what).color, "edgecolor": "white", "linewidth": 0.6, "alpha": _PALE if pale else 1}
 
 
 def _legend() -> list[Patch]:
-    handles = [Patch(label=style(name).label, **_look(name, pale=False)) for name in PAPER_VARIANTS]
+    handles = [Patch(label=style(name).label, **_patch_style(name, pale=False)) for name in PAPER_VARIANTS]
     handles.append(Patch(label="every variant out of memory", **_NOTHING))
     notes = (
         ("full colour: the same here as published", "0.5", 1),

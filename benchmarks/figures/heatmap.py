@@ -36,7 +36,7 @@ def draw(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], variants: Se
             used.add(what)
             corner = (edges_n[i], edges_p[j])
             size = (edges_n[i + 1] - edges_n[i], edges_p[j + 1] - edges_p[j])
-            axes.add_patch(Rectangle(corner, *size, **_look(what)))
+            axes.add_patch(Rectangle(corner, *size, **_patch_style(what)))
     axes.set_xlim(edges_n[0], edges_n[-1])
     axes.set_ylim(edges_p[0], edges_p[-1])
     log_axis(axes, "x", ns)
@@ -56,14 +56,16 @@ SPECIAL = {
 }
 
 
-def _look(what: str) -> dict:
+def _patch_style(what: str) -> dict:
     if what in SPECIAL:
         return SPECIAL[what][1]
     return {"facecolor": style(what).color, "edgecolor": "white", "linewidth": 0.8}
 
 
 def _legend(axes: Axes, used: Sequence[str]) -> None:
-    handles = [Patch(label=SPECIAL[what][0] if what in SPECIAL else style(what).label, **_look(what)) for what in used]
+    handles = [
+        Patch(label=SPECIAL[what][0] if what in SPECIAL else style(what).label, **_patch_style(what)) for what in used
+    ]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), title="fastest")
 
 

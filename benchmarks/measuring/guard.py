@@ -86,14 +86,14 @@ def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float) -> Recor
     probe = memory.DeviceProbe() if cell.device == "cuda" else None
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         receiver, sender = _fork.Pipe(duplex=False)
-        child = _fork.Process(target=_child, args=(limited, sender, output.fileno()))
+        child = _fork.Process(target=_run_child, args=(limited, sender, output.fileno()))
         child.start()
         sender.close()
         try:
             watch = _watch(child, receiver, probe, limited, timeout_s)
         finally:
-            _end(child)
-        status, detail = _verdict(watch, child.exitcode, _read(output), limited)
+            _end_child(child)
+        status, detail = _status_and_detail(watch, child.exitcode, _read(output), limited)
     return _record(cell, watch, status, detail, time.perf_counter() - begin, machine)
 
 
@@ -101,7 +101,7 @@ def _with_host_limit(limits: Limits) -> Limits:
     return limits if limits.host_gib else replace(limits, host_gib=memory.default_host_limit() / memory.GIB)
 
 
-def _child(cell: Cell, sender: Connection, output: int) -> None:
+def _run_child(cell: Cell, sender: Connection, output: int) -> None:
     os.setsid()  # what it starts (KeOps' compiler) ends with it
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -135,12 +135,12 @@ def _watch(
         if probe and watch.facts.get("stage") != "metrics":  # what evaluation takes is not the variant's
             watch.device_bytes = probe.peak(child.pid, watch.facts.get("stage"))
             watch.facts["sm_clock_mhz"] = probe.sm_clock_mhz
-        watch.ended_for = _breach(watch, cell, time.perf_counter() - begin > timeout_s)
+        watch.ended_for = _broken_limit(watch, cell, time.perf_counter() - begin > timeout_s)
         if watch.ended_for:
             return watch
 
 
-def _breach(watch: _Watch, cell: Cell, late: bool) -> tuple[str, str] | None:
+def _broken_limit(watch: _Watch, cell: Cell, late: bool) -> tuple[str, str] | None:
     """The limit that the child has broken, as (status, detail)."""
     stage = watch.facts.get("stage", "start")
     if late:
@@ -152,7 +152,7 @@ def _breach(watch: _Watch, cell: Cell, late: bool) -> tuple[str, str] | None:
     return None
 
 
-def _end(child: multiprocessing.Process) -> None:
+def _end_child(child: multiprocessing.Process) -> None:
     """End the child and all that it started: politely first, so that a compiler removes its half-written output."""
     for number, grace in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None)):
         child.terminate()  # it may not have a group of its own yet
@@ -161,7 +161,7 @@ def _end(child: multiprocessing.Process) -> None:
         child.join(grace)
 
 
-def _verdict(watch: _Watch, exit_code: int, output: str, cell: Cell) -> tuple[str, str]:
+def _status_and_detail(watch: _Watch, exit_code: int, output: str, cell: Cell) -> tuple[str, str]:
     """Status and detail of a child that has ended. Out of memory only on evidence."""
     if watch.ended_for:
         return watch.ended_for

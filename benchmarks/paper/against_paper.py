@@ -19,7 +19,7 @@ from benchmarks.paper.frontier import ORIGINALS_PUBLISHED, PAPER_GIB
 from benchmarks.paper.published import NOTHING_FITS
 
 _TRIED = ("ok", "oom", "timeout", "unsupported")  # what tells that a variant is not the fastest, or that it is
-_ALSO = "published-"  # the package itself, measured here, is set against the published runtimes, too
+_PACKAGE_PREFIX = "published-"  # the package itself, measured here, is set against the published runtimes, too
 LSMMD_MA = "primal-keops"
 JUMP = (30_000, 40_000)
 EXCESS = 1.5  # two readings of one curve are off by up to 1.15 against each other
@@ -53,7 +53,7 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows, _ = comparable(table)
     rows = rows[rows["status"] == "ok"]
-    rows = rows.assign(here_s=seconds(rows), of=rows["variant"].str.removeprefix(_ALSO))
+    rows = rows.assign(here_s=seconds(rows), of=rows["variant"].str.removeprefix(_PACKAGE_PREFIX))
     there = published.runtimes().dropna().rename(columns={"variant": "of", "runtime_s": "there_s"})
     both = rows.merge(there, on=["of", "n", "p"])
     both["ratio"] = both["here_s"] / both["there_s"]
@@ -123,14 +123,14 @@ def _verdict(here: str, there: object, cell: pd.DataFrame, ends: dict[tuple[str,
         return "close", f"within the reading error of {100 * published.READING:g} % there"
     if outcomes[there.winner] != "ok":
         return "differ", f"{there.winner} came to no end here ({outcomes[there.winner]})"
-    if _overlap(cell, here, there.winner):
+    if _medians_overlap(cell, here, there.winner):
         return "close", "within the spread of the epochs here"
     if here in there.hidden:
         return "untestable", f"{here} is hidden there behind another marker"
     return "differ", f"both ran in both, {there.winner} was faster there"
 
 
-def _overlap(cell: pd.DataFrame, first: str, second: str) -> bool:
+def _medians_overlap(cell: pd.DataFrame, first: str, second: str) -> bool:
     """Whether the intervals of the two median epochs of a cell overlap; an epoch alone tells no spread."""
     low, high = (cell.set_index("variant")[f"median_{end}_s"] for end in ("low", "high"))
     return bool(low[first] <= high[second] and low[second] <= high[first])

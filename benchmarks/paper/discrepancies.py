@@ -32,14 +32,14 @@ def in_short(found: pd.DataFrame) -> list[str]:
     """Sentences for the rows of `not_reproduced`: rows of one kind with one cause share one."""
     fastest, memory = (found[found["kind"] == kind] for kind in ("fastest", "memory"))
     cells = sorted(fastest.groupby(["cause", "here", "there"]), key=lambda group: -len(group[1]))
-    said = [_cells(here, there, cause, rows) for (cause, here, there), rows in cells]
+    said = [_fastest_in_short(here, there, cause, rows) for (cause, here, there), rows in cells]
     parts = memory["sentence"].str.split(", ", n=1)  # what happens, and where
     for (head, cause), rows in parts.groupby([parts.str[0], memory["cause"]], sort=False):
         said.append(f"{head}, {'; '.join(rows.str[1])}. Likely cause: {cause}")
     return said + found.loc[found["kind"] == "jump", "sentence"].tolist()
 
 
-def _cells(here: str, there: str, cause: str, rows: pd.DataFrame) -> str:
+def _fastest_in_short(here: str, there: str, cause: str, rows: pd.DataFrame) -> str:
     ratios = [
         f"{rows[f'{side}_ratio'].median():.3g} x apart {side}"
         for side in ("there", "here")

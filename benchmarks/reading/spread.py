@@ -18,10 +18,10 @@ def median_interval(epoch_s: Sequence[float]) -> tuple[float, float]:
     with 1 - 2 / 2^m for m epochs.
     """
     ordered = sorted(epoch_s)
-    k = _order(len(ordered))
+    k = _rank_of_bound(len(ordered))
     return ordered[k - 1], ordered[-k]
 
 
 @cache
-def _order(m: int) -> int:
+def _rank_of_bound(m: int) -> int:
     return max(int(binom.ppf(0.025, m, 0.5)), 1)

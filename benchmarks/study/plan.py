@@ -74,7 +74,7 @@ class Plan:
         return sum(min(seconds, self.study.sweep_budget_s) + _SWEEP_OVERHEAD_S for seconds in sweeps.values())
 
     def _cell_seconds(self, variant: str, p: int, n: int) -> float:
-        if any(self._ends(variant, p, smaller) for smaller in self.study.n if smaller < n):
+        if any(self._ends_sweep(variant, p, smaller) for smaller in self.study.n if smaller < n):
             return 0.0
         if not self._fits(variant, p, n):
             return _OVERHEAD_S
@@ -84,7 +84,7 @@ class Plan:
         timed = min(self.study.epochs * epoch, self.study.cell_budget_s)
         return min(max(EARLY_EPOCHS * epoch, timed) + _OVERHEAD_S, self.study.cell_timeout_s)
 
-    def _ends(self, variant: str, p: int, n: int) -> bool:
+    def _ends_sweep(self, variant: str, p: int, n: int) -> bool:
         record = self.known.get((variant, p, n))
         ended = not self._fits(variant, p, n) if record is None else record.status in ENDS_A_SWEEP
         return self.study.stop_after_failure and ended

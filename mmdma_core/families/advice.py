@@ -19,9 +19,9 @@ import torch
 from mmdma_core.errors import MissingDependency, Unsupported
 from mmdma_core.families.registry import variant, variants
 
-_OF_ANOTHER = 3.0  # 9 of 10 cells of the laptop study are nearer, if predicted from the other variants
-_NOMINAL = 10.0  # and at nominal rates, on a machine that nothing is known of
-_AT_LEAST = 1.2  # machines are seldom steadier
+_FACTOR_OF_OTHERS = 3.0  # 9 of 10 cells of the laptop study are nearer, if predicted from the other variants
+_FACTOR_OF_NOMINAL_RATES = 10.0  # and at nominal rates, on a machine that nothing is known of
+_LEAST_FACTOR = 1.2  # machines are seldom steadier
 
 
 class Measured(NamedTuple):
@@ -103,22 +103,22 @@ def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = (
     if own:
         cell = _nearest(own, n, p)
         if (cell.n, cell.p, cell.d) == (n, p, d):
-            return Estimate(seconds, _AT_LEAST, f"its measured cell at n = {n}, p = {p}")
-        return Estimate(seconds, _error(own), f"its nearest measured cell, n = {cell.n}, p = {cell.p}")
+            return Estimate(seconds, _LEAST_FACTOR, f"its measured cell at n = {n}, p = {p}")
+        return Estimate(seconds, _prediction_factor(own), f"its nearest measured cell, n = {cell.n}, p = {cell.p}")
     if speed is not None:
-        return Estimate(seconds, _OF_ANOTHER, "its cost, at the speed of the other variants measured")
-    return Estimate(seconds, _NOMINAL, "its cost, at nominal rates: nothing is measured")
+        return Estimate(seconds, _FACTOR_OF_OTHERS, "its cost, at the speed of the other variants measured")
+    return Estimate(seconds, _FACTOR_OF_NOMINAL_RATES, "its cost, at nominal rates: nothing is measured")
 
 
 def epoch_seconds(name: str, n: int, p: int, d: int, own: Sequence[Measured], speed: float | None) -> float:
     """The seconds of `estimate` alone, from the variant's own cells, else from the machine's speed."""
-    return _scaled(_nearest(own, n, p), n, p, d) if own else _nominal(name, n, p, d) * (speed or 1.0)
+    return _scaled_seconds(_nearest(own, n, p), n, p, d) if own else _nominal_seconds(name, n, p, d) * (speed or 1.0)
 
 
 def machine_speed(measured: Sequence[Measured]) -> float | None:
     """The median of measured seconds over nominal ones, of variants that state a cost; None without such cells."""
     costed = {name for name in variants() if variant(name).cost_model}
-    ratios = [cell.epoch_s / _nominal(*cell[:4]) for cell in measured if cell.variant in costed]
+    ratios = [cell.epoch_s / _nominal_seconds(*cell[:4]) for cell in measured if cell.variant in costed]
     return median(ratios) if ratios else None
 
 
@@ -127,7 +127,7 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def _nominal(name: str, n: int, p: int, d: int) -> float:
+def _nominal_seconds(name: str, n: int, p: int, d: int) -> float:
     return variant(name).cost_model(n, p, d).seconds()
 
 
@@ -135,21 +135,25 @@ def _nearest(cells: Sequence[Measured], n: int, p: int) -> Measured:
     return min(cells, key=lambda cell: abs(math.log(cell.n / n)) + abs(math.log(cell.p / p)))
 
 
-def _scaled(cell: Measured, n: int, p: int, d: int) -> float:
-    return cell.epoch_s * _nominal(cell.variant, n, p, d) / _nominal(*cell[:4])
+def _scaled_seconds(cell: Measured, n: int, p: int, d: int) -> float:
+    return cell.epoch_s * _nominal_seconds(cell.variant, n, p, d) / _nominal_seconds(*cell[:4])
 
 
-def _error(own: Sequence[Measured]) -> float:
+def _prediction_factor(own: Sequence[Measured]) -> float:
     """The factor within which 9 of 10 measured cells of a variant are predicted from their nearest other one."""
     if len(own) < 3:
-        return _OF_ANOTHER
+        return _FACTOR_OF_OTHERS
     ratios = []
     for cell in own:
         others = [other for other in own if (other.n, other.p) != (cell.n, cell.p)]
         if others:
-            predicted = _scaled(_nearest(others, cell.n, cell.p), cell.n, cell.p, cell.d)
+            predicted = _scaled_seconds(_nearest(others, cell.n, cell.p), cell.n, cell.p, cell.d)
             ratios.append(abs(math.log(predicted / cell.epoch_s)))
-    return max(_AT_LEAST, math.exp(quantiles(ratios, n=10, method="inclusive")[-1])) if len(ratios) > 1 else _OF_ANOTHER
+    return (
+        max(_LEAST_FACTOR, math.exp(quantiles(ratios, n=10, method="inclusive")[-1]))
+        if len(ratios) > 1
+        else _FACTOR_OF_OTHERS
+    )
 
 
 def why_not(

@@ -127,7 +127,7 @@ def _pulls(rows, columns, kernel, span, row_pull, column_pull):
 
 
 @numba.njit(fastmath=True, cache=True)
-def _near(four, boxes, scale, lowest, gaps):
+def _near_columns(four, boxes, scale, lowest, gaps):
     """From where to where the columns of a panel have an exponent of `lowest` or more with any of the four rows.
 
     boxes (d, 2, boxes): the least and the greatest coordinates of every _BOX columns
@@ -178,7 +178,7 @@ def _panel_pair(i, j, rows, columns, boxes, counts, scale, lowest, chunk, rest, 
         if lowest == _ALL:
             _row_block(four, columns[j], None, scale, chunk, rest, there, counts[j], own, kernel, pull, column_pull)
             continue
-        span = _near(four, boxes[j], scale, lowest, gaps)
+        span = _near_columns(four, boxes[j], scale, lowest, gaps)
         if span[0] < span[1]:
             _row_block(four, columns[j], span, scale, chunk, rest, there, counts[j], own, kernel, pull, column_pull)
     if i != j:  # the square on the diagonal has each pair in both orders
@@ -293,11 +293,11 @@ class FusedMMD:
         squares = 2 * _mean_square(e_x.numpy(), e_y.numpy(), centre)
         lowest = _FAR if squares * self._scale < _FAR else _ALL
         self._arrange(e_x, e_y, centre, lowest)
-        sums = self._sum(lowest, out_x, out_y)
+        sums = self._sum_pairs(lowest, out_x, out_y)
         n_x, n_y, diagonal = self.n_x, self.n_y, 0 if self.unbiased else 1
         means = (sums[0] / n_x + diagonal) / n_x, (sums[1] / n_y + diagonal) / n_y, sums[2] / (n_x * n_y)
         if lowest == _FAR and min(means) < 2.0 ** (_FAR / 2):
-            sums = self._sum(_LOWEST, out_x, out_y)
+            sums = self._sum_pairs(_LOWEST, out_x, out_y)
         mmd = squared_mmd(*torch.tensor(sums, dtype=torch.float64), n_x, n_y, self.unbiased).item()
         if not self.unbiased and mmd == 0:  # clipped: no gradient
             out_x.zero_()
@@ -314,7 +314,7 @@ class FusedMMD:
         for e, order, first in zip((e_x, e_y), self._orders, (0, self._first_y), strict=True):
             _pack(e.numpy(), order, centre, first, self._rows, self._columns, self._boxes)
 
-    def _sum(self, lowest: np.float32, out_x: torch.Tensor, out_y: torch.Tensor) -> tuple[float, float, float]:
+    def _sum_pairs(self, lowest: np.float32, out_x: torch.Tensor, out_y: torch.Tensor) -> tuple[float, float, float]:
         """The sums of k within x, within y and across, from pairs whose exponent may be `lowest` or more."""
         _all_pairs(
             self._pairs,

@@ -2,8 +2,8 @@
 
 With u = sqrt(log2(e) / (2 sigma)) (point - centre), k(a, b) = 2^-|u_a - u_b|^2 is one exp2. A program takes a block of
 rows and a segment of the columns of both clouds, and adds up k and k (u_b - u_a) for its rows: every ordered pair is
-visited once, without atomics, so that the same run gives the same numbers. Sums run in float32 over _FLUSH columns,
-beyond that in float64. A point never meets itself.
+visited once, without atomics, so that the same run gives the same numbers. Sums run in float32 over
+_PARTIAL_COLUMNS columns, beyond that in float64. A point never meets itself.
 
 The centre is the mean of the block, so only its radius counts, not how far it lies from the origin:
 
@@ -36,20 +36,20 @@ _COMPACT = tl.constexpr(COMPACT)
 _FAR = tl.constexpr(256.0)
 _ABSENT = tl.constexpr(1e18)  # coordinates of a column that is not there: its k is 0
 _SHIFT = tl.constexpr(15.0)
-_FLUSH = tl.constexpr(1024)
+_PARTIAL_COLUMNS = tl.constexpr(1024)
 _PROGRAMS = 1024  # enough for every multiprocessor to have several
 _CURVE_BITS = 10
 
 
 @triton.jit
-def _halves(values):
+def _float16_parts(values):
     """A float32 as the sum of two float16."""
     high = values.to(tl.float16)
     return high, (values - high.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit
-def _product(a_high, a_low, b_high, b_low, total):
+def _add_product_of_parts(a_high, a_low, b_high, b_low, total):
     """total + (a_high + a_low) (b_high + b_low) without the product of the low parts."""
     total = tl.dot(a_low, b_high, total)
     total = tl.dot(a_high, b_low, total)
@@ -57,7 +57,7 @@ def _product(a_high, a_low, b_high, b_low, total):
 
 
 @triton.jit
-def _columns(
+def _sum_over_columns(
     points,
     scale,
     rows,
@@ -79,10 +79,10 @@ def _columns(
     shift = _SHIFT if compact else 0.0
     if compact:
         norms = shift - tl.sum(a * a, 1)
-        a_high, a_low = _halves(2 * a)
-    for low in range(begin, end, _FLUSH):
+        a_high, a_low = _float16_parts(2 * a)
+    for low in range(begin, end, _PARTIAL_COLUMNS):
         some, drawn = tl.zeros((M,), tl.float32), tl.zeros((M, D), tl.float32)
-        for j in range(low, tl.minimum(low + _FLUSH, end), N):
+        for j in range(low, tl.minimum(low + _PARTIAL_COLUMNS, end), N):
             columns = j + tl.arange(0, N)
             there = columns < end
             columns += first
@@ -90,9 +90,9 @@ def _columns(
             b = (b - centre[None, :]) * scale
             if compact:
                 b = tl.clamp(b, -_FAR, _FAR)
-                b_high, b_low = _halves(b)
+                b_high, b_low = _float16_parts(b)
                 exponents = norms[:, None] - tl.sum(b * b, 1)[None, :]
-                exponents = _product(a_high, a_low, tl.trans(b_high), tl.trans(b_low), exponents)
+                exponents = _add_product_of_parts(a_high, a_low, tl.trans(b_high), tl.trans(b_low), exponents)
             else:
                 exponents = tl.zeros((M, N), tl.float32)
                 for k in range(d):
@@ -106,8 +106,8 @@ def _columns(
                 kernel = tl.where(rows[:, None] == columns[None, :], 0.0, kernel)
             some += tl.sum(kernel, 1)
             if compact:
-                kernel_high, kernel_low = _halves(kernel)
-                drawn = _product(kernel_high, kernel_low, b_high, b_low, drawn)
+                kernel_high, kernel_low = _float16_parts(kernel)
+                drawn = _add_product_of_parts(kernel_high, kernel_low, b_high, b_low, drawn)
             else:
                 drawn = tl.dot(kernel, tl.where(there[:, None], b, 0.0), drawn, input_precision="tf32x3")
         total += some.to(tl.float64)
@@ -171,9 +171,9 @@ def pair_sums(
             tl.minimum(tl.minimum(high, begin + segment), tl.where(stretch < 3, own, other)),
         )
         if compact & (stretch != 1):
-            total, drawn = _columns(points, scale, rows, there, a, centre, first, low, high, d, D, M, N, True)
+            total, drawn = _sum_over_columns(points, scale, rows, there, a, centre, first, low, high, d, D, M, N, True)
         else:
-            total, drawn = _columns(points, scale, rows, there, a, centre, first, low, high, d, D, M, N, False)
+            total, drawn = _sum_over_columns(points, scale, rows, there, a, centre, first, low, high, d, D, M, N, False)
         weight = tl.where(stretch < 3, tl.where(of_x, weight_x, weight_y), weight_across)
         pull += weight * (drawn - total[:, None] * a.to(tl.float64))
         total = tl.where(there, total, 0.0)
@@ -214,17 +214,17 @@ class FusedMMD:
     def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, out_x: torch.Tensor, out_y: torch.Tensor) -> torch.Tensor:
         """MMD2, a float64 scalar on the device; its gradient goes to out_x (n_x, d) and out_y (n_y, d)."""
         if not self.sort:
-            mmd, gradient_x, gradient_y = self._in_order(e_x, e_y)
+            mmd, gradient_x, gradient_y = self._sum_pairs(e_x, e_y)
             out_x.copy_(gradient_x)
             out_y.copy_(gradient_y)
             return mmd
         order_x, order_y = morton_order(e_x), morton_order(e_y)
-        mmd, gradient_x, gradient_y = self._in_order(e_x[order_x], e_y[order_y])
+        mmd, gradient_x, gradient_y = self._sum_pairs(e_x[order_x], e_y[order_y])
         out_x.index_copy_(0, order_x, gradient_x)
         out_y.index_copy_(0, order_y, gradient_y)
         return mmd
 
-    def _in_order(self, e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _sum_pairs(self, e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         n_x, n_y = self.n_x, self.n_y
         points = e_x.new_zeros(n_x + n_y, self._tile["D"])
         points[:n_x, : self.d], points[n_x:, : self.d] = e_x, e_y

@@ -31,16 +31,16 @@ _ROWS = 6  # 12 sums or factors, 2 of the narrow columns and 1 of a row: of 16 r
 _VECTOR_BYTES = 32
 _INT, _LONG, _ADDRESS = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 _CHUNK_BYTES = 2048  # of each row that are taken at a time, so that all of them stay in the first cache
-_FLUSH = 256  # rows after which partial sums go into float64
+_PARTIAL_ROWS = 256  # rows after which partial sums go into float64
 
 
 def _kernel(write: Callable[[ir.IRBuilder, _Loop], None]) -> Callable[..., None]:
     """A function (x, low, first, count, rows, narrow, k, ahead, stride) whose code is what `write` writes.
 
     x (n, p), rows (_ROWS, d), narrow (d, p)  C-contiguous, of one type: float32 or float64
-    low, k                                  the rows of x from `low` on, and the rows k, k + 1 of `narrow`
-    first, count                            the columns: so many from `first` on
-    ahead, stride                           the i-th vector of them prefetches the address ahead + i stride
+    low, k                                    the rows of x from `low` on, and the rows k, k + 1 of `narrow`
+    first, count                              the columns: so many from `first` on
+    ahead, stride                             the i-th vector of them prefetches the address ahead + i stride
     """
 
     @intrinsic
@@ -95,7 +95,7 @@ class _Loop:
     """The addresses that a kernel works on, and the vector instructions it is made of.
 
     x, narrow, rows  of the first elements: of _ROWS rows of x, of two rows of `narrow`, of `rows` [m][r]
-    vector         the type of a vector
+    vector           the type of a vector
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class _Loop:
         rest = builder.sub(self._count, self._column)
         with cgutils.if_unlikely(builder, cgutils.is_not_null(builder, rest)):
             count = self._splat(builder.trunc(rest, _INT), ir.VectorType(_INT, self.vector.count))
-            self._mask = builder.icmp_signed("<", _places(range(self.vector.count)), count)
+            self._mask = builder.icmp_signed("<", _index_vector(range(self.vector.count)), count)
             body()
 
     def _prefetch(self, address: ir.Value) -> None:
@@ -180,19 +180,19 @@ class _Loop:
     def _splat(self, number: ir.Value, vector: ir.VectorType) -> ir.Value:
         undefined = ir.Constant(vector, ir.Undefined)
         one = self._builder.insert_element(undefined, number, _INT(0))
-        return self._builder.shuffle_vector(one, undefined, _places([0] * vector.count))
+        return self._builder.shuffle_vector(one, undefined, _index_vector([0] * vector.count))
 
     def sum(self, vector: ir.Value) -> ir.Value:
         """The sum of a vector's numbers, by halves."""
         count = self.vector.count
         while count > 1:
             count //= 2
-            halves = _places(range(count)), _places(range(count, 2 * count))
+            halves = _index_vector(range(count)), _index_vector(range(count, 2 * count))
             vector = self._builder.fadd(*(self._builder.shuffle_vector(vector, vector, half) for half in halves))
         return self._builder.extract_element(vector, _INT(0))
 
 
-def _places(numbers: Iterable[int]) -> ir.Constant:
+def _index_vector(numbers: Iterable[int]) -> ir.Constant:
     numbers = list(numbers)
     return ir.Constant(ir.VectorType(_INT, len(numbers)), numbers)
 
@@ -244,7 +244,7 @@ def _pass_over_rows(x, w_t, alpha, out, with_rows, with_sums, row_products, part
         first, done = True, 0
         for group in range(begin, end):
             low = max(0, min(group * _ROWS, n - _ROWS))
-            fresh = group * _ROWS - low  # rows of the last group that the one before has done already
+            repeated = group * _ROWS - low  # rows of the last group that the one before has done already
             rows = row_products[t]
             rows[:] = 0
             ahead = x.ctypes.data + (low + _ROWS) * x.strides[0]
@@ -252,7 +252,7 @@ def _pass_over_rows(x, w_t, alpha, out, with_rows, with_sums, row_products, part
                 ahead = _multiply_rows(x, low, rows, w_t, True, ahead, stride)
             for r in range(_ROWS):
                 for k in range(out.shape[1]):
-                    if r < fresh:
+                    if r < repeated:
                         rows[r, k] = 0
                     else:
                         rows[r, k] = out[low + r, k] + alpha * rows[r, k]
@@ -260,7 +260,7 @@ def _pass_over_rows(x, w_t, alpha, out, with_rows, with_sums, row_products, part
             if with_sums:
                 _multiply_rows(x, low, rows, partial[t], False, ahead, stride)
                 done += _ROWS
-                if done >= _FLUSH or group == end - 1:
+                if done >= _PARTIAL_ROWS or group == end - 1:
                     _add_to_totals(partial[t], totals[t], first)
                     first, done = False, 0
 
@@ -305,8 +305,8 @@ class TallSkinnyProducts:
     """
 
     def __init__(self, x: np.ndarray, d: int, threads: int) -> None:
-        self._short = max(0, _ROWS - len(x))
-        self._x = np.ascontiguousarray(np.pad(x, ((0, self._short), (0, 0))) if self._short else x)
+        self._padding_rows = max(0, _ROWS - len(x))
+        self._x = np.ascontiguousarray(np.pad(x, ((0, self._padding_rows), (0, 0))) if self._padding_rows else x)
         self._out = np.zeros((_ROWS, d), x.dtype)  # for fewer rows than that
         self._d, even = d, d + d % 2
         self._w_t = aligned_zeros((even, x.shape[1]), x.dtype)
@@ -329,7 +329,7 @@ class TallSkinnyProducts:
         if w_t is not None:
             self._w_t[: self._d] = w_t
         target = out
-        if self._short:
+        if self._padding_rows:
             target = self._out
             target[: len(out)] = out
         _pass_over_rows(
@@ -343,7 +343,7 @@ class TallSkinnyProducts:
             self._partial,
             self._totals,
         )
-        if self._short:
+        if self._padding_rows:
             out[:] = target[: len(out)]
         if total_t is not None:
             np.sum(self._totals[:, : self._d], axis=0, out=total_t)

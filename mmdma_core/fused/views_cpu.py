@@ -24,7 +24,7 @@ _CANCELLED = 0.02  # below this fraction of |X X^T|^2 float32 leaves fewer than 
 class CpuView:
     """One view in the primal, see mmdma_core.fused.run.FusedView.
 
-    W, T, G T and the gradient are held as (d, p), in float64: it is here that terms cancel.
+    W, T, G T and the gradient with respect to W are held as (d, p), in float64: it is here that terms cancel.
     """
 
     def __init__(self, data: torch.Tensor, settings: Settings) -> None:
@@ -37,8 +37,8 @@ class CpuView:
         self.e, self.d_e = torch.empty(self.n, d), torch.empty(self.n, d)
         self._e, self._d_e = self.e.numpy(), self.d_e.numpy()
         self.gradient = torch.empty(self.p, d)
-        self._w, self._t, self._sum = (np.empty((d, self.p)) for _ in range(3))
-        self._a, self._b = np.empty((d, d)), np.empty((d, d))
+        self._w, self._t, self._w_gradient = (np.empty((d, self.p)) for _ in range(3))
+        self._w_inner, self._b = np.empty((d, d)), np.empty((d, d))
         self._through_gram = self.p < self.n
         if self._through_gram:
             gram = _gram(x)
@@ -75,22 +75,22 @@ class CpuView:
         inner(self._w, self._t, self._b)
 
     def backward(self) -> tuple[float, float]:
-        inner(self._w, self._w, self._a)
-        self._a.flat[:: len(self._a) + 1] -= 1
-        penalty = math.sqrt(_squared_norm(self._a) / self.p)
+        inner(self._w, self._w, self._w_inner)
+        self._w_inner.flat[:: len(self._w_inner) + 1] -= 1
+        penalty = math.sqrt(_squared_norm(self._w_inner) / self.p)
         norm = math.sqrt(max(self._squared_distortion(), 0.0))
         scale = 1 / (self.n * math.sqrt(self.p))
         # The derivative of lambda2 x distortion with respect to the square of this norm.
         weight = self.settings.lambda2 * scale / (2 * norm) if norm > 0 else 0.0
         if self._through_gram:
-            self._products.sums(self._d_e, self._sum)
+            self._products.sums(self._d_e, self._w_gradient)
             self._g_t *= -4 * weight
-            self._sum += self._g_t
+            self._w_gradient += self._g_t
         else:
-            self._products.rows_then_sums(self._t, -4 * weight, self._d_e, self._sum)
-        add_product(self._b, self._t, 4 * weight, self._sum)
+            self._products.rows_then_sums(self._t, -4 * weight, self._d_e, self._w_gradient)
+        add_product(self._b, self._t, 4 * weight, self._w_gradient)
         if penalty > 0:
-            add_product(self._a, self._w, self.settings.lambda1 * 2 / (penalty * self.p), self._sum)
+            add_product(self._w_inner, self._w, self.settings.lambda1 * 2 / (penalty * self.p), self._w_gradient)
         self._gradient_of_parameters()
         return penalty, norm * scale
 
@@ -99,7 +99,7 @@ class CpuView:
 
     def _gradient_of_parameters(self) -> None:
         """The gradient with respect to the parameters, from that with respect to W."""
-        self.gradient.numpy()[:] = self._sum.T
+        self.gradient.numpy()[:] = self._w_gradient.T
 
 
 class CpuDualView(CpuView):
@@ -115,7 +115,7 @@ class CpuDualView(CpuView):
         self._form_products()
 
     def _gradient_of_parameters(self) -> None:
-        self._products.rows(self._sum, self.gradient.numpy())
+        self._products.rows(self._w_gradient, self.gradient.numpy())
 
 
 VIEWS = {"primal": CpuView, "dual": CpuDualView}

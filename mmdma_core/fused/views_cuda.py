@@ -69,10 +69,10 @@ class CudaView:
         else:
             self.d_e += (of_norm * 4 * (self.e.double() @ b)).float()
             self.d_e -= self.x @ (of_norm * 4 * t).float()
-        self.gradient = self._sums(self.d_e).add_(gradient).float()
+        self.gradient = self._transposed_product(self.d_e).add_(gradient).float()
         return penalty, distortion
 
-    def _sums(self, rows: torch.Tensor) -> torch.Tensor:
+    def _transposed_product(self, rows: torch.Tensor) -> torch.Tensor:
         """X^T rows (p, d), in float64 beyond blocks."""
         total = rows.new_zeros(self.p, rows.shape[1], dtype=torch.float64)
         for x, block in zip(self.x.split(self._block_rows), rows.split(self._block_rows), strict=True):
@@ -102,7 +102,7 @@ class CudaDualView(CudaView):
         self.rows = self.n
 
     def forward(self, alpha: torch.Tensor) -> None:
-        super().forward(self._sums(alpha).float())
+        super().forward(self._transposed_product(alpha).float())
 
     def backward(self) -> tuple[torch.Tensor, torch.Tensor]:
         penalty_and_distortion = super().backward()

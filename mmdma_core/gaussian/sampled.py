@@ -23,7 +23,7 @@ def split_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
         return gaussian_kernel(a, b, sigma).mean(dtype=torch.float64)
 
     (x0, x1), (y0, y1) = ((e[::2], e[1::2]) for e in (e_x, e_y))
-    return _scaled(len(e_x), len(e_y), mean(x0, x1), mean(y0, y1), (mean(x0, y1) + mean(x1, y0)) / 2)
+    return _sums_from_means(len(e_x), len(e_y), mean(x0, x1), mean(y0, y1), (mean(x0, y1) + mean(x1, y0)) / 2)
 
 
 def linear_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
@@ -38,14 +38,18 @@ def linear_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums
     def mean(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return torch.exp((a - b).square().sum(1) * (-1 / (2 * sigma))).mean(dtype=torch.float64)
 
-    (x0, x1), (y0, y1) = (e[_order(len(e), e.device)[: 2 * pairs]].view(pairs, 2, -1).unbind(1) for e in (e_x, e_y))
-    return _scaled(len(e_x), len(e_y), mean(x0, x1), mean(y0, y1), (mean(x0, y1) + mean(x1, y0)) / 2)
+    (x0, x1), (y0, y1) = (
+        e[_random_order(len(e), e.device)[: 2 * pairs]].view(pairs, 2, -1).unbind(1) for e in (e_x, e_y)
+    )
+    return _sums_from_means(len(e_x), len(e_y), mean(x0, x1), mean(y0, y1), (mean(x0, y1) + mean(x1, y0)) / 2)
 
 
-def _scaled(n_x: int, n_y: int, mean_xx: torch.Tensor, mean_yy: torch.Tensor, mean_xy: torch.Tensor) -> ThreeSums:
+def _sums_from_means(
+    n_x: int, n_y: int, mean_xx: torch.Tensor, mean_yy: torch.Tensor, mean_xy: torch.Tensor
+) -> ThreeSums:
     return n_x * (n_x - 1) * mean_xx, n_y * (n_y - 1) * mean_yy, n_x * n_y * mean_xy
 
 
 @functools.lru_cache(maxsize=2)
-def _order(n: int, device: torch.device) -> torch.Tensor:
+def _random_order(n: int, device: torch.device) -> torch.Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(n)).to(device)

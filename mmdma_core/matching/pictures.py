@@ -28,12 +28,12 @@ def draw_loss(history: pd.DataFrame, starts: pd.DataFrame, path: Path) -> None:
     ):
         for column, color in zip(columns, _VIEW_COLORS, strict=True):
             axes.plot(history["epoch"], history[column], color=color, label=_NAMES[column])
-        _finish(axes, title, "epoch")
+        _label_axes(axes, title, "epoch")
         axes.legend(frameon=False, fontsize=8)
     lowest = starts["loss"] == starts["loss"].min()
     panels[3].scatter(np.arange(len(starts)), starts["loss"], color=np.where(lowest, _VIEW_COLORS[1], "0.6"))
     panels[3].xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(panels[3], "final loss of each start", "start")
+    _label_axes(panels[3], "final loss of each start", "start")
     _save(figure, path)
 
 
@@ -65,7 +65,7 @@ def draw_embedding(
                 chosen = part[labels == label]
                 panels[1].scatter(*chosen.T, color=color, label=f"{label}" if name == "x" else None, **style)
     for axes, title in zip(panels, ("by view", "by label (circles x, triangles y)"), strict=False):
-        _finish(axes, title, f"PC1 ({share[0]:.0%})")
+        _label_axes(axes, title, f"PC1 ({share[0]:.0%})")
         axes.set_ylabel(f"PC2 ({share[1] if len(share) > 1 else 0:.0%})")
         axes.set_aspect("equal", adjustable="datalim")
         axes.legend(frameon=False, fontsize=8, markerscale=2)
@@ -77,7 +77,7 @@ def _colors(labels_x: np.ndarray, labels_y: np.ndarray) -> list[str]:
     return [_LABEL_COLORS[k % len(_LABEL_COLORS)] for k in range(number)]
 
 
-def _finish(axes: Axes, title: str, x_label: str) -> None:
+def _label_axes(axes: Axes, title: str, x_label: str) -> None:
     axes.set_title(title, loc="left", fontsize=9)
     axes.set_xlabel(x_label)
     axes.spines[["top", "right"]].set_visible(False)

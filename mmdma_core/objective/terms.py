@@ -21,6 +21,14 @@ Scalar = TypeVar("Scalar", float, torch.Tensor)
 class LossTerms(NamedTuple):
     """The loss and its five terms, unweighted, as floats.
 
+    A penalty is |W^T W - I| / sqrt(p), in the dual |alpha^T K alpha - I| / sqrt(p); a distortion is
+    |X X^T - E E^T| / (n sqrt(p)), E = X W or K alpha. MMD2 is a sum of means of k(a, b) = exp(-|a - b|^2 / (2 sigma))::
+
+        MMD2 = sum over i != j of k(x_i, x_j) / (n_x (n_x - 1)) + the same of y
+               - 2 sum over i, j of k(x_i, y_j) / (n_x n_y)
+
+    where the biased one takes the means with their diagonals and is clipped at 0.
+
     Parameters
     ----------
     total : float

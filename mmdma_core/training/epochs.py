@@ -131,8 +131,7 @@ def train(
     checkpoint  gone on from if its file exists, and written whenever the loss is recorded
 
     Ctrl-C ends training: the history says so and holds the best parameters; it passes through before the first loss.
-    Raises FloatingPointError if the loss
-    is no number.
+    Raises FloatingPointError if the loss is no number.
     """
     history = checkpoint.resume(run) if checkpoint else History()
     with tqdm(total=n_epochs, initial=run.epoch, desc=description, unit="epoch", disable=not progress) as bar:
