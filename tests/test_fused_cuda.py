@@ -15,9 +15,8 @@ import torch
 from conftest import ROOT
 
 from mmdma_core import Settings, Unsupported, simulate, start, variant
-from mmdma_core.families import fused as family
+from mmdma_core.fused import compose, views_cuda
 from mmdma_core.fused import pairs_cuda as kernels
-from mmdma_core.fused import views_cuda
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +27,7 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpre
 @pytest.fixture
 def as_on_cuda(monkeypatch):
     """The fused variants run their CUDA code on CPU tensors."""
-    monkeypatch.setattr(family, "_implementation", lambda device: views_cuda)
+    monkeypatch.setattr(compose, "on_gpu", lambda device: True)
 
 
 def unsorted(n_x, n_y, settings):
@@ -149,7 +148,7 @@ def test_a_captured_epoch_is_an_epoch(name, monkeypatch):
     """Graph replays and epochs launched one by one end at the same loss, and replays wait for nothing."""
     x, y, _ = simulate("branch", 700, 30)
     captured = start(name, x, y, Settings(learning_rate=1e-3), "cuda")
-    monkeypatch.setattr(views_cuda, "_CAPTURED_POINTS", 0)
+    monkeypatch.setattr(views_cuda, "CAPTURED_POINTS", 0)
     launched = start(name, x, y, Settings(learning_rate=1e-3), "cuda")
     captured.step()
     launched.step()

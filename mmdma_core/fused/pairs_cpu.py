@@ -30,6 +30,7 @@ from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic
 
 from mmdma_core.fused.neighbours import kd_orders
+from mmdma_core.fused.run import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
 from mmdma_core.objective.terms import squared_mmd
 
@@ -257,7 +258,7 @@ def threads() -> int:
     return min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
 
 
-class FusedMMD:
+class FusedMMD(MMD):
     """MMD2 and its gradient for embeddings (n_x, d) and (n_y, d), float32 on the CPU; all memory is taken here.
 
     O(threads (n_x + n_y) d) bytes. The threads are those of PyTorch.

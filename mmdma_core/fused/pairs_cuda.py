@@ -29,6 +29,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mmdma_core.fused.run import MMD
 from mmdma_core.objective.terms import squared_mmd
 
 COMPACT = 2.0
@@ -191,7 +192,7 @@ def tile(d: int) -> dict[str, int]:
     return {"D": padded, "M": 128 if padded <= 32 else 64, "N": 64, "num_warps": 4}
 
 
-class FusedMMD:
+class FusedMMD(MMD):
     """MMD2 and its gradient for embeddings (n_x, d) and (n_y, d), float32; O((n_x + n_y) d) bytes.
 
     sort  order the points along a space-filling curve first, which pays for large clouds

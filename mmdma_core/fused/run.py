@@ -31,8 +31,20 @@ from mmdma_core.objective.terms import LossTerms, total_loss
 from mmdma_core.training.run import AdamRun, Pair
 
 Term = float | torch.Tensor
-# (e_x, e_y, d_e_x, d_e_y) -> MMD2, its gradient written to the last two
-MMD = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Term]
+
+
+class MMD(Protocol):
+    """MMD2 of two clouds and its gradient. What is exact is the call alone; an estimate has more to say."""
+
+    def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, d_e_x: torch.Tensor, d_e_y: torch.Tensor) -> Term:
+        """MMD2 of e_x (n_x, d) and e_y (n_y, d); its gradient is written to the last two."""
+
+    def begin(self, seed: int, epoch: int) -> None:
+        """Draw what this epoch takes; called before each, and outside of a CUDA graph."""
+
+    def of_loss(self, e_x: torch.Tensor, e_y: torch.Tensor, d_e_x: torch.Tensor, d_e_y: torch.Tensor) -> Term:
+        """MMD2 as `Run.loss` reports it; the last two may be used up."""
+        return self(e_x, e_y, d_e_x, d_e_y)
 
 
 class FusedView(Protocol):
@@ -93,35 +105,49 @@ class FusedRun(AdamRun):
     ) -> None:
         super().__init__([view.rows for view in views], settings, like, seed, parameters)
         self.views, self._mmd = views, mmd
+        self._seed = torch.tensor(seed)
 
     def step(self) -> None:
+        self._begin()
         self._update()
         self.epoch += 1
 
     def loss(self) -> LossTerms:
-        terms = [float(term) for term in self._evaluate()]
+        terms = [float(term) for term in self._evaluate(self._mmd.of_loss)]
         return LossTerms(total_loss(self.settings, *terms), *terms)
 
     def gradients(self) -> Pair:
-        self._evaluate()
+        """Those of this epoch."""
+        self._begin()
+        self._evaluate(self._mmd)
         return tuple(view.gradient.clone() for view in self.views)
 
     def embeddings(self) -> Pair:
         self._forward()
         return tuple(view.e.clone() for view in self.views)
 
+    def restart(self, seed: int) -> None:
+        self._seed.fill_(seed)
+        super().restart(seed)
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [*super()._tensors(), self._seed]
+
+    def _begin(self) -> None:
+        self._mmd.begin(int(self._seed), self.epoch)
+
     def _update(self) -> None:
-        self._evaluate()
+        self._evaluate(self._mmd)
         self._adam.step([view.gradient for view in self.views])
 
     def _forward(self) -> None:
         for view, theta in zip(self.views, self.parameters, strict=True):
             view.forward(theta)
 
-    def _evaluate(self) -> tuple[Term, ...]:
+    def _evaluate(self, mmd_of: Callable[..., Term]) -> tuple[Term, ...]:
         """MMD2, both penalties, both distortions; the gradients are filled."""
         self._forward()
         x, y = self.views
-        mmd = self._mmd(x.e, y.e, x.d_e, y.d_e)
+        mmd = mmd_of(x.e, y.e, x.d_e, y.d_e)
         (pen_x, dis_x), (pen_y, dis_y) = x.backward(), y.backward()
         return mmd, pen_x, pen_y, dis_x, dis_y

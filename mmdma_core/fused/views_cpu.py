@@ -7,15 +7,13 @@ second one X^T (X T); there T and B are formed anew in float64 where they have c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from mmdma_core.fused.pairs_cpu import FusedMMD, threads
-from mmdma_core.fused.run import FusedRun, FusedView
+from mmdma_core.fused.pairs_cpu import threads
+from mmdma_core.fused.run import FusedRun
 from mmdma_core.fused.tall_skinny import TallSkinnyProducts, add_product, inner
-from mmdma_core.objective.inputs import View
 from mmdma_core.objective.settings import Settings
 
 _CANCELLED = 0.02  # below this fraction of |X X^T|^2 float32 leaves fewer than five digits
@@ -118,20 +116,7 @@ class CpuDualView(CpuView):
         self._products.rows(self._w_gradient, self.gradient.numpy())
 
 
-VIEWS = {"primal": CpuView, "dual": CpuDualView}
-
-
-def start(
-    view: Callable[[View, Settings], FusedView],
-    x: View,
-    y: View,
-    settings: Settings,
-    seed: int,
-    parameters: Sequence[torch.Tensor | np.ndarray] | None,
-) -> FusedRun:
-    """A run whose two views are made by `view`."""
-    mmd = FusedMMD(x.shape[0], y.shape[0], settings.n_components, settings.sigma, settings.unbiased)
-    return FusedRun((view(x, settings), view(y, settings)), mmd, settings, x, seed, parameters)
+VIEWS, RUN = {"primal": CpuView, "dual": CpuDualView}, FusedRun
 
 
 def _gram(x: np.ndarray) -> np.ndarray:

@@ -7,19 +7,17 @@ its terms have cancelled is formed in float64, block by block, so nothing of X's
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from mmdma_core.fused.pairs_cuda import FusedMMD
-from mmdma_core.fused.run import FusedRun, FusedView
+from mmdma_core.fused.run import MMD, FusedRun, FusedView
 from mmdma_core.objective import terms
-from mmdma_core.objective.inputs import View
 from mmdma_core.objective.settings import Settings
 
 _BLOCK_ELEMENTS = 2**24  # of X that are converted to float64 at a time
-_CAPTURED_POINTS = 40_000  # up to so many cells of both views, an epoch is captured in a graph
+CAPTURED_POINTS = 40_000  # up to so many cells of both views, an epoch is captured in a graph
 
 
 class CudaView:
@@ -111,24 +109,21 @@ class CudaDualView(CudaView):
 
 
 class CudaRun(FusedRun):
-    """The run on CUDA. Up to _CAPTURED_POINTS cells the first epoch leaves a graph of a whole epoch, Adam included."""
+    """The run on CUDA. Up to CAPTURED_POINTS cells the first epoch leaves a graph of a whole epoch, Adam included."""
 
     def __init__(
         self,
-        view: Callable[[View, Settings], FusedView],
-        x: View,
-        y: View,
+        views: tuple[FusedView, FusedView],
+        mmd: MMD,
         settings: Settings,
+        like: torch.Tensor,
         seed: int = 0,
         parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
     ) -> None:
-        n_x, n_y = x.shape[0], y.shape[0]
-        small = n_x + n_y <= _CAPTURED_POINTS
-        mmd = FusedMMD(n_x, n_y, settings.n_components, settings.sigma, settings.unbiased, sort=not small)
-        views = view(x, settings), view(y, settings)
-        super().__init__(views, mmd, settings, x, seed, parameters)
+        super().__init__(views, mmd, settings, like, seed, parameters)
+        small = sum(len(view.d_e) for view in views) <= CAPTURED_POINTS
         # PyTorch may wait for the device in what it differentiates, which a graph does not allow.
-        self._captures = small and x.device.type == "cuda" and all(isinstance(view, CudaView) for view in views)
+        self._captures = small and like.device.type == "cuda" and all(isinstance(view, CudaView) for view in views)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def _update(self) -> None:
@@ -148,5 +143,4 @@ def _quotient_or_zero(scale: float, value: torch.Tensor) -> torch.Tensor:
     return torch.where(value > 0, scale / value, 0.0)
 
 
-VIEWS = {"primal": CudaView, "dual": CudaDualView}
-start = CudaRun
+VIEWS, RUN = {"primal": CudaView, "dual": CudaDualView}, CudaRun

@@ -39,6 +39,8 @@ class Settings:
         xavier_uniform (gain), xavier_normal (gain); arguments may be left out.
     amsgrad : bool
         Adam divides by the largest second moment so far (Reddi et al. 2018).
+    n_frequencies : int
+        Frequencies D of the Fourier variants in each epoch, at least 1.
 
     Raises
     ------
@@ -64,10 +66,13 @@ class Settings:
     unbiased: bool = True
     init: tuple = ("uniform", 0.0, 0.1)
     amsgrad: bool = False
+    n_frequencies: int = 256
 
     def __post_init__(self) -> None:
-        if isinstance(self.n_components, bool) or not isinstance(self.n_components, int) or self.n_components < 1:
-            raise ValueError(f"n_components must be an integer of at least 1, got {self.n_components!r}")
+        for name in ("n_components", "n_frequencies"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if not _is_number(self.sigma) or self.sigma <= 0:
             raise ValueError(f"sigma must be a positive number, got {self.sigma!r}")
         for name in ("lambda1", "lambda2", "learning_rate"):

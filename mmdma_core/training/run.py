@@ -116,9 +116,11 @@ class AdamRun:
         seed : int
             Decides the starting values (Settings.draw).
         """
-        drawn = self.settings.draw(*map(len, self.parameters), seed)
-        zeros = [torch.zeros_like(tensor) for tensor in self._adam.state()]
-        self.restore({"epoch": 0, "tensors": [*drawn, *zeros]})
+        for own, drawn in zip(self.parameters, self.settings.draw(*map(len, self.parameters), seed), strict=True):
+            own.copy_(drawn)
+        for tensor in self._adam.state():
+            tensor.zero_()
+        self.epoch = 0
 
     def _tensors(self) -> list[torch.Tensor]:
         return [*self.parameters, *self._adam.state()]

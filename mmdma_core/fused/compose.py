@@ -1,0 +1,114 @@
+"""A run put together: views of one formulation on their device, and a way to MMD2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from mmdma_core.errors import Unsupported
+from mmdma_core.fused.run import MMD, FormulationView, FusedRun, FusedView
+from mmdma_core.objective.formulations import Dual
+from mmdma_core.objective.inputs import Kernel, View, is_sparse
+from mmdma_core.objective.settings import Settings
+from mmdma_core.objective.sparse import SparsePrimal
+
+LARGEST_D = 64
+_LEAST_CAPABILITY = (8, 0)
+EXACT_UP_TO = 20_000  # cells of the larger view up to which the loss of an estimate is exact
+
+
+def compose(formulation: str, mmd: Callable[[int, int, Settings, torch.device], MMD]) -> Callable[..., FusedRun]:
+    """The `start` function of a variant; mmd(n_x, n_y, settings, device) makes its way to MMD2."""
+
+    def start(
+        x: View,
+        y: View,
+        settings: Settings,
+        device: torch.device,
+        seed: int = 0,
+        parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+    ) -> FusedRun:
+        if x.dtype != torch.float32:
+            raise Unsupported("the fused variants compute in float32: give float32 views, or take 'primal' or 'dual'")
+        if settings.n_components > LARGEST_D:
+            raise Unsupported(f"the fused variants take n_components <= {LARGEST_D}, got {settings.n_components}")
+        module = views_on(device)
+
+        def view(data: View) -> FusedView:
+            if isinstance(data, Kernel):
+                return FormulationView(Dual(data), len(data), settings, data)
+            if is_sparse(data):
+                return FormulationView(SparsePrimal(data), data.shape[0], settings, data)
+            return module.VIEWS[formulation](data, settings)
+
+        made = mmd(x.shape[0], y.shape[0], settings, device)
+        return module.RUN((view(x), view(y)), made, settings, x, seed, parameters)
+
+    return start
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether the modules for CUDA are taken; Triton's interpreter runs them on a CPU, too."""
+    return device.type == "cuda"
+
+
+def views_on(device: torch.device) -> ModuleType:
+    """The module of the views on a device."""
+    if on_gpu(device):
+        from mmdma_core.fused import views_cuda
+
+        return views_cuda
+    from mmdma_core.fused import views_cpu  # imports Numba
+
+    return views_cpu
+
+
+def exact_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device) -> MMD:
+    """The exact MMD2, one pass over the pairs of points."""
+    sizes = n_x, n_y, settings.n_components, settings.sigma, settings.unbiased
+    if on_gpu(device):
+        from mmdma_core.fused.pairs_cuda import FusedMMD  # imports Triton
+        from mmdma_core.fused.views_cuda import CAPTURED_POINTS
+
+        return FusedMMD(*sizes, sort=n_x + n_y > CAPTURED_POINTS)
+    from mmdma_core.fused.pairs_cpu import FusedMMD  # imports Numba
+
+    return FusedMMD(*sizes)
+
+
+def missing_for_exact(device: torch.device) -> str | None:
+    """None if `exact_mmd` runs on the device, else what is missing. Raises Unsupported for a GPU that is too old."""
+    if device.type == "cpu":
+        return None
+    found = torch.cuda.get_device_capability(device)
+    if found < _LEAST_CAPABILITY:
+        raise Unsupported(f"the fused variants need compute capability 8.0 or more, this GPU has {found[0]}.{found[1]}")
+    try:
+        import triton  # noqa: F401  (here, so that no measurement pays for it)
+    except ImportError as error:
+        return f"the fused variants need Triton on a GPU ({error}): pip install triton"
+    return None
+
+
+def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device) -> MMD:
+    """MMD2 from Fourier features; with the exact one for the loss, if it runs here and the problem is small enough."""
+    exact = None
+    if max(n_x, n_y) <= EXACT_UP_TO and _runs(device):
+        exact = exact_mmd(n_x, n_y, settings, device)
+    if on_gpu(device):
+        from mmdma_core.fused.fourier_cuda import CudaFourierMMD
+
+        return CudaFourierMMD(n_x, n_y, settings, exact, device)
+    from mmdma_core.fused.fourier_cpu import CpuFourierMMD  # imports Numba
+
+    return CpuFourierMMD(n_x, n_y, settings, exact)
+
+
+def _runs(device: torch.device) -> bool:
+    try:
+        return missing_for_exact(device) is None
+    except Unsupported:
+        return False

@@ -1,0 +1,130 @@
+"""MMD2 from random Fourier features, fresh in every epoch: linear in n, and its gradient an unbiased estimate.
+
+k(a, b) is the mean of cos(w . (a - b)) over w ~ N(0, I / sigma) (Bochner's theorem; Rahimi and Recht 2007; for the MMD
+Zhao and Meng 2015, FastMMD). With phi_x(w) the mean of exp(i w . x_j) over the points of x, and means over w,
+
+    biased    MMD2 = mean of |phi_x - phi_y|^2
+    unbiased  MMD2 = mean of (n_x |phi_x|^2 - 1) / (n_x - 1) + (n_y |phi_y|^2 - 1) / (n_y - 1) - 2 Re(phi_x phi_y*)
+
+Over D frequencies, with c + i s = f phi_x - phi_y and f = n_x / (n_x - 1) (biased: 1), the gradient at a point of x is
+
+    dMMD2/dx_j = 2 / (n_x D) sum over w of w (s cos(w . x_j) - c sin(w . x_j))
+
+Its variance is proportional to |phi_x - phi_y|^2 / D and so vanishes as the clouds meet. Frequencies come in orthogonal
+blocks, which lessens it (Yu et al. 2016): a random orthogonal d x d matrix, each column with the length of a Gaussian
+vector. They are a function of (seed, epoch) alone, drawn on the CPU for every device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import torch
+
+from mmdma_core.fused.run import MMD, Term
+from mmdma_core.objective.settings import Settings
+
+Means = np.ndarray | torch.Tensor
+
+N_FIXED = 4096  # frequencies of the loss that is reported, the same in every run
+_FIXED = (2**64 - 1, 2**64 - 1)  # no (seed, epoch)
+_LARGEST = 2.0**40  # turns that a phase may have: beyond, float64 leaves fewer than four digits
+
+
+class Frequencies:
+    """D frequencies in turns, w / (2 pi), as the columns of `turns` (d, D), float32."""
+
+    def __init__(self, d: int, count: int, sigma: float) -> None:
+        self.turns = np.zeros((d, count), np.float32)
+        self.longest = 0.0
+        self._sigma = sigma
+        self._scale = 1 / (2 * math.pi * math.sqrt(sigma))
+        self._normals = np.empty((2, -(-count // d), d, d))
+
+    def draw(self, seed: int, epoch: int) -> None:
+        """Those of an epoch."""
+        stream = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, epoch % 2**64], np.uint64)))
+        stream.standard_normal(out=self._normals)
+        self.longest = self._scale * _orthogonal(*self._normals, self._scale, self.turns)
+
+    def check(self, radius: float) -> float:
+        """The most turns that a point has within `radius` of the centre. Raises ValueError if they are too many."""
+        most = radius * self.longest
+        if not most < _LARGEST:
+            raise ValueError(
+                f"sigma = {self._sigma:g} is too small for points that lie {radius:.3g} from their centre: "
+                "the Gaussian kernel is 0 between any two of them"
+            )
+        return most
+
+
+@numba.njit(cache=True)
+def _orthogonal(blocks: np.ndarray, others: np.ndarray, scale: float, out: np.ndarray) -> float:
+    """Columns of out (d, D): each block's columns made orthogonal, with the lengths of the others'; the longest length.
+
+    Gram and Schmidt, twice, in float64 and in one order: the same numbers on every machine.
+    """
+    d, count = out.shape
+    longest = 0.0
+    for j in range(count):
+        block, k = blocks[j // d], j % d
+        for _ in range(2):
+            for before in range(k):
+                along = 0.0
+                for a in range(d):
+                    along += block[a, before] * block[a, k]
+                for a in range(d):
+                    block[a, k] -= along * block[a, before]
+        own, length = 0.0, 0.0
+        for a in range(d):
+            own += block[a, k] ** 2
+            length += others[j // d, a, k] ** 2
+        own, length = math.sqrt(own), math.sqrt(length)
+        longest = max(longest, length)
+        for a in range(d):
+            block[a, k] /= own
+            out[a, j] = scale * length * block[a, k]
+    return longest
+
+
+class FourierMMD(MMD):
+    """MMD2 and its gradient from fresh frequencies in every epoch, for embeddings (n_x, d) and (n_y, d) in float32.
+
+    What `loss` reports is exact where `exact` is given. Otherwise it comes from N_FIXED frequencies, the same in every
+    run and at every time, so that starts can be compared by it.
+
+    exact  the exact MMD2, where there is one and the problem is small enough
+    """
+
+    def __init__(self, n_x: int, n_y: int, settings: Settings, exact: MMD | None) -> None:
+        self._sizes, self._unbiased, self._exact = (n_x, n_y), settings.unbiased, exact
+        d, sigma = settings.n_components, settings.sigma
+        self.fresh = Frequencies(d, settings.n_frequencies, sigma)
+        self.fixed = None if exact else Frequencies(d, N_FIXED, sigma)
+        if self.fixed:
+            self.fixed.draw(*_FIXED)
+
+    def begin(self, seed: int, epoch: int) -> None:
+        self.fresh.draw(seed, epoch)
+
+    def of_loss(self, e_x: torch.Tensor, e_y: torch.Tensor, d_e_x: torch.Tensor, d_e_y: torch.Tensor) -> Term:
+        return self._exact(e_x, e_y, d_e_x, d_e_y) if self._exact else self.estimate(e_x, e_y)
+
+    def estimate(self, e_x: torch.Tensor, e_y: torch.Tensor) -> Term:
+        """MMD2 at the fixed frequencies. Raises ValueError if sigma is too small for the points."""
+
+    def mmd(self, x: Means, y: Means) -> Term:
+        """MMD2 from the means of cosines and sines, (2, D) each."""
+        within = sum(self._less_the_diagonal((m**2).sum(0), n) for m, n in zip((x, y), self._sizes, strict=True))
+        return (within - 2 * (x * y).sum(0)).mean()
+
+    def pull(self, means: tuple[Means, Means], which: int) -> tuple[Means, float]:
+        """(c, s) of the gradient at the points of one view (0: x, 1: y), and the factor before its sum."""
+        n = self._sizes[which]
+        f = n / (n - 1) if self._unbiased else 1.0
+        return f * means[which] - means[1 - which], 2 / (n * self.fresh.turns.shape[1])
+
+    def _less_the_diagonal(self, squares: Means, n: int) -> Means:
+        return (n * squares - 1) / (n - 1) if self._unbiased else squares
