@@ -40,7 +40,7 @@ class Settings:
     amsgrad : bool
         Adam divides by the largest second moment so far (Reddi et al. 2018).
     n_frequencies : int
-        Frequencies D of the Fourier variants in each epoch, at least 1.
+        Frequencies D in each epoch of an MMD2 from Fourier features, at least 1; others ignore it.
 
     Raises
     ------
