@@ -12,6 +12,8 @@ import scipy.sparse
 from mmdma_core import MMDMA, simulate
 from mmdma_core.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 N = 40
 X, Y, MATCH = simulate("branch", N, 12, p_y=9)
 QUICK = ["--n-epochs", "20", "--n-starts", "2", "--loss-every", "10", "--random-state", "0", "--n-components", "2"]

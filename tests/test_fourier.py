@@ -16,6 +16,8 @@ from mmdma_core.fused.fourier_cuda import CudaFourierMMD
 from mmdma_core.objective import reference
 from mmdma_core.objective.inputs import as_views
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 FORMULATIONS = ["primal", "dual"]
 
