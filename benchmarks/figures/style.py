@@ -37,6 +37,8 @@ _FIXED = {
     "dual-keops": ("#CC79A7", "D", "--"),
     "primal-fused": ("#E69F00", "v", "-"),
     "dual-fused": ("#56B4E9", "p", "--"),
+    "primal-fourier": ("#5B3794", "H", _APPROXIMATE),
+    "dual-fourier": ("#B2182B", "1", _APPROXIMATE),
     "published-primal": ("#00395A", "8", _PUBLISHED),
     "published-primal-keops": ("#7A3500", "P", _PUBLISHED),
     "published-dual": ("#004F39", "<", _PUBLISHED),
@@ -46,7 +48,7 @@ _FIXED = {
     "original-2020-stream": ("#C9A66B", "d", _APPROXIMATE),
     "linear-time": ("#7FB800", "*", _APPROXIMATE),
 }
-_SPARE_COLORS = ("#000000", "#7F6000", "#5B3794", "#999999", "#8B0000")
+_SPARE_COLORS = ("#000000", "#7F6000", "#2F6F8F", "#999999", "#8B0000")
 _SPARE_MARKERS = ("h", "<", ">", "d", "8", "P", "X")
 _SPARE_DASHES = ("-.", (0, (3, 1)), (0, (5, 1, 1, 1)))
 

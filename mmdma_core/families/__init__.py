@@ -5,7 +5,7 @@ below; `registry` holds what all share, `advice` chooses among them.
 """
 
 from mmdma_core.families import paper  # isort: skip
-from mmdma_core.families import fused  # isort: skip
+from mmdma_core.families import fused, fourier  # isort: skip
 from mmdma_core.families import published, original_2019, original_2020, linear_time  # isort: skip
 
-__all__ = ["fused", "linear_time", "original_2019", "original_2020", "paper", "published"]
+__all__ = ["fourier", "fused", "linear_time", "original_2019", "original_2020", "paper", "published"]

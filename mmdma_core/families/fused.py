@@ -7,16 +7,16 @@ from mmdma_core.fused.compose import compose, exact_mmd, missing_for_exact
 from mmdma_core.models import costs, memory
 
 for _formulation, _other, _memory, _cost in (
-    ("primal", "sparse", memory.primal_fused, costs.fused),
-    ("dual", "kernel", memory.dual_fused, costs.dual_fused),
+    ("primal", "sparse", memory.primal_fused, costs.fused_primal),
+    ("dual", "kernel", memory.dual_fused, costs.fused_dual),
 ):
     register(
         f"{_formulation}-fused",
         label=f"{_formulation}, fused",
         reference="this project, mmdma_core.fused",
         requires=("numba", missing_for_exact),
-        memory_model=_memory,
-        cost_model=_cost,
+        memory_model=_memory(memory.fused_pairs),
+        cost_model=costs.composed(_cost, costs.fused_pairs),
         accepts=("dense", _other),
         formulation=_formulation,
     )(compose(_formulation, exact_mmd))

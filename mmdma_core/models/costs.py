@@ -75,15 +75,24 @@ def pairs(n: int, d: int) -> Cost:
     return Cost(0, 2 * n * (6 * d + _EXP))
 
 
-def fused(n: int, p: int, d: int) -> Cost:
-    """Each unordered pair of the 2 n points once; for p < n products with X and G, two of each, else four with X.
+def fused_pairs(n: int, d: int) -> Cost:
+    """Each unordered pair of the 2 n points once.
 
     Pairs that lie too far apart to count are counted here, since where the points will lie is not known.
     """
-    tall_skinny = 8 * p**2 * d + 8 * n * p * d if p < n else 16 * n * p * d
-    return Cost(0, (2 * n**2 * (6 * d + _EXP) + tall_skinny) / _IN_REGISTERS)
+    return Cost(0, 2 * n**2 * (6 * d + _EXP) / _IN_REGISTERS)
 
 
-def dual_fused(n: int, p: int, d: int) -> Cost:
-    """As `fused`, and two more passes over each X: W = X^T alpha, and the gradient's way back."""
-    return fused(n, p, d) + Cost(0, 8 * n * p * d / _IN_REGISTERS)
+def fourier(n: int, d: int) -> Cost:
+    """Cosines and sines of the 2 n points at 256 frequencies, in two passes, and the gradient's sums in the second."""
+    return Cost(0, 2 * n * 256 * (6 * d + 2 * _EXP) / _IN_REGISTERS)
+
+
+def fused_primal(n: int, p: int, d: int) -> Cost:
+    """For p < n products with X and with G, two of each; else four with X."""
+    return Cost(0, (8 * p**2 * d + 8 * n * p * d if p < n else 16 * n * p * d) / _IN_REGISTERS)
+
+
+def fused_dual(n: int, p: int, d: int) -> Cost:
+    """As `fused_primal`, and two more passes over each X: W = X^T alpha, and the gradient's way back."""
+    return fused_primal(n, p, d) + Cost(0, 8 * n * p * d / _IN_REGISTERS)

@@ -154,18 +154,39 @@ _GRAM_ROWS, _NORM_ROWS = 4096, 512  # rows that are converted at a time, mmdma_c
 _BYTES_PER_PAIR = 8 + 56 + 32 + 2 * 8  # a slot of CPython's list, a tuple, an integer; two numbers of the array
 
 
-def primal_fused(n: int, p: int, d: int) -> int:
-    """mmdma_core.fused.views_cpu.CpuView on as many threads as PyTorch has now."""
-    return _fused(n, p, d, rows=p)
+_COUNTED_PAIRS = 20_000  # cells up to which the Fourier variants' loss is exact, mmdma_core.fused.compose
+_FIXED_FREQUENCIES = 4096  # and those of the loss beyond, mmdma_core.fused.fourier
 
 
-def dual_fused(n: int, p: int, d: int) -> int:
+def fused_pairs(n: int, d: int) -> int:
+    """FusedMMD: the points in panels twice, their order, pulls in float64 of each thread, the pairs of panels."""
+    panels = 2 * -(-n // _PANEL)
+    points = panels * _PANEL * (d + 1)
+    unordered = panels * (panels + 1) // 2
+    boxes = SINGLE * panels * d * 2 * _BOXES
+    pulls = 2 * DOUBLE * torch.get_num_threads() * points
+    return boxes + 2 * SINGLE * points + 8 * 2 * n + pulls + _BYTES_PER_PAIR * unordered
+
+
+def fourier(n: int, d: int) -> int:
+    """CpuFourierMMD: for few cells the exact one that gives the loss, else what the loss' frequencies take."""
+    if n <= _COUNTED_PAIRS:
+        return fused_pairs(n, d)
+    return _FIXED_FREQUENCIES * ((2 * SINGLE + 2 * DOUBLE) * d + (SINGLE + DOUBLE) * 2 * torch.get_num_threads())
+
+
+def primal_fused(sums: Callable[[int, int], int]) -> MemoryModel:
+    """mmdma_core.fused.views_cpu.CpuView on as many threads as PyTorch has now; sums(n, d) bytes are MMD2's own."""
+    return lambda n, p, d: _fused(n, p, d, p, sums)
+
+
+def dual_fused(sums: Callable[[int, int], int]) -> MemoryModel:
     """mmdma_core.fused.views_cpu.CpuDualView: its parameters, and their gradient, have n rows."""
-    return _fused(n, p, d, rows=n)
+    return lambda n, p, d: _fused(n, p, d, n, sums)
 
 
-def _fused(n: int, p: int, d: int, rows: int) -> int:
-    """Peak of preparing the second view, or of listing the pairs of panels once both are prepared.
+def _fused(n: int, p: int, d: int, rows: int, sums: Callable[[int, int], int]) -> int:
+    """Peak of preparing the second view, or of what MMD2 holds once both are prepared.
 
     rows of the parameters.
     """
@@ -178,13 +199,4 @@ def _fused(n: int, p: int, d: int, rows: int) -> int:
     else:
         forming = DOUBLE * 2 * min(n, _NORM_ROWS) * p
     adam = SINGLE * 2 * 3 * rows * d
-    return SINGLE * 2 * n * p + 2 * view + max(forming, _fused_sums(n, d, threads) + adam)
-
-
-def _fused_sums(n: int, d: int, threads: int) -> int:
-    """FusedMMD: the points in panels twice, their order, pulls in float64 of each thread, the pairs of panels."""
-    panels = 2 * -(-n // _PANEL)
-    points = panels * _PANEL * (d + 1)
-    unordered = panels * (panels + 1) // 2
-    boxes = SINGLE * panels * d * 2 * _BOXES
-    return boxes + 2 * SINGLE * points + 8 * 2 * n + 2 * DOUBLE * threads * points + _BYTES_PER_PAIR * unordered
+    return SINGLE * 2 * n * p + 2 * view + max(forming, sums(n, d) + adam)

@@ -20,7 +20,7 @@ class Adam:
 
     def __init__(self, parameters: Sequence[torch.Tensor], learning_rate: float, amsgrad: bool = False) -> None:
         self._parameters = list(parameters)
-        self._learning_rate = learning_rate
+        self.learning_rate = learning_rate
         self._first_moments = [torch.zeros_like(p) for p in self._parameters]
         self._second_moments = [torch.zeros_like(p) for p in self._parameters]
         self._largest = [torch.zeros_like(p) for p in self._parameters] if amsgrad else []
@@ -44,7 +44,7 @@ class Adam:
             amsgrad=bool(self._largest),
             beta1=0.9,
             beta2=0.999,
-            lr=self._learning_rate,
+            lr=self.learning_rate,
             weight_decay=0.0,
             eps=1e-8,
             maximize=False,
