@@ -22,6 +22,10 @@ from mmdma_core.families.registry import variant, variants
 _FACTOR_OF_OTHERS = 3.0  # 9 of 10 cells of the laptop study are nearer, if predicted from the other variants
 _FACTOR_OF_NOMINAL_RATES = 10.0  # and at nominal rates, on a machine that nothing is known of
 _LEAST_FACTOR = 1.2  # machines are seldom steadier
+PATIENCE_S = 600.0  # that a whole fit by an exact variant may be predicted to take
+_GPU_SPEED = 100.0  # assumed: a GPU beside the nominal rates, where nothing is measured
+# What stands in for the exact ones, for each form of views.
+LINEAR_IN_N = {"dense": "primal-fourier", "sparse": "primal-fourier", "kernel": "dual-fourier"}
 
 
 class Measured(NamedTuple):
@@ -45,16 +49,59 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Choice:
-    """A variant, its estimated epoch, the bytes that it needs (None: no model), and why others were passed over."""
+    """A variant, its estimated epoch, the bytes that it needs (None: no model), and why.
+
+    reason       in words
+    passed_over  why others were passed over
+    """
 
     variant: str
     estimate: Estimate
     needs_bytes: int | None
+    reason: str
     passed_over: dict[str, str]
 
     def __str__(self) -> str:
-        memory = "" if self.needs_bytes is None else f", about {self.needs_bytes / 2**30:.2g} GiB"
-        return f"{self.variant}, the fastest exact variant that runs here and fits, by {self.estimate.basis}{memory}"
+        memory = "" if self.needs_bytes is None else f"; about {self.needs_bytes / 2**30:.2g} GiB"
+        return f"{self.variant}: {self.reason}{memory}"
+
+
+def choose_for_fit(
+    n: int,
+    p: int,
+    d: int,
+    epochs: int,
+    device: torch.device,
+    memory_bytes: int | None = None,
+    form: Literal["dense", "sparse", "kernel"] = "dense",
+    measured: Sequence[Measured] = (),
+) -> Choice:
+    """What `choose` takes, if that is predicted to end within PATIENCE_S, else the variant that is linear in n.
+
+    epochs  of all starts together; the other arguments are those of `choose`
+
+    Raises MissingDependency if no variant is left.
+    """
+    free = free_bytes(device) if memory_bytes is None else memory_bytes
+    linear = LINEAR_IN_N[form]
+    able = _obstacle(linear, n, p, d, device, free, form) is None
+    try:
+        exact = choose(n, p, d, device, free, form, measured)
+    except MissingDependency as error:
+        if not able:
+            raise
+        why = str(error)
+    else:
+        speed = _GPU_SPEED if device.type == "cuda" and not measured else 1.0
+        minutes = epochs * exact.estimate.epoch_s / speed / 60
+        if not able or minutes <= PATIENCE_S / 60:
+            return exact
+        why = (
+            f"{exact.variant}, the fastest exact variant, is predicted to take {minutes:,.0f} min for {epochs:,} "
+            f"epochs (by {exact.estimate.basis}); variant={exact.variant!r} insists on it"
+        )
+    needs = variant(linear).memory_model(n, p, d) if form == "dense" else None
+    return Choice(linear, estimate(linear, n, p, d, measured), needs, f"linear in n. {why}", {})
 
 
 def choose(
@@ -83,7 +130,8 @@ def choose(
         reason = why_not(name, n, p, d, device, free, form)
         if reason is None:
             fits = variant(name).memory_model if form == "dense" else None
-            return Choice(name, estimates[name], fits(n, p, d) if fits else None, passed_over)
+            why = f"the fastest exact variant that runs here and fits, by {estimates[name].basis}"
+            return Choice(name, estimates[name], fits(n, p, d) if fits else None, why, passed_over)
         passed_over[name] = reason
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
     raise MissingDependency(f"no exact variant is left for n = {n}, p = {p} on {device}: {reasons}")
@@ -171,6 +219,14 @@ def why_not(
         return "approximate"
     if known.estimator is not None:
         return f"{known.estimator} MMD alone"
+    return _obstacle(name, n, p, d, device, memory_bytes, form)
+
+
+def _obstacle(
+    name: str, n: int, p: int, d: int, device: torch.device | None, memory_bytes: int, form: str
+) -> str | None:
+    """Why a variant cannot treat the problem here, in words, or None."""
+    known = variant(name)
     if form not in known.accepts:
         return f"takes no {form} views"
     if known.memory_model is not None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
 import torch
 
 from mmdma_core.errors import Unsupported
-from mmdma_core.fused.run import MMD, FormulationView, FusedRun, FusedView
+from mmdma_core.fused.parts import MMD, FusedView
+from mmdma_core.fused.run import FormulationView, FusedRun
+from mmdma_core.fused.sampling import Sampling
 from mmdma_core.objective.formulations import Dual
 from mmdma_core.objective.inputs import Kernel, View, is_sparse
 from mmdma_core.objective.settings import Settings
@@ -98,6 +101,10 @@ def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device) ->
     exact = None
     if max(n_x, n_y) <= EXACT_UP_TO and _runs(device):
         exact = exact_mmd(n_x, n_y, settings, device)
+    return _fourier(n_x, n_y, settings, device, exact)
+
+
+def _fourier(n_x: int, n_y: int, settings: Settings, device: torch.device, exact: MMD | None) -> MMD:
     if on_gpu(device):
         from mmdma_core.fused.fourier_cuda import CudaFourierMMD
 
@@ -105,6 +112,20 @@ def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device) ->
     from mmdma_core.fused.fourier_cpu import CpuFourierMMD  # imports Numba
 
     return CpuFourierMMD(n_x, n_y, settings, exact)
+
+
+def takes_samples(run: FusedRun) -> bool:
+    """Whether an update of the run can take a sample of the cells: one of primal-fourier, on dense views with p < n."""
+    views = zip(run.views, run.sizes, strict=True)
+    return run.mmd.linear_in_n and all(hasattr(view, "take") and view.rows < n for view, n in views)
+
+
+def in_samples(run: FusedRun, size: int, n_updates: int) -> None:
+    """Let each update take `size` cells of each view, see mmdma_core.fused.sampling."""
+    sizes = [min(size, n) for n in run.sizes]
+    unbiased = replace(run.settings, unbiased=True)  # a biased MMD2 would depend on the size of the sample
+    sampled = _fourier(*sizes, unbiased, run.parameters[0].device, None)
+    run.sampling = Sampling(run.views, sizes, sampled, run.mmd, n_updates)
 
 
 def _runs(device: torch.device) -> bool:

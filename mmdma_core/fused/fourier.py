@@ -23,7 +23,7 @@ import numba
 import numpy as np
 import torch
 
-from mmdma_core.fused.run import MMD, Term
+from mmdma_core.fused.parts import MMD, Term
 from mmdma_core.objective.settings import Settings
 
 Means = np.ndarray | torch.Tensor
@@ -97,6 +97,8 @@ class FourierMMD(MMD):
 
     exact  the exact MMD2, where there is one and the problem is small enough
     """
+
+    linear_in_n = True
 
     def __init__(self, n_x: int, n_y: int, settings: Settings, exact: MMD | None) -> None:
         self._sizes, self._unbiased, self._exact = (n_x, n_y), settings.unbiased, exact

@@ -20,7 +20,7 @@ from numba.extending import overload
 
 from mmdma_core.fused.fourier import FourierMMD, Frequencies
 from mmdma_core.fused.pairs_cpu import threads
-from mmdma_core.fused.run import MMD
+from mmdma_core.fused.parts import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
 from mmdma_core.objective.settings import Settings
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from mmdma_core.fused.fourier import FourierMMD, Frequencies
-from mmdma_core.fused.run import MMD
+from mmdma_core.fused.parts import MMD
 from mmdma_core.objective.settings import Settings
 
 _BLOCK_ELEMENTS = 2**24  # phases that are held at a time

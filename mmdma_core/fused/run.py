@@ -20,54 +20,16 @@ g_i = sum_j w_ij k_ij z_j, w_ij the signed weights of MMD2, dMMD2/dz_i = -(2 / s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 
+from mmdma_core.fused.parts import MMD, FusedView, Term
+from mmdma_core.fused.sampling import Sampling
 from mmdma_core.objective.formulations import Formulation
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms, total_loss
 from mmdma_core.training.run import AdamRun, Pair
-
-Term = float | torch.Tensor
-
-
-class MMD(Protocol):
-    """MMD2 of two clouds and its gradient. What is exact is the call alone; an estimate has more to say."""
-
-    def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, d_e_x: torch.Tensor, d_e_y: torch.Tensor) -> Term:
-        """MMD2 of e_x (n_x, d) and e_y (n_y, d); its gradient is written to the last two."""
-
-    def begin(self, seed: int, epoch: int) -> None:
-        """Draw what this epoch takes; called before each, and outside of a CUDA graph."""
-
-    def of_loss(self, e_x: torch.Tensor, e_y: torch.Tensor, d_e_x: torch.Tensor, d_e_y: torch.Tensor) -> Term:
-        """MMD2 as `Run.loss` reports it; the last two may be used up."""
-        return self(e_x, e_y, d_e_x, d_e_y)
-
-
-class FusedView(Protocol):
-    """One view: embedding, penalty, distortion and their gradient, for parameters theta (rows, d), all float32.
-
-    rows      rows of the parameters: p in the primal, n in the dual
-    e, d_e    (n, d), the embedding and the gradient of the loss with respect to it
-    gradient  (rows, d), that of the loss with respect to theta
-    """
-
-    rows: int
-    e: torch.Tensor
-    d_e: torch.Tensor
-    gradient: torch.Tensor
-
-    def forward(self, theta: torch.Tensor) -> None:
-        """Fill e."""
-
-    def backward(self) -> tuple[Term, Term]:
-        """Penalty and distortion at the theta of the last `forward`; `gradient` becomes that of the loss, from d_e.
-
-        Once for each `forward`: it may use up d_e and what that has formed.
-        """
 
 
 class FormulationView:
@@ -104,25 +66,34 @@ class FusedRun(AdamRun):
         parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
     ) -> None:
         super().__init__([view.rows for view in views], settings, like, seed, parameters)
-        self.views, self._mmd = views, mmd
+        self.views, self.mmd = views, mmd
+        self.sizes = [len(view.d_e) for view in views]  # n_x, n_y
         self._seed = torch.tensor(seed)
+        self.sampling: Sampling | None = None  # of the cells that an update takes; None: all
 
     def step(self) -> None:
-        self._begin()
-        self._update()
+        mmd = self.mmd
+        if self.sampling:
+            mmd = self.sampling.take(int(self._seed), self.epoch)
+            self._adam.learning_rate = self.settings.learning_rate * self.sampling.rate(self.epoch)
+        self._begin(mmd)
+        self._update(mmd)
         self.epoch += 1
 
     def loss(self) -> LossTerms:
-        terms = [float(term) for term in self._evaluate(self._mmd.of_loss)]
+        self._take_all()
+        terms = [float(term) for term in self._evaluate(self.mmd.of_loss)]
         return LossTerms(total_loss(self.settings, *terms), *terms)
 
     def gradients(self) -> Pair:
         """Those of this epoch."""
-        self._begin()
-        self._evaluate(self._mmd)
+        self._take_all()
+        self._begin(self.mmd)
+        self._evaluate(self.mmd)
         return tuple(view.gradient.clone() for view in self.views)
 
     def embeddings(self) -> Pair:
+        self._take_all()
         self._forward()
         return tuple(view.e.clone() for view in self.views)
 
@@ -133,11 +104,15 @@ class FusedRun(AdamRun):
     def _tensors(self) -> list[torch.Tensor]:
         return [*super()._tensors(), self._seed]
 
-    def _begin(self) -> None:
-        self._mmd.begin(int(self._seed), self.epoch)
+    def _take_all(self) -> None:
+        if self.sampling:
+            self.sampling.take_all()
 
-    def _update(self) -> None:
-        self._evaluate(self._mmd)
+    def _begin(self, mmd: MMD) -> None:
+        mmd.begin(int(self._seed), self.epoch)
+
+    def _update(self, mmd: MMD) -> None:
+        self._evaluate(mmd)
         self._adam.step([view.gradient for view in self.views])
 
     def _forward(self) -> None:

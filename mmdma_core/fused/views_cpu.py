@@ -19,8 +19,16 @@ from mmdma_core.objective.settings import Settings
 _CANCELLED = 0.02  # below this fraction of |X X^T|^2 float32 leaves fewer than five digits
 
 
+class _Cells:
+    """Rows of X, and what is held of them: their products, their embedding and its gradient."""
+
+    def __init__(self, x: np.ndarray, d: int) -> None:
+        self.x, self.products = x, TallSkinnyProducts(x, d, threads())
+        self.e, self.d_e = torch.empty(len(x), d), torch.empty(len(x), d)
+
+
 class CpuView:
-    """One view in the primal, see mmdma_core.fused.run.FusedView.
+    """One view in the primal, see mmdma_core.fused.parts.FusedView.
 
     W, T, G T and the gradient with respect to W are held as (d, p), in float64: it is here that terms cancel.
     """
@@ -31,9 +39,9 @@ class CpuView:
         self.n, self.p = x.shape
         self.rows = self.p
         d = settings.n_components
-        self._products = TallSkinnyProducts(x, d, threads())
-        self.e, self.d_e = torch.empty(self.n, d), torch.empty(self.n, d)
-        self._e, self._d_e = self.e.numpy(), self.d_e.numpy()
+        self._of_all = _Cells(x, d)
+        self._of_sample: _Cells | None = None
+        self._use(self._of_all)
         self.gradient = torch.empty(self.p, d)
         self._w, self._t, self._w_gradient = (np.empty((d, self.p)) for _ in range(3))
         self._w_inner, self._b = np.empty((d, d)), np.empty((d, d))
@@ -45,6 +53,20 @@ class CpuView:
             self._t_rows, self._g_t = np.empty((self.p, d)), np.empty((d, self.p))
         else:
             self._constant = _squared_kernel_norm(x)
+
+    def take(self, rows: np.ndarray | None) -> None:
+        """See mmdma_core.fused.parts.SampledView."""
+        if rows is None:
+            self._use(self._of_all)
+            return
+        if self._of_sample is None or len(self._of_sample.x) != len(rows):
+            self._of_sample = _Cells(np.empty((len(rows), self.p), self.x.dtype), self.settings.n_components)
+        np.take(self.x, rows, axis=0, out=self._of_sample.x, mode="clip")
+        self._use(self._of_sample)
+
+    def _use(self, cells: _Cells) -> None:
+        self._products, self.e, self.d_e = cells.products, cells.e, cells.d_e
+        self._e, self._d_e = self.e.numpy(), self.d_e.numpy()
 
     def forward(self, w: torch.Tensor) -> None:
         """E = X W, T and B; for p >= n in one pass over X."""

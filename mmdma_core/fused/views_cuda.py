@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from mmdma_core.fused.run import MMD, FusedRun, FusedView
+from mmdma_core.fused.parts import MMD, FusedView
+from mmdma_core.fused.run import FusedRun
 from mmdma_core.objective import terms
 from mmdma_core.objective.settings import Settings
 
@@ -21,10 +22,10 @@ CAPTURED_POINTS = 40_000  # up to so many cells of both views, an epoch is captu
 
 
 class CudaView:
-    """One view in the primal, see mmdma_core.fused.run.FusedView."""
+    """One view in the primal, see mmdma_core.fused.parts.FusedView."""
 
     def __init__(self, x: torch.Tensor, settings: Settings) -> None:
-        self.x, self.settings = x, settings
+        self.x, self.settings, self._all = x, settings, x
         self.n, self.p = x.shape
         self.rows = self.p
         self.d_e = x.new_empty(self.n, settings.n_components)
@@ -36,6 +37,11 @@ class CudaView:
             self._constant = self._gram.square().sum()
         else:
             self._constant = self._squared_kernel_norm()
+
+    def take(self, rows: np.ndarray | None) -> None:
+        """See mmdma_core.fused.parts.SampledView."""
+        self.x = self._all if rows is None else self._all[torch.from_numpy(rows).to(self._all.device)]
+        self.d_e = self.x.new_empty(len(self.x), self.settings.n_components)
 
     def forward(self, w: torch.Tensor) -> None:
         """E = X W, and T = X^T E in float64."""
@@ -126,15 +132,18 @@ class CudaRun(FusedRun):
         self._captures = small and like.device.type == "cuda" and all(isinstance(view, CudaView) for view in views)
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def _update(self) -> None:
+    def _update(self, mmd: MMD) -> None:
+        if self.sampling:  # a graph knows one set of cells
+            super()._update(mmd)
+            return
         if self._graph is not None:
             self._graph.replay()
             return
-        super()._update()
+        super()._update(mmd)
         if self._captures:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                super()._update()  # recorded, not run
+                super()._update(mmd)  # recorded, not run
             self._graph = graph
 
 

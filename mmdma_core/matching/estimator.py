@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import numbers
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +18,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from mmdma_core.families import advice, registry
+from mmdma_core.fused.compose import in_samples
 from mmdma_core.matching import model_file
+from mmdma_core.matching.checking import check_parameters
 from mmdma_core.matching.preparing import Matrix, as_rows, centred, column_names, digest
-from mmdma_core.matching.starts import median_sigma, run_starts
+from mmdma_core.matching.starts import batch_size, median_sigma, run_starts
 from mmdma_core.objective.inputs import Kernel, as_device
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms
@@ -42,7 +43,8 @@ class MMDMA(BaseEstimator):
     Parameters
     ----------
     variant : str
-        Name of a registered variant; "auto": the fastest exact one, by estimate, that runs here and fits.
+        Name of a registered variant; "auto": the fastest exact one, by estimate, that runs here and fits; where all
+        starts of that are predicted to take more than ten minutes, primal-fourier (of kernels dual-fourier).
     n_components : int
         Dimension d of the embeddings.
     sigma : float or 'median'
@@ -71,8 +73,13 @@ class MMDMA(BaseEstimator):
         Scale each row (cell) to unit length first.
     center : bool
         Then subtract each column's mean; makes a sparse view dense.
+    batch_size : int or 'auto', optional
+        Cells of each view that an update of primal-fourier takes, for dense views with fewer features than cells:
+        drawn afresh each time, while the learning rate falls along a cosine; the last tenth of the updates takes all.
+        None: all cells in every update; "auto": all up to 50,000 cells, else 20,000.
     loss_every : int
-        Epochs between two records of the loss, each of which costs about an epoch.
+        Epochs (updates) between two records of the loss, each of which costs about an epoch on all cells; of the
+        Fourier variants beyond 20,000 cells some five.
     window : int
         Early stopping: epochs of each of two windows whose mean losses are compared; 0: none.
     tolerance : float
@@ -147,6 +154,7 @@ class MMDMA(BaseEstimator):
         kernel: Literal["linear", "precomputed"] = "linear",
         l2_normalize: bool = False,
         center: bool = False,
+        batch_size: int | Literal["auto"] | None = "auto",
         loss_every: int = 50,
         window: int = 0,
         tolerance: float = 1e-3,
@@ -170,6 +178,7 @@ class MMDMA(BaseEstimator):
         self.kernel = kernel
         self.l2_normalize = l2_normalize
         self.center = center
+        self.batch_size = batch_size
         self.loss_every = loss_every
         self.window = window
         self.tolerance = tolerance
@@ -201,7 +210,8 @@ class MMDMA(BaseEstimator):
         MissingDependency
             Where no variant can run.
         """
-        self._check()
+        check_parameters(self)
+        self._settings(1.0 if self.sigma == "median" else self.sigma)
         views = [self._prepared(view, name, fitting=True) for name, view in (("x", X), ("y", Y))]
         self.n_features_in_, self.n_features_y_ = (view.shape[1] for view in views)
         self.feature_names_x_, self.feature_names_y_ = column_names(X), column_names(Y)
@@ -298,25 +308,6 @@ class MMDMA(BaseEstimator):
         """
         return model_file.load(cls(), Path(path))
 
-    def _check(self) -> None:
-        for name in ("n_epochs", "n_starts", "loss_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        for name in ("window", "tolerance"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Real) or value < 0:
-                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-        if self.window and self.window < self.loss_every:
-            raise ValueError(f"window must be 0 or at least loss_every = {self.loss_every}, got {self.window!r}")
-        if self.kernel not in ("linear", "precomputed"):
-            raise ValueError(f"kernel must be 'linear' or 'precomputed', got {self.kernel!r}")
-        if self.kernel == "precomputed" and (self.center or self.l2_normalize):
-            raise ValueError("center and l2_normalize are for features, not for kernel='precomputed'")
-        if isinstance(self.sigma, str) and self.sigma != "median":
-            raise ValueError(f"sigma must be a positive number or 'median', got {self.sigma!r}")
-        self._settings(1.0 if self.sigma == "median" else self.sigma)
-
     def _settings(self, sigma: float) -> Settings:
         given = {name: getattr(self, name) for name in _SETTINGS}
         plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
@@ -346,7 +337,8 @@ class MMDMA(BaseEstimator):
         n, p = (max(sizes) for sizes in zip(x.shape, y.shape, strict=True))
         sparse = scipy.sparse.issparse(x) or scipy.sparse.issparse(y)
         form = "kernel" if self.kernel == "precomputed" else "sparse" if sparse else "dense"
-        choice = advice.choose(n, p, self.n_components, self.device_, form=form)
+        epochs = self.n_epochs * self.n_starts
+        choice = advice.choose_for_fit(n, p, self.n_components, epochs, self.device_, form=form)
         _LOG.info("variant: %s", choice)
         return choice.variant
 
@@ -358,7 +350,11 @@ class MMDMA(BaseEstimator):
 
     def _start(self, views: list[Matrix], settings: Settings, seed: int) -> Run:
         given = [Kernel(view) for view in views] if self.kernel == "precomputed" else views
-        return registry.start(self.variant_, *given, settings, self.device_, seed)
+        run = registry.start(self.variant_, *given, settings, self.device_, seed)
+        size = batch_size(self.batch_size, run)
+        if size is not None:
+            in_samples(run, size, self.n_epochs)
+        return run
 
     def _sigma(self, views: list[Matrix], seed: int) -> float:
         if self.sigma != "median":
@@ -386,7 +382,8 @@ class MMDMA(BaseEstimator):
         path = Path(self.checkpoint)
         if self.n_starts > 1:
             path = path.with_name(f"{path.stem}-start{k}{path.suffix}")
-        asked = [self.variant_, self.kernel, seed, asdict(settings)]
+        size = batch_size(self.batch_size, run)
+        asked = [self.variant_, self.kernel, seed, asdict(settings), size and [size, self.n_epochs]]
         return Checkpoint(path, digest(asked, views))
 
     def _keep_results(self, run: Run, history: History, views: list[Matrix]) -> None:

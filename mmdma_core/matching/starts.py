@@ -6,15 +6,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.neighbors import NearestNeighbors
 
+from mmdma_core.errors import Unsupported
+from mmdma_core.fused.compose import takes_samples
+from mmdma_core.fused.run import FusedRun
 from mmdma_core.training.epochs import History
 from mmdma_core.training.run import AdamRun, Run
 
+_WHOLE_UP_TO, _AUTO_BATCH = 50_000, 20_000  # cells
 _LOG = logging.getLogger("mmdma_core")
 
 
@@ -71,6 +76,20 @@ def _loss_of_kept_parameters(run: Run, history: History) -> float:
         for parameter, best in zip(run.parameters, history.best, strict=True):
             parameter.copy_(best)
     return min(loss.total for loss in history.losses)
+
+
+def batch_size(asked: int | Literal["auto"] | None, run: Run) -> int | None:
+    """Cells of each view that an update of the run takes; None: all. Raises Unsupported for a variant that cannot."""
+    if asked is None:
+        return None
+    able = isinstance(run, FusedRun) and takes_samples(run)
+    if asked != "auto":
+        if not able:
+            raise Unsupported(
+                "batch_size is for primal-fourier, on dense views with fewer features than cells; None takes all cells"
+            )
+        return int(asked)
+    return _AUTO_BATCH if able and max(run.sizes) > _WHOLE_UP_TO else None
 
 
 def median_sigma(e_x: np.ndarray, e_y: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-_IN_REGISTERS = 4  # how much faster an operation is in one compiled pass than in a pass over memory of its own
+_IN_REGISTERS = 8  # how much faster an operation is in one compiled pass than in a pass over memory of its own
 _EXP = 20  # operations that an exponential and its factors take
 
 

@@ -1,0 +1,59 @@
+"""What a run is put together from: two views, and a way to MMD2."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+Term = float | torch.Tensor
+
+
+class MMD(Protocol):
+    """MMD2 of two clouds and its gradient. What is exact is the call alone; an estimate has more to say.
+
+    linear_in_n  whether it takes a time that is linear in n, so that a sample of the cells saves some
+    """
+
+    linear_in_n = False
+
+    def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, d_e_x: torch.Tensor, d_e_y: torch.Tensor) -> Term:
+        """MMD2 of e_x (n_x, d) and e_y (n_y, d); its gradient is written to the last two."""
+
+    def begin(self, seed: int, epoch: int) -> None:
+        """Draw what this epoch takes; called before each, and outside of a CUDA graph."""
+
+    def of_loss(self, e_x: torch.Tensor, e_y: torch.Tensor, d_e_x: torch.Tensor, d_e_y: torch.Tensor) -> Term:
+        """MMD2 as `Run.loss` reports it; the last two may be used up."""
+        return self(e_x, e_y, d_e_x, d_e_y)
+
+
+class FusedView(Protocol):
+    """One view: embedding, penalty, distortion and their gradient, for parameters theta (rows, d), all float32.
+
+    rows      rows of the parameters: p in the primal, n in the dual
+    e, d_e    (n, d), the embedding and the gradient of the loss with respect to it
+    gradient  (rows, d), that of the loss with respect to theta
+    """
+
+    rows: int
+    e: torch.Tensor
+    d_e: torch.Tensor
+    gradient: torch.Tensor
+
+    def forward(self, theta: torch.Tensor) -> None:
+        """Fill e."""
+
+    def backward(self) -> tuple[Term, Term]:
+        """Penalty and distortion at the theta of the last `forward`; `gradient` becomes that of the loss, from d_e.
+
+        Once for each `forward`: it may use up d_e and what that has formed.
+        """
+
+
+class SampledView(FusedView, Protocol):
+    """A FusedView that can embed a part of its cells."""
+
+    def take(self, rows: np.ndarray | None) -> None:
+        """Embed these cells alone from now on, None: all; the distortion remains that of all."""
