@@ -13,6 +13,7 @@ import mmdma_core
 from benchmarks.measuring import sources
 from benchmarks.paper import frontier
 from benchmarks.study import plan
+from benchmarks.study.study import Further
 from mmdma_core import Settings, start, variant
 from mmdma_core.models import memory
 from mmdma_core.models.memory import ORIGINALS, PUBLISHED_PACKAGE
@@ -113,9 +114,9 @@ def test_the_plan_names_what_will_not_fit_and_runs_it_all_the_same(tmp_path):
     assert lines["dual"].endswith("9 to run; predicted not to fit: p = 10 to 3000 from n = 4000")
     assert lines["primal"].endswith("9 to run; predicted not to fit: p = 3000 from n = 4000")
     assert lines["primal-keops"].endswith("9 to run")
-    assert "what is predicted not to fit in 0.6 GiB is tried all the same" in text
+    assert "what is predicted not to fit in the memory that a cell may take is tried all the same" in text
     known(small, "dual", 4000, 10)  # measured: nothing is predicted about it
-    assert plan.Plan(small).too_large("dual", 0.6 * 2**30) == {150: 4000, 3000: 4000}
+    assert plan.Plan(small).too_large("dual") == {150: 4000, 3000: 4000}
 
 
 def test_a_variant_without_a_model_is_planned_without_prediction(tmp_path, monkeypatch):
@@ -126,15 +127,16 @@ def test_a_variant_without_a_model_is_planned_without_prediction(tmp_path, monke
     assert "predicted" not in plan.describe(small)
 
 
-def test_the_limit_is_the_studys_or_the_machines(tmp_path, monkeypatch):
-    small = load(tmp_path)
-    limits = {"host_gib": None, "gpu_gib": 2.0}
-    monkeypatch.setattr(plan.memory, "default_host_limit", lambda: 123)
-    monkeypatch.setattr(plan.machine, "gpu", lambda: {"memory_bytes": 456})
-    assert plan.memory_limit(dataclasses.replace(small, **limits)) == 123
-    assert plan.memory_limit(dataclasses.replace(small, host_gib=1.0)) == 2**30
-    assert plan.memory_limit(dataclasses.replace(small, device="cuda", **limits)) == 2**31
-    assert plan.memory_limit(dataclasses.replace(small, device="cuda")) == 456
+def test_the_limit_of_a_cell_is_the_studys_or_that_of_what_lies_further(tmp_path):
+    beyond = Further(("primal-fourier",), (5000,), (10,), 2.0)
+    small = dataclasses.replace(load(tmp_path), host_gib=1.0, gpu_gib=3.0, further=(beyond,))
+    assert plan.memory_limit(small, "primal-fourier", 100, 10) == 2**30
+    assert plan.memory_limit(small, "primal-fourier", 5000, 10) == 2**31
+    assert plan.memory_limit(small, "primal", 5000, 10) == 2**30
+    assert plan.memory_limit(dataclasses.replace(small, device="cuda"), "primal-fourier", 5000, 10) == 3 * 2**30
+    assert plan.memory_limit(dataclasses.replace(small, host_gib=None), "primal", 100, 10) is None
+    assert small.ns("primal-fourier", 10) == (*small.n, 5000)
+    assert small.ns("primal-fourier", 150) == small.ns("primal", 10) == small.n
 
 
 def test_neighbours_in_the_grid_share_a_range():

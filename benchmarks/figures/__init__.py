@@ -26,7 +26,7 @@ def paths(study: Study) -> list[Path]:
 
 def question(study: Study) -> str:
     """What the figures show, in words: when it changes they are drawn anew."""
-    shown = (study.name, study.n, study.p, study.variants, study.figure_1b_p, study.published)
+    shown = (study.name, study.n, study.p, study.variants, study.figure_1b_p, study.published, study.further)
     return " ".join(map(str, shown))
 
 
@@ -60,7 +60,7 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     paper = [variant for variant in study.variants if variant in PAPER_VARIANTS]
     yield heatmap.draw(table, study.n, study.p, paper, f"Fastest of the paper's variants, {where}")
     yield heatmap.draw(table, study.n, study.p, exact, f"Fastest of all exact variants, {where}")
-    runtime = ("runtime_s", f"seconds for {study.epochs} epochs", study.n)
+    runtime = ("runtime_s", f"seconds for {study.epochs} epochs", study.every_n)
     few = [p for p in study.p if p in study.figure_1b_p] or list(study.p)
     yield curves.draw(table, *runtime, few, study.variants, f"Runtime, {where}")
     behind = _published(study) if study.published else None
@@ -69,10 +69,8 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     memory = table.assign(memory_gib=held / 2**30)
     cap = study.gpu_gib if on_gpu else study.host_gib
     limit = (cap, f"limit of the study, {cap:g} GiB") if cap else None
-    kind = "device" if on_gpu else "host"
-    yield curves.draw(
-        memory, "memory_gib", f"peak {kind} memory, GiB", study.n, few, study.variants, f"Memory, {where}", limit=limit
-    )
+    peak = ("memory_gib", f"peak {'device' if on_gpu else 'host'} memory, GiB", study.every_n)
+    yield curves.draw(memory, *peak, few, study.variants, f"Memory, {where}", limit=limit)
     yield ratios.draw(table, study.n, study.p, f"Runtimes compared, {where}")
     yield against_paper.draw(table, f"Against the published V100: {where}")
     yield exponents.draw(table, f"Growth in n and p, {where}")
@@ -92,6 +90,6 @@ def _published(study: Study) -> pd.DataFrame | None:
     from benchmarks.paper.published import PUBLISHED
 
     published = pd.read_csv(PUBLISHED)
-    within = published["n"].between(study.n[0], study.n[-1]) & published["p"].isin(study.p)
+    within = published["n"].between(study.n[0], study.every_n[-1]) & published["p"].isin(study.p)
     within &= published["variant"].isin(study.variants)
     return published[within] if within.any() else None

@@ -39,7 +39,7 @@ def of_study(table: pd.DataFrame, study: Study) -> tuple[pd.DataFrame, list[str]
                 why = "which is not registered: it no longer exists, or config.yaml does not list its plugin"
             said.append(f"{_cells(count)} of {name}, {why}")
     kept = kept[kept["variant"].isin(study.variants)]
-    for axis, grid in (("n", study.n), ("p", study.p)):
+    for axis, grid in (("n", study.every_n), ("p", study.p)):
         beyond = kept[~kept[axis].isin(grid)]
         if len(beyond):
             values = ", ".join(f"{value:,}" for value in sorted(beyond[axis].unique()))

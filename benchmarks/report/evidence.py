@@ -46,7 +46,7 @@ class Evidence:
     def in_study(self) -> list[Record]:
         """The records behind `grid`."""
         study = self.study
-        return [r for r in self.records if r.variant in study.variants and r.n in study.n and r.p in study.p]
+        return [r for r in self.records if r.variant in study.variants and r.n in study.every_n and r.p in study.p]
 
     @property
     def device(self) -> str:

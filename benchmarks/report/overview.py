@@ -29,7 +29,7 @@ def figures(evidence: Evidence) -> Section | None:
     if evidence.grid.empty:
         return None
     study, root = evidence.study, evidence.study.root
-    ns, ps = spans(study.n, study.n), spans(study.p, study.p)
+    ns, ps = spans(study.every_n, study.every_n), spans(study.p, study.p)
     maps = (
         ("figure_1a", "**Figure 1A.** The fastest of the paper's variants.", evidence.paper),
         ("fastest_of_all", "**Beside it,** the fastest of all exact variants.", evidence.exact),
@@ -96,7 +96,7 @@ def runtime_chart(evidence: Evidence) -> Section | None:
         for cell in table.astype({"extrapolated": object}).itertuples()
     ]
     looks = [{"label": style(v).label, "color": style(v).color, "dash": _dashes(style(v).dash)} for v in study.variants]
-    data = {"n": list(study.n), "cells": cells, "variants": looks, "units": ["s", "s", "GiB"]}
+    data = {"n": list(study.every_n), "cells": cells, "variants": looks, "units": ["s", "s", "GiB"]}
     return Section("Values, variant by variant", part("chart", data=data, quantities=quantities, ps=study.p))
 
 

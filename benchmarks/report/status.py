@@ -23,6 +23,7 @@ class Mark:
 
 
 NO_RECORD = Mark("·", "none", "no record")
+NOT_ASKED = Mark("", "none", "not part of the study")
 MARKS = {  # (status, outcome) of benchmarks.reading.table.to_frame
     ("ok", "ok"): Mark("●", "ok", "came to an end"),
     ("oom", "oom"): Mark("M", "memory", "out of memory"),
@@ -45,12 +46,14 @@ def section(evidence: Evidence) -> Section | None:
     rows = {(cell.variant, cell.n, cell.p): cell for cell in evidence.grid.itertuples()}
     variants = []
     for name in study.variants:
-        grid = [[_square(rows.get((name, n, p)), n, p) for n in study.n] for p in reversed(study.p)]
+        asked = {(n, p) for variant, p, n in study.cells() if variant == name}
+        grid = [[_square(rows.get((name, n, p)), n, p, asked) for n in study.every_n] for p in reversed(study.p)]
         ended = sum(square["mark"] is MARKS["ok", "ok"] for row in grid for square in row)
-        variants.append({"name": name, "rows": grid, "count": f"{ended} of {len(study.n) * len(study.p)}"})
+        variants.append({"name": name, "rows": grid, "count": f"{ended} of {len(asked)}"})
     shown = {square["mark"] for variant in variants for row in variant["rows"] for square in row}
-    legend = part("legend", marks=[mark for mark in (*MARKS.values(), _UNKNOWN, NO_RECORD) if mark in shown])
-    ns, ps = ([count(value) for value in values] for values in (study.n, reversed(study.p)))
+    known = (*MARKS.values(), _UNKNOWN, NO_RECORD)
+    legend = part("legend", marks=[mark for mark in known if mark in shown])
+    ns, ps = ([count(value) for value in values] for values in (study.every_n, reversed(study.p)))
     intro = paragraph(
         "Cells n across, features p upwards, as in the maps; under each name, how many cells came to an end.",
         "Why the others did not is told in the table below, and over each square.",
@@ -59,10 +62,11 @@ def section(evidence: Evidence) -> Section | None:
     return Section("How every cell ended", intro + legend + grids + _reasons(evidence))
 
 
-def _square(cell: object, n: int, p: int) -> dict:
+def _square(cell: object, n: int, p: int, asked: set[tuple[int, int]]) -> dict:
     where = f"n = {n:,}, p = {p:,}"
     if cell is None:
-        return {"mark": NO_RECORD, "title": f"{where}: {NO_RECORD.words}"}
+        mark = NO_RECORD if (n, p) in asked else NOT_ASKED
+        return {"mark": mark, "title": f"{where}: {mark.words}"}
     mark = MARKS.get((cell.status, cell.outcome), _UNKNOWN)
     detail = f"{number(cell.runtime_s)} s" if cell.status == "ok" else cell.detail
     return {"mark": mark, "title": f"{where}: {mark.words}" + (f" ({detail})" if detail else "")}
@@ -84,5 +88,5 @@ def _reasons(evidence: Evidence) -> Markup:
 def _places(some: pd.DataFrame, evidence: Evidence) -> str:
     """'n = 4,000, p = 10 to 100', one line for each set of n."""
     ns = {p: tuple(sorted(group["n"])) for p, group in some.groupby("p")}
-    lines = (f"{at(n, evidence.study.n, 'n')}, {at(ps, evidence.study.p, 'p')}" for n, ps in grouped(ns).items())
+    lines = (f"{at(n, evidence.study.every_n, 'n')}, {at(ps, evidence.study.p, 'p')}" for n, ps in grouped(ns).items())
     return "\n".join(lines)

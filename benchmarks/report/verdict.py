@@ -51,7 +51,7 @@ def winners(evidence: Evidence, variants: Sequence[str]) -> Winners:
 
 def _count(evidence: Evidence) -> str:
     study, counts = evidence.study, Counter(evidence.grid["outcome"]) if len(evidence.grid) else {}
-    total = len(study.variants) * len(study.n) * len(study.p)
+    total = sum(1 for _ in study.cells())
     known = [outcome for outcome in OUTCOMES if outcome in counts]
     others = [outcome for outcome in counts if outcome not in OUTCOMES]
     parts = [f"{counts[outcome]:,} {OUTCOMES.get(outcome, f'ended as {outcome}')}" for outcome in (*known, *others)]
@@ -59,7 +59,7 @@ def _count(evidence: Evidence) -> str:
     parts += [f"{missing:,} {'has' if missing == 1 else 'have'} no record"] if missing else []
     return (
         f"On {evidence.machine}, of the {cells(total)} of the study `{study.name}` "
-        f"({len(study.variants)} variants, n = {study.n[0]:,} to {study.n[-1]:,}, p = {study.p[0]:,} to "
+        f"({len(study.variants)} variants, n = {study.n[0]:,} to {study.every_n[-1]:,}, p = {study.p[0]:,} to "
         f"{study.p[-1]:,}), {listing(parts)}."
     )
 

@@ -30,16 +30,15 @@ class Plan:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self.total = len(study.variants) * len(study.p) * len(study.n)
+        self.total = sum(1 for _ in study.cells())
         self.known: dict[Point, Record] = {}
         self._measured: dict[str, list[Measured]] = {}  # of each variant
-        self._limit = memory_limit(study)
         self._speed: float | None = None
-        for variant, p in study.sweeps():
-            for n in study.n:
-                record = study.known(variant, n, p)
-                if record is not None:
-                    self.add(record)
+        self._free = machine_memory(study.device)
+        for variant, p, n in study.cells():
+            record = study.known(variant, n, p)
+            if record is not None:
+                self.add(record)
 
     def add(self, record: Record) -> None:
         """Take note of a cell that has just ended."""
@@ -49,19 +48,18 @@ class Plan:
 
     def remaining(self) -> list[Point]:
         """The cells that are not known, in the order in which they run."""
-        points = ((variant, p, n) for variant, p in self.study.sweeps() for n in self.study.n)
-        return [point for point in points if point not in self.known]
+        return [point for point in self.study.cells() if point not in self.known]
 
     def basis(self) -> str:
         """What the estimate rests on, in words."""
         measured = sum(map(len, self._measured.values()))
         return f"{measured} measured cells and models of cost" if measured else "models of cost, nothing is measured"
 
-    def too_large(self, variant: str, limit: float) -> dict[int, int]:
-        """The first remaining n at each p whose model of memory exceeds `limit` bytes. It is measured all the same."""
-        model, first = mmdma_core.variant(variant).memory_model, {}
+    def too_large(self, variant: str) -> dict[int, int]:
+        """The first remaining n at each p that is predicted not to fit. It is measured all the same."""
+        first = {}
         for name, p, n in self.remaining():
-            if name == variant and model and model(n, p, self.study.settings.n_components) > limit:
+            if name == variant and not self._fits(variant, p, n):
                 first.setdefault(p, n)
         return first
 
@@ -74,7 +72,7 @@ class Plan:
         return sum(min(seconds, self.study.sweep_budget_s) + _SWEEP_OVERHEAD_S for seconds in sweeps.values())
 
     def _cell_seconds(self, variant: str, p: int, n: int) -> float:
-        if any(self._ends_sweep(variant, p, smaller) for smaller in self.study.n if smaller < n):
+        if any(self._ends_sweep(variant, p, smaller) for smaller in self.study.ns(variant, p) if smaller < n):
             return 0.0
         if not self._fits(variant, p, n):
             return _OVERHEAD_S
@@ -91,7 +89,9 @@ class Plan:
 
     def _fits(self, variant: str, p: int, n: int) -> bool:
         model = mmdma_core.variant(variant).memory_model
-        return model is None or model(n, p, self.study.settings.n_components) <= self._limit
+        limit = memory_limit(self.study, variant, n, p)
+        limit = self._free if limit is None else limit
+        return model is None or model(n, p, self.study.settings.n_components) <= limit
 
     def _epoch_seconds(self, variant: str, p: int, n: int) -> float | None:
         if mmdma_core.variant(variant).cost_model is None:
@@ -109,10 +109,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def memory_limit(study: Study) -> float:
-    """Bytes that a cell may take: the study's limit, else the machine's."""
-    limit = study.gpu_gib if study.device == "cuda" else study.host_gib
-    return machine_memory(study.device) if limit is None else limit * memory.GIB
+def memory_limit(study: Study, variant: str, n: int, p: int) -> float | None:
+    """Bytes that a cell may take by the study; None: all that the machine has."""
+    limit = study.gpu_gib if study.device == "cuda" else study.host_limit_gib(variant, n, p)
+    return None if limit is None else limit * memory.GIB
 
 
 def machine_memory(device: str) -> float:
@@ -130,6 +130,17 @@ def ranges(values: Mapping[int, Value], ps: Sequence[int]) -> list[tuple[str, Va
     return [(f"p = {span[0]}" + (f" to {span[-1]}" if len(span) > 1 else ""), value) for span, value in spans]
 
 
+def _beyond(study: Study) -> str:
+    """Which variants are asked more than the grid."""
+    return "".join(
+        f", and {', '.join(more.variants)} at n = {_listed(more.n)}, p = {_listed(more.p)}" for more in study.further
+    )
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(f"{value:,}" for value in values)
+
+
 def describe(study: Study) -> str:
     """The plan in words, for `python -m benchmarks plan`."""
     plan = Plan(study)
@@ -137,18 +148,18 @@ def describe(study: Study) -> str:
     lines = [
         f"study {study.name} on {study.device} ({study.threads} CPU threads), results in {study.root}",
         f"{len(study.n)} n in [{study.n[0]}, {study.n[-1]}] x {len(study.p)} p in [{study.p[0]}, {study.p[-1]}]"
-        f" x {len(study.variants)} variants = {plan.total} cells: {len(plan.known)} known, {len(remaining)} to run",
+        f" x {len(study.variants)} variants{_beyond(study)}: {plan.total} cells, {len(plan.known)} known, "
+        f"{len(remaining)} to run",
     ]
-    limit = memory_limit(study)
     for variant in study.variants:
         count = sum(name == variant for name, _, _ in remaining)
         absent = mmdma_core.variant(variant).absent()
         needs = f"; needs {', '.join(absent)}, not installed" if absent else ""
-        too_large = ranges(plan.too_large(variant, limit), study.p)
+        too_large = ranges(plan.too_large(variant), study.p)
         fits = "; predicted not to fit: " + ", ".join(f"{where} from n = {n}" for where, n in too_large)
         lines.append(f"  {variant:<24} {count:>5} to run{needs}{fits if too_large else ''}")
     if "predicted" in "".join(lines):
-        lines.append(f"what is predicted not to fit in {limit / memory.GIB:.3g} GiB is tried all the same")
+        lines.append("what is predicted not to fit in the memory that a cell may take is tried all the same")
     if remaining:
         lines.append(
             f"about {duration(plan.seconds_left())}, from {plan.basis()}; a variant that states no cost is taken to "

@@ -26,6 +26,16 @@ ENDS_A_SWEEP = ("oom", "timeout")  # after one of these, larger n are skipped
 
 
 @dataclass(frozen=True)
+class Further:
+    """What some variants are asked beyond the grid of a study: n, at some p; host_gib in the place of the study's."""
+
+    variants: tuple[str, ...]
+    n: tuple[int, ...]
+    p: tuple[int, ...]
+    host_gib: float | None
+
+
+@dataclass(frozen=True)
 class Study:
     """A grid of variants, n and p, and how each cell is measured; see config.yaml for the meaning of each field."""
 
@@ -50,6 +60,31 @@ class Study:
     figure_1b_p: tuple[int, ...]
     published: bool
     data: DataSource | None = None
+    further: tuple[Further, ...] = ()
+
+    @property
+    def every_n(self) -> tuple[int, ...]:
+        """The n of the grid, and those beyond it that some variants are asked."""
+        return tuple(sorted({*self.n, *(n for more in self.further for n in more.n)}))
+
+    def ns(self, variant: str, p: int) -> tuple[int, ...]:
+        """The n of a sweep."""
+        return tuple(n for n in self.every_n if n in self.n or self._beyond(variant, n, p))
+
+    def _beyond(self, variant: str, n: int, p: int) -> Further | None:
+        asked = (more for more in self.further if variant in more.variants and p in more.p and n in more.n)
+        return None if n in self.n else next(asked, None)
+
+    def host_limit_gib(self, variant: str, n: int, p: int) -> float | None:
+        """Host memory that a cell may add; None: what the guard finds free."""
+        beyond = self._beyond(variant, n, p)
+        return (beyond and beyond.host_gib) or self.host_gib
+
+    def cells(self) -> Iterator[tuple[str, int, int]]:
+        """(variant, p, n) of each cell, in the order in which they run."""
+        for variant, p in self.sweeps():
+            for n in self.ns(variant, p):
+                yield variant, p, n
 
     def sweeps(self) -> Iterator[tuple[str, int]]:
         """(variant, p) of each sweep."""
@@ -60,6 +95,7 @@ class Study:
     def cell(self, variant: str, n: int, p: int) -> Cell:
         """What is asked at one point of the grid."""
         registered = mmdma_core.variant(variant)
+        host_gib = self.host_limit_gib(variant, n, p)
         return Cell(
             variant=variant,
             n=n,
@@ -73,7 +109,7 @@ class Study:
             epochs=self.epochs,
             device=self.device,
             threads=self.threads,
-            limits=Limits(self.cell_budget_s, self.cell_timeout_s, self.host_gib, self.gpu_gib),
+            limits=Limits(self.cell_budget_s, self.cell_timeout_s, host_gib, self.gpu_gib),
             data=self.data,
         )
 
@@ -122,7 +158,7 @@ class Study:
         """Remove each stamp whose sweep has a cell that is not known: deleted, unreadable, or asked for differently."""
         for variant, p in self.sweeps():
             stamp = self.stamp(variant, p)
-            if stamp.exists() and not all(self.known(variant, n, p) for n in self.n):
+            if stamp.exists() and not all(self.known(variant, n, p) for n in self.ns(variant, p)):
                 stamp.unlink()
 
 
@@ -168,6 +204,17 @@ def load(config: dict[str, Any]) -> Study:
         settings=_settings(config.get("settings", {})),
         figure_1b_p=tuple(figures.get("figure_1b_p", study["p"])),
         published=figures.get("published", True),
+        further=tuple(_further(name, k, config) for k in range(len(study.get("further", [])))),
+    )
+
+
+def _further(name: str, k: int, config: dict[str, Any]) -> Further:
+    asked = config["studies"][name]["further"][k]
+    return Further(
+        chosen_variants(f"studies.{name}.further.{k}.variants", asked["variants"]),
+        tuple(map(int, asked["n"])),
+        tuple(map(int, asked["p"])),
+        None if config.get("host_memory_gib") else asked.get("host_memory_gib"),
     )
 
 

@@ -34,8 +34,8 @@ def run_sweeps(
     Raises ValueError for an unknown variant or an n or p that is too small.
     """
     variants = [mmdma_core.variant(name).name for name in variants or study.variants]
-    ps, ns = sorted(ps or study.p), sorted(ns or study.n)
-    if ps[0] < 1 or ns[0] < 4:
+    ps = sorted(ps or study.p)
+    if ps[0] < 1 or (ns and min(ns) < 4):
         raise ValueError("--p must be at least 1 and --n at least 4")
     end = time.monotonic() + budget_s
     with alone(study.root):
@@ -44,7 +44,7 @@ def run_sweeps(
             for variant in variants:
                 for p in ps:
                     budget = min(study.sweep_budget_s, end - time.monotonic())
-                    for record in _sweep(study, variant, p, ns, budget, retry):
+                    for record in _sweep(study, variant, p, sorted(ns or study.ns(variant, p)), budget, retry):
                         progress.finished(record)
 
 

@@ -3,9 +3,9 @@
 Update k of K takes b cells of each view, drawn afresh as a function of (seed, k), without replacement: the unbiased
 MMD2 of the samples is on average that of all cells, and so is its gradient. The distortion stays that of all cells,
 through the Gram matrix, so that p < n is asked for. The learning rate falls along a cosine, from three times the one
-that is asked for to 0, and the last tenth of the updates takes all cells, so that a fit comes to rest. (A cosine of that
-height ends, after as many updates, at the loss of a constant rate on all cells or below; one of the same height far
-above: measured on branch data, 60,000 cells, p = 20 and 50, three seeds.)
+that is asked for to 0, and the last tenth of the updates takes all cells, so that a fit comes to rest. (A cosine of
+that height ends, after as many updates, at the loss of a constant rate on all cells or below; one of the same height
+far above: measured on branch data, 60,000 cells, p = 20 and 50, three seeds.)
 """
 
 from __future__ import annotations
