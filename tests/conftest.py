@@ -34,6 +34,7 @@ REAL_DATA = Path(os.environ.get("MMDMA_DATA", ROOT.parent / "shared" / "data")) 
 OPTIONAL = {
     "gpu": None if torch.cuda.is_available() else "needs a CUDA GPU, PyTorch finds none here",
     "tensorflow": None if importlib.util.find_spec("tensorflow") else "needs TensorFlow: pip install '.[tensorflow]'",
+    "peers": None if all(map(importlib.util.find_spec, ["ot", "ott"])) else "needs POT, OTT: pip install '.[peers]'",
     "real_data": None if REAL_DATA.is_dir() else f"the real data are not in {REAL_DATA}: set MMDMA_DATA",
 }
 
