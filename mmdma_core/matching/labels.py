@@ -15,11 +15,11 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from mmdma_core.matching import sampling
+from mmdma_core.matching.blocks import distances, in_blocks
 from mmdma_core.matching.match_ranks import Undefined, Vector, as_array
 from mmdma_core.matching.sampling import Estimate
 
 _WORKING_MEMORY_MIB = 32  # of scikit-learn, for its own blocks of distances
-_BLOCK_ELEMENTS = 2**21  # distances to all cells held at a time, in float32: 8 MiB
 
 
 def transfer_accuracy(
@@ -82,27 +82,23 @@ def silhouette(
 
 
 def _silhouettes(points: np.ndarray, codes: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """The silhouette of each cell drawn, among all. Distances are in float32, their sums in float64."""
+    """The silhouette of each cell drawn, among all: (b - a) / max(a, b), or 0."""
     order = codes.argsort(kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    counts = np.bincount(codes)  # every code occurs
+    others, counts = torch.from_numpy(points[order]), np.bincount(codes)  # every code occurs
     begins = np.concatenate([[0], counts.cumsum()[:-1]])
-    others = torch.from_numpy(points[order].astype(np.float32))
-    rows = max(1, _BLOCK_ELEMENTS // len(others))
-    values = np.empty(len(drawn))
-    for low in range(0, len(drawn), rows):
-        cells = drawn[low : low + rows]
+
+    def silhouettes(rows: slice) -> np.ndarray:
+        cells = drawn[rows]
         each, own = np.arange(len(cells)), codes[cells]
-        block = torch.cdist(others[place[cells]], others, compute_mode="donot_use_mm_for_euclid_dist").numpy()
-        sums = np.add.reduceat(block, begins, axis=1, dtype=np.float64)
+        sums = np.add.reduceat(distances(torch.from_numpy(points[cells]), others).numpy(), begins, axis=1)
         within = sums[each, own] / np.maximum(counts[own] - 1, 1)
         means = sums / counts
         means[each, own] = np.inf
         between = means.min(1)
-        largest = np.maximum(np.maximum(within, between), np.finfo(np.float32).tiny)
-        values[low : low + rows] = np.where(counts[own] > 1, (between - within) / largest, 0)
-    return values
+        largest = np.maximum(np.maximum(within, between), np.finfo(float).tiny)
+        return np.where(counts[own] > 1, (between - within) / largest, 0)
+
+    return np.concatenate(in_blocks(len(drawn), len(others), silhouettes))
 
 
 def label_codes(e_x: torch.Tensor, e_y: torch.Tensor, labels_x: Vector, labels_y: Vector) -> list[np.ndarray]:

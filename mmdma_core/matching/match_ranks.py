@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from mmdma_core.matching import sampling
+from mmdma_core.matching.blocks import distances, in_blocks
 
 Matrix = np.ndarray | torch.Tensor
 Vector = np.ndarray | torch.Tensor | Sequence
 
-_BLOCK_ELEMENTS = 2**20  # distances held at a time, 8 MiB
 _LARGEST = 1e150  # the square of a larger coordinate leaves float64
 
 
@@ -129,23 +129,17 @@ def _ranks(e: torch.Tensor, others: torch.Tensor, cells: torch.Tensor, matches: 
 
     The match's distance is read from the block, so that no rounding makes it closer than itself.
     """
-    rows = max(1, _BLOCK_ELEMENTS // len(others))
-    closer = torch.empty(len(cells), dtype=torch.int64, device=e.device)
-    as_far = torch.empty_like(closer)
-    for low in range(0, len(cells), rows):
-        block = slice(low, low + rows)
-        distances = torch.cdist(e[cells[block]], others, compute_mode="donot_use_mm_for_euclid_dist")
-        own = distances.gather(1, matches[block, None])
-        closer[block] = _count(distances < own)
-        as_far[block] = _count(distances == own)
+
+    def counted(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        block = distances(e[cells[rows]], others)
+        own = block.gather(1, matches[rows, None])
+        if block.device.type == "cpu":  # NumPy row by row takes a fraction of PyTorch's time
+            block, own = block.numpy(), own.numpy()
+            return tuple(torch.tensor([np.count_nonzero(row) for row in rows]) for rows in (block < own, block == own))
+        return torch.count_nonzero(block < own, dim=1), torch.count_nonzero(block == own, dim=1)
+
+    closer, as_far = (torch.cat(counts) for counts in zip(*in_blocks(len(cells), len(others), counted), strict=True))
     return 1 + closer.cpu().numpy(), int((as_far > 1).sum())
-
-
-def _count(true: torch.Tensor) -> torch.Tensor:
-    """How many are true in each row. On the CPU by NumPy row by row, which takes a fraction of PyTorch's time."""
-    if true.device.type != "cpu":
-        return torch.count_nonzero(true, dim=1)
-    return torch.tensor([np.count_nonzero(row) for row in true.numpy()])
 
 
 def _neighbours(k: float, n: int, percent: bool) -> int:

@@ -78,7 +78,7 @@ def of_mean(values: np.ndarray, n: int, bounds: Interval = (0, 1)) -> Interval:
     low, high = bounds
     if m < 2 or np.ptp(values) == 0:
         return tuple(float(low + (high - low) * end) for end in of_fraction((mean - low) / (high - low), m, n))
-    half = _Z * float(values.std(ddof=1)) * np.sqrt((n - m) / n / m)
+    half = float(_Z * values.std(ddof=1) * np.sqrt((n - m) / n / m))
     return max(low, mean - half), min(high, mean + half)
 
 
