@@ -6,7 +6,7 @@ may differ. The rank of a true match is 1 + the number of cells of the other vie
 So ties count for the match: embeddings that put all cells in one place have rank 1 throughout, and `tied` tells.
 
 Distances are differences of coordinates in float64, so that large norms cost no rank, and are formed in blocks of rows:
-memory is O(n), time O(n^2 d).
+memory is O(n), time O(n^2 d); of a sample of m cells, each against all cells of the other view, O(m n d).
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
+from mmdma_core.matching import sampling
+from mmdma_core.matching.blocks import distances, in_blocks
+
 Matrix = np.ndarray | torch.Tensor
 Vector = np.ndarray | torch.Tensor | Sequence
 
-_BLOCK_ELEMENTS = 2**20  # distances held at a time, 8 MiB
 _LARGEST = 1e150  # the square of a larger coordinate leaves float64
 
 
@@ -38,6 +40,7 @@ class MatchRanks:
     y         (m,) rank of the match among all cells of x, for the matched cells of y in the order of e_y
     n_x, n_y  number of cells of each view
     tied      how many of the 2 m matches are exactly as far from their cell as another cell is
+    matched   how many cells of each view have a match, of which x and y are a sample; None: they are all
     """
 
     x: np.ndarray
@@ -45,6 +48,7 @@ class MatchRanks:
     n_x: int
     n_y: int
     tied: int
+    matched: int | None = None
 
     def foscttm(self) -> float:
         """See `mmdma_core.metrics.foscttm`."""
@@ -59,20 +63,50 @@ class MatchRanks:
         """See `mmdma_core.metrics.neighbourhood_overlap`."""
         return np.bincount(self.x - 1, minlength=self.n_y).cumsum() / len(self.x)
 
+    def of_sample(self) -> bool:
+        """Whether some matched cells have no rank here."""
+        return self.matched is not None and len(self.x) < self.matched
+
+    def foscttm_interval(self) -> sampling.Interval | None:
+        """The 95 % interval of `foscttm` over all matched cells; None if it is over all already."""
+        if not self.of_sample():
+            return None
+        closer = [(ranks - 1) / (n - 1) for ranks, n in ((self.x, self.n_y), (self.y, self.n_x))]
+        ends = [sampling.of_mean(fractions, self.matched) for fractions in closer]
+        return sampling.of_both([fractions.mean() for fractions in closer], ends)
+
+    def top_k_interval(self, k: float, percent: bool = False) -> sampling.Interval | None:
+        """The same of `top_k`."""
+        if not self.of_sample():
+            return None
+        counts = (_neighbours(k, n, percent) for n in (self.n_y, self.n_x))
+        hits = [(ranks <= among).mean() for ranks, among in zip((self.x, self.y), counts, strict=True)]
+        return sampling.of_both(hits, [sampling.of_fraction(hit, len(self.x), self.matched) for hit in hits])
+
+    def overlap_interval(self) -> np.ndarray | None:
+        """(2, n_y) the ends of the same of each entry of `overlap`, for itself."""
+        return np.stack(sampling.of_fraction(self.overlap(), len(self.x), self.matched)) if self.of_sample() else None
+
     def notes(self) -> tuple[str, ...]:
         """What a reader of the metrics must know beside them."""
-        m, notes = len(self.x), []
+        m, notes = len(self.x) if self.matched is None else self.matched, []
         if m < max(self.n_x, self.n_y):
             absent = f"{self.n_x - m} of {self.n_x} cells of x and {self.n_y - m} of {self.n_y} cells of y"
             notes.append(f"{absent} have no match: no mean includes them")
         if self.tied:
-            tied = f"{self.tied} of {2 * m} true matches are exactly as far as another cell"
+            which = "sampled true matches" if self.of_sample() else "true matches"
+            tied = f"{self.tied} of {2 * len(self.x)} {which} are exactly as far as another cell"
             notes.append(f"{tied}, which does not count as closer")
         return tuple(notes)
 
 
-def match_ranks(e_x: Matrix, e_y: Matrix, match: Vector) -> MatchRanks:
+def match_ranks(
+    e_x: Matrix, e_y: Matrix, match: Vector, sample: int | None = None, seed: int = sampling.SEED
+) -> MatchRanks:
     """The rank of each true match, in both directions; what `foscttm`, `top_k` and `neighbourhood_overlap` read.
+
+    sample  matched cells to draw of x, and apart from them of y, each ranked among all of the other view; None: all
+    seed    of the draw
 
     Raises ValueError for embeddings that are not two finite matrices of one width and at least 2 rows, and for a match
     of the wrong length, type or range, that is not one-to-one, or without a known entry.
@@ -80,10 +114,14 @@ def match_ranks(e_x: Matrix, e_y: Matrix, match: Vector) -> MatchRanks:
     e_x, e_y = as_embeddings(e_x, e_y)
     match = _checked_match(match, len(e_x), len(e_y))
     known = np.flatnonzero(match >= 0)
-    pairs = torch.from_numpy(np.stack([known, match[known]])).to(e_x.device)
-    x, tied_x = _ranks(e_x, e_y, *pairs)
-    y, tied_y = _ranks(e_y, e_x, *pairs[:, pairs[1].argsort()].flip(0))
-    return MatchRanks(x, y, len(e_x), len(e_y), tied_x + tied_y)
+    pairs = np.stack([known, match[known]])
+    backwards = pairs[::-1, pairs[1].argsort()]
+    rng = np.random.default_rng(seed)
+    drawn = [of[:, sampling.draw(len(known), sample, rng)] for of in (pairs, backwards)]
+    there, back = (torch.from_numpy(of).to(e_x.device) for of in drawn)
+    x, tied_x = _ranks(e_x, e_y, *there)
+    y, tied_y = _ranks(e_y, e_x, *back)
+    return MatchRanks(x, y, len(e_x), len(e_y), tied_x + tied_y, len(known))
 
 
 def _ranks(e: torch.Tensor, others: torch.Tensor, cells: torch.Tensor, matches: torch.Tensor) -> tuple[np.ndarray, int]:
@@ -91,15 +129,16 @@ def _ranks(e: torch.Tensor, others: torch.Tensor, cells: torch.Tensor, matches: 
 
     The match's distance is read from the block, so that no rounding makes it closer than itself.
     """
-    rows = max(1, _BLOCK_ELEMENTS // len(others))
-    closer = torch.empty(len(cells), dtype=torch.int64, device=e.device)
-    as_far = torch.empty_like(closer)
-    for low in range(0, len(cells), rows):
-        block = slice(low, low + rows)
-        distances = torch.cdist(e[cells[block]], others, compute_mode="donot_use_mm_for_euclid_dist")
-        own = distances.gather(1, matches[block, None])
-        closer[block] = torch.count_nonzero(distances < own, dim=1)
-        as_far[block] = torch.count_nonzero(distances == own, dim=1)
+
+    def counted(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        block = distances(e[cells[rows]], others)
+        own = block.gather(1, matches[rows, None])
+        if block.device.type == "cpu":  # NumPy row by row takes a fraction of PyTorch's time
+            block, own = block.numpy(), own.numpy()
+            return tuple(torch.tensor([np.count_nonzero(row) for row in rows]) for rows in (block < own, block == own))
+        return torch.count_nonzero(block < own, dim=1), torch.count_nonzero(block == own, dim=1)
+
+    closer, as_far = (torch.cat(counts) for counts in zip(*in_blocks(len(cells), len(others), counted), strict=True))
     return 1 + closer.cpu().numpy(), int((as_far > 1).sum())
 
 

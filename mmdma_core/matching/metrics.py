@@ -2,25 +2,21 @@
 
 e_x (n_x, d) and e_y (n_y, d) are the embedded views, rows are cells; match (n_x,) says that row i of e_x is the same
 cell as row match[i] of e_y. What match may be, and how ties count, is said in match_ranks.py. Memory is O(n)
-throughout, time O(n^2 d).
+throughout, time O(n^2 d). The single metrics take all cells; `evaluate` takes a sample of many, and says how well
+it tells the metrics, see sampling.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from numbers import Integral
 
 import numpy as np
-import pandas as pd
-import sklearn
-import torch
-from sklearn.metrics import silhouette_score
-from sklearn.neighbors import KNeighborsClassifier
 
-from mmdma_core.matching.match_ranks import MatchRanks, Matrix, Undefined, Vector, as_array, as_embeddings, match_ranks
-
-_WORKING_MEMORY_MIB = 32  # of scikit-learn, for its own blocks of distances
+from mmdma_core.matching import labels
+from mmdma_core.matching.match_ranks import MatchRanks, Matrix, Undefined, Vector, as_embeddings, match_ranks
+from mmdma_core.matching.sampling import Estimate, Sample, sample_size
 
 
 @dataclass(frozen=True)
@@ -36,13 +32,22 @@ class Evaluation:
     left_out : dict
         Metric -> why it has no value.
     notes : tuple of str
-        What a reader of the values must know: cells without match, ties.
+        What a reader of the values must know: cells without match, ties, that cells are a sample.
+    sampled : dict
+        Metric -> how many cells of x and of y its mean is over; without those that are over all cells.
+    intervals : dict
+        Metric -> (low, high): with 95 % confidence the value over all cells; likewise.
+    overlap_interval : numpy.ndarray or None
+        (2, n_y) the same of each entry of overlap for itself; None if it is over all cells.
     """
 
     values: dict[str, float]
     overlap: np.ndarray | None
     left_out: dict[str, str]
     notes: tuple[str, ...]
+    sampled: dict[str, tuple[int, int]] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    overlap_interval: np.ndarray | None = None
 
 
 def foscttm(e_x: Matrix, e_y: Matrix, match: Vector) -> float:
@@ -196,7 +201,8 @@ def label_transfer_accuracy(
     1.0
     """
     e_x, e_y = as_embeddings(e_x, e_y)
-    return _label_transfer_accuracy(e_x, e_y, *_label_codes(e_x, e_y, labels_x, labels_y), n_neighbors)
+    codes = labels.label_codes(e_x, e_y, labels_x, labels_y)
+    return labels.transfer_accuracy(e_x, e_y, codes, n_neighbors).value
 
 
 def label_silhouette(e_x: Matrix, e_y: Matrix, labels_x: Vector, labels_y: Vector) -> float:
@@ -232,16 +238,17 @@ def label_silhouette(e_x: Matrix, e_y: Matrix, labels_x: Vector, labels_y: Vecto
     Rousseeuw 1987, as scikit-learn computes it.
     """
     e_x, e_y = as_embeddings(e_x, e_y)
-    return _label_silhouette(e_x, e_y, *_label_codes(e_x, e_y, labels_x, labels_y))
+    return labels.silhouette(e_x, e_y, labels.label_codes(e_x, e_y, labels_x, labels_y)).value
 
 
-_OF_MATCH = {
-    "foscttm": MatchRanks.foscttm,
-    "top1_count": partial(MatchRanks.top_k, k=1),
-    "top5_count": partial(MatchRanks.top_k, k=5),
-    "top1_percent": partial(MatchRanks.top_k, k=1, percent=True),
-    "top5_percent": partial(MatchRanks.top_k, k=5, percent=True),
+_TOP = {
+    "top1_count": {"k": 1},
+    "top5_count": {"k": 5},
+    "top1_percent": {"k": 1, "percent": True},
+    "top5_percent": {"k": 5, "percent": True},
 }
+_OF_MATCH = ("foscttm", *_TOP, "neighbourhood_overlap")
+_OF_LABELS = ("label_transfer_accuracy", "label_silhouette")
 
 
 def evaluate(
@@ -251,6 +258,7 @@ def evaluate(
     labels_x: Vector | None = None,
     labels_y: Vector | None = None,
     n_neighbors: int = 5,
+    sample: Sample = "auto",
 ) -> Evaluation:
     """Every metric that the truth at hand allows, and why the others are left out.
 
@@ -268,11 +276,15 @@ def evaluate(
         (n_y,), likewise.
     n_neighbors : int
         Of `label_transfer_accuracy`.
+    sample : int or None or "auto"
+        Cells of each view to draw, each set against all cells of the other view; the silhouette takes as many of both
+        views together. None: all cells. "auto": all if no view has more than 50,000, else 2,000. The draw is the same
+        each time.
 
     Returns
     -------
     Evaluation
-        Values, and what has none with the reason.
+        Values, and what has none with the reason; of a sample with intervals.
 
     Raises
     ------
@@ -280,79 +292,51 @@ def evaluate(
         For bad input as the single metrics do; what is `Undefined` there is left out here.
     """
     e_x, e_y = as_embeddings(e_x, e_y)
-    overlap, notes, metrics, left_out = None, (), {}, {}
+    size = sample_size(sample, len(e_x), len(e_y))
+    ranks, metrics, left_out = None, {}, {}
     if match is None:
-        left_out |= dict.fromkeys((*_OF_MATCH, "neighbourhood_overlap"), "no match given")
+        left_out |= dict.fromkeys(_OF_MATCH, "no match given")
     else:
         try:
-            ranks = match_ranks(e_x, e_y, match)
+            ranks = match_ranks(e_x, e_y, match, size)
         except Undefined as reason:
-            left_out |= dict.fromkeys((*_OF_MATCH, "neighbourhood_overlap"), str(reason))
+            left_out |= dict.fromkeys(_OF_MATCH, str(reason))
         else:
-            overlap, notes = ranks.overlap(), ranks.notes()
-            metrics |= {name: partial(metric, ranks) for name, metric in _OF_MATCH.items()}
-    absent = [name for name, labels in (("labels_x", labels_x), ("labels_y", labels_y)) if labels is None]
+            metrics |= _of_ranks(ranks)
+    absent = [name for name, given in (("labels_x", labels_x), ("labels_y", labels_y)) if given is None]
     if absent:
-        names = ("label_transfer_accuracy", "label_silhouette")
-        left_out |= dict.fromkeys(names, f"{' and '.join(absent)} not given")
+        left_out |= dict.fromkeys(_OF_LABELS, f"{' and '.join(absent)} not given")
     else:
-        labelled = (e_x, e_y, *_label_codes(e_x, e_y, labels_x, labels_y))
-        metrics["label_transfer_accuracy"] = partial(_label_transfer_accuracy, *labelled, n_neighbors)
-        metrics["label_silhouette"] = partial(_label_silhouette, *labelled)
-    values = {}
+        labelled = e_x, e_y, labels.label_codes(e_x, e_y, labels_x, labels_y)
+        metrics["label_transfer_accuracy"] = partial(labels.transfer_accuracy, *labelled, n_neighbors, size)
+        metrics["label_silhouette"] = partial(labels.silhouette, *labelled, size)
+    found = {}
     for name, metric in metrics.items():
         try:
-            values[name] = metric()
+            found[name] = metric()
         except Undefined as reason:
             left_out[name] = str(reason)
-    return Evaluation(values, overlap, left_out, notes)
+    return _evaluation(found, ranks, left_out)
 
 
-def _label_transfer_accuracy(
-    e_x: torch.Tensor, e_y: torch.Tensor, codes_x: np.ndarray, codes_y: np.ndarray, n_neighbors: int
-) -> float:
-    if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
-        raise ValueError(f"n_neighbors must be an integer of at least 1, got {n_neighbors!r}")
-    smaller = min(len(e_x), len(e_y))
-    if n_neighbors > smaller:
-        raise Undefined(f"n_neighbors = {n_neighbors} exceeds the {smaller} cells of the smaller view")
-    if not np.intersect1d(codes_x, codes_y).size:
-        raise Undefined("no label occurs in both views")
-    x, y = _centred(e_x, e_y)
-    accuracies = [
-        KNeighborsClassifier(n_neighbors).fit(*known).score(*asked)
-        for known, asked in (((x, codes_x), (y, codes_y)), ((y, codes_y), (x, codes_x)))
-    ]
-    return float(np.mean(accuracies))
+def _of_ranks(ranks: MatchRanks) -> dict[str, Callable[[], Estimate]]:
+    """Metric -> what computes it, of those that are one number."""
+    m = len(ranks.x), len(ranks.y)
+    found = {"foscttm": lambda: Estimate(ranks.foscttm(), m, ranks.foscttm_interval())}
+    for name, top in _TOP.items():
+        found[name] = lambda top=top: Estimate(ranks.top_k(**top), m, ranks.top_k_interval(**top))
+    return found
 
 
-def _label_silhouette(e_x: torch.Tensor, e_y: torch.Tensor, codes_x: np.ndarray, codes_y: np.ndarray) -> float:
-    codes = np.concatenate([codes_x, codes_y])
-    n_labels = len(np.unique(codes))
-    if n_labels == 1:
-        raise Undefined("all cells have one label, a silhouette needs two")
-    if n_labels == len(codes):
-        raise Undefined("every cell has a label of its own, a silhouette needs two cells of one label")
-    with sklearn.config_context(working_memory=_WORKING_MEMORY_MIB):
-        return float(silhouette_score(np.concatenate(_centred(e_x, e_y)), codes))
-
-
-def _centred(e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Both embeddings less their common mean: scikit-learn's |a|^2 + |b|^2 - 2 a.b loses what lies far from 0."""
-    mean = torch.cat([e_x, e_y]).mean(0)
-    return (e_x - mean).cpu().numpy(), (e_y - mean).cpu().numpy()
-
-
-def _label_codes(e_x: torch.Tensor, e_y: torch.Tensor, labels_x: Vector, labels_y: Vector) -> list[np.ndarray]:
-    """The labels of both views as integers, equal where labels are equal. Raises ValueError for a bad vector."""
-    vectors = {"labels_x": (as_array(labels_x), len(e_x)), "labels_y": (as_array(labels_y), len(e_y))}
-    for name, (labels, n) in vectors.items():
-        if labels.shape != (n,):
-            rows = f"each of the {n} rows of e_{name[-1]}"
-            raise ValueError(f"{name} must have one entry for {rows}, got shape {labels.shape}")
-        if pd.isna(labels).any():
-            raise ValueError(f"{name} must have no missing entry, row {pd.isna(labels).argmax()} has none")
-    # As objects: NumPy would turn a number and the text of it into one label.
-    both = np.concatenate([labels.astype(object) for labels, _ in vectors.values()])
-    codes, _ = pd.factorize(both, sort=True)
-    return np.split(codes, [len(e_x)])
+def _evaluation(found: dict[str, Estimate], ranks: MatchRanks | None, left_out: dict[str, str]) -> Evaluation:
+    values = {name: estimate.value for name, estimate in found.items()}
+    intervals = {name: estimate.interval for name, estimate in found.items() if estimate.interval is not None}
+    sampled = {name: found[name].sampled for name in intervals}
+    overlap, overlap_interval, notes = None, None, ()
+    if ranks is not None:
+        overlap, overlap_interval, notes = ranks.overlap(), ranks.overlap_interval(), ranks.notes()
+        if overlap_interval is not None:
+            sampled["neighbourhood_overlap"] = len(ranks.x), 0
+    if sampled:
+        notes += ("metrics in sampled are means over cells drawn at random, with 95 % intervals",)
+    return Evaluation(values, overlap, left_out, notes, sampled, intervals, overlap_interval)

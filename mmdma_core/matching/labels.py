@@ -1,0 +1,122 @@
+"""The metrics of labels, from all cells or from a sample of them: transfer accuracy and silhouette.
+
+Cells of a sample are set against all cells; memory is O(n) either way.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import numpy as np
+import pandas as pd
+import sklearn
+import torch
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from mmdma_core.matching import sampling
+from mmdma_core.matching.blocks import distances, in_blocks
+from mmdma_core.matching.match_ranks import Undefined, Vector, as_array
+from mmdma_core.matching.sampling import Estimate
+
+_WORKING_MEMORY_MIB = 32  # of scikit-learn, for its own blocks of distances
+
+
+def transfer_accuracy(
+    e_x: torch.Tensor,
+    e_y: torch.Tensor,
+    codes: list[np.ndarray],
+    n_neighbors: int,
+    sample: int | None = None,
+    seed: int = sampling.SEED,
+) -> Estimate:
+    """See `mmdma_core.metrics.label_transfer_accuracy`; of a sample the labels of its cells alone are predicted."""
+    if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
+        raise ValueError(f"n_neighbors must be an integer of at least 1, got {n_neighbors!r}")
+    smaller = min(len(e_x), len(e_y))
+    if n_neighbors > smaller:
+        raise Undefined(f"n_neighbors = {n_neighbors} exceeds the {smaller} cells of the smaller view")
+    if not np.intersect1d(*codes).size:
+        raise Undefined("no label occurs in both views")
+    views, rng = _centred(e_x, e_y), np.random.default_rng(seed)
+    sampled = [sampling.draw(len(view), sample, rng) for view in views]
+    accuracies = [
+        KNeighborsClassifier(n_neighbors).fit(views[k], codes[k]).score(views[j][asked], codes[j][asked])
+        for j, k, asked in ((1, 0, sampled[1]), (0, 1, sampled[0]))
+    ]
+    counts = len(sampled[0]), len(sampled[1])
+    value = float(np.mean(accuracies))
+    if counts == (len(e_x), len(e_y)):
+        return Estimate(value, counts)
+    sizes = (counts[1], len(e_y)), (counts[0], len(e_x))
+    ends = [sampling.of_fraction(hit, *size) for hit, size in zip(accuracies, sizes, strict=True)]
+    return Estimate(value, counts, sampling.of_both(accuracies, ends))
+
+
+def silhouette(
+    e_x: torch.Tensor,
+    e_y: torch.Tensor,
+    codes: list[np.ndarray],
+    sample: int | None = None,
+    seed: int = sampling.SEED,
+) -> Estimate:
+    """See `mmdma_core.metrics.label_silhouette`; of a sample of the cells of both views together.
+
+    As many cells are drawn as `sample` says, from both views at once: half as many as of other metrics, for each of
+    them is set against twice as many.
+    """
+    n_x, of_both = len(e_x), np.concatenate(codes)
+    n, n_labels = len(of_both), len(np.unique(of_both))
+    if n_labels == 1:
+        raise Undefined("all cells have one label, a silhouette needs two")
+    if n_labels == n:
+        raise Undefined("every cell has a label of its own, a silhouette needs two cells of one label")
+    points = np.concatenate(_centred(e_x, e_y))
+    drawn = sampling.draw(n, sample, np.random.default_rng(seed))
+    if len(drawn) == n:
+        with sklearn.config_context(working_memory=_WORKING_MEMORY_MIB):
+            return Estimate(float(silhouette_score(points, of_both)), (n_x, n - n_x))
+    values = _silhouettes(points, of_both, drawn)
+    from_x = int(np.count_nonzero(drawn < n_x))
+    return Estimate(float(values.mean()), (from_x, len(drawn) - from_x), sampling.of_mean(values, n, (-1, 1)))
+
+
+def _silhouettes(points: np.ndarray, codes: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """The silhouette of each cell drawn, among all: (b - a) / max(a, b), or 0."""
+    order = codes.argsort(kind="stable")
+    others, counts = torch.from_numpy(points[order]), np.bincount(codes)  # every code occurs
+    begins = np.concatenate([[0], counts.cumsum()[:-1]])
+
+    def silhouettes(rows: slice) -> np.ndarray:
+        cells = drawn[rows]
+        each, own = np.arange(len(cells)), codes[cells]
+        sums = np.add.reduceat(distances(torch.from_numpy(points[cells]), others).numpy(), begins, axis=1)
+        within = sums[each, own] / np.maximum(counts[own] - 1, 1)
+        means = sums / counts
+        means[each, own] = np.inf
+        between = means.min(1)
+        largest = np.maximum(np.maximum(within, between), np.finfo(float).tiny)
+        return np.where(counts[own] > 1, (between - within) / largest, 0)
+
+    return np.concatenate(in_blocks(len(drawn), len(others), silhouettes))
+
+
+def label_codes(e_x: torch.Tensor, e_y: torch.Tensor, labels_x: Vector, labels_y: Vector) -> list[np.ndarray]:
+    """The labels of both views as integers, equal where labels are equal. Raises ValueError for a bad vector."""
+    vectors = {"labels_x": (as_array(labels_x), len(e_x)), "labels_y": (as_array(labels_y), len(e_y))}
+    for name, (labels, n) in vectors.items():
+        if labels.shape != (n,):
+            rows = f"each of the {n} rows of e_{name[-1]}"
+            raise ValueError(f"{name} must have one entry for {rows}, got shape {labels.shape}")
+        if pd.isna(labels).any():
+            raise ValueError(f"{name} must have no missing entry, row {pd.isna(labels).argmax()} has none")
+    # As objects: NumPy would turn a number and the text of it into one label.
+    both = np.concatenate([labels.astype(object) for labels, _ in vectors.values()])
+    codes, _ = pd.factorize(both, sort=True)
+    return np.split(codes, [len(e_x)])
+
+
+def _centred(e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Both embeddings less their common mean: scikit-learn's |a|^2 + |b|^2 - 2 a.b loses what lies far from 0."""
+    mean = torch.cat([e_x, e_y]).mean(0)
+    return (e_x - mean).cpu().numpy(), (e_y - mean).cpu().numpy()
