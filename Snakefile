@@ -90,7 +90,7 @@ rule page:
         "python -m benchmarks report {params.overrides} | tee -i {log}"
 
 
-# Neither of the two is part of `all`. They have no output, so that they run whenever they are asked for: what is known
+# None of the three is part of `all`. They have no output, so that they run whenever they are asked for: what is known
 # is not measured again.
 rule quality:
     log:
@@ -104,6 +104,20 @@ rule quality:
         gpu=1,
     shell:
         "python -m benchmarks quality {params.overrides} | tee -i {log}"
+
+
+rule scale:
+    log:
+        STUDY.root / "logs" / "scale.log",
+    params:
+        overrides=OVERRIDES,
+    conda:
+        "environment.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    shell:
+        "python -m benchmarks scale {params.overrides} | tee -i {log}"
 
 
 rule citeseq:

@@ -84,6 +84,12 @@ def _citeseq(study, options) -> None:  # noqa: ANN001
     citeseq.run(citeseq.load(study, options.values), options.retry)
 
 
+def _scale(study, options) -> None:  # noqa: ANN001
+    from benchmarks.experiments import scale
+
+    print(scale.run(study, options.values, options.retry))
+
+
 def _quality(study, options) -> None:  # noqa: ANN001
     from benchmarks.experiments import quality
 
@@ -136,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         ("figures", _figures, "draw the figures from the table"),
         ("advise", _advise, "which variant to take for n cells and p features, how long, how much memory"),
         ("quality", _quality, "matching quality on SNARE-seq and scGEM, beside the published values"),
+        ("scale", _scale, "whole fits up to a million cells, beside other matchings: quality against time"),
         ("citeseq", _citeseq, "the real-data experiment: CITE-seq, or a stand-in of its shape"),
         ("report", _report, "write report.html: verdict, figures, tables, in one page"),
         ("frontier", _frontier, "where memory ends each variant, predicted and published"),
@@ -155,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--p", nargs="+", type=int, help="default: all of the study")
             command.add_argument("--n", nargs="+", type=int, help="default: all of the study")
             command.add_argument("--budget-s", type=float, default=float("inf"), help="seconds after which it ends")
-        if name in ("sweep", "citeseq"):
+        if name in ("sweep", "scale", "citeseq"):
             command.add_argument("--retry", action="store_true", help="measure cells again that ended in an error")
     text = "two results folders cell by cell; status 0: none slower, 1: some slower, 2: bad input"
     command = commands.add_parser("compare", help=text, description=text)

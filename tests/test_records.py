@@ -189,7 +189,7 @@ def test_the_plan_counts_and_estimates(small, monkeypatch):
     costless = dataclasses.replace(mmdma_core.variant("dual"), cost_model=None)
     monkeypatch.setitem(mmdma_core.families.registry._VARIANTS, "dual", costless)
     assert plan._cell_seconds("dual", 150, 100) == pytest.approx(small.cell_budget_s + 0.7)
-    assert f"{total} cells: 2 known, {total - 2} to run" in describe(small)
+    assert f"{total} cells, 2 known, {total - 2} to run" in describe(small)
 
 
 def test_durations_in_words():

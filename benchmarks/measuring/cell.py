@@ -97,8 +97,7 @@ def measure(cell: Cell, report: Report) -> None:
 
     What the variant raises passes through, except that it lacks something or cannot treat the problem.
     """
-    torch.set_num_threads(cell.threads)
-    _limit_memory(cell)
+    set_limits(cell)
     try:
         _measure(cell, report)
     except MissingDependency as error:
@@ -188,7 +187,9 @@ def _loss(run: mmdma_core.Run) -> dict[str, float]:
     return {"epoch": run.epoch, **terms._asdict()}
 
 
-def _limit_memory(cell: Cell) -> None:
+def set_limits(cell: Cell) -> None:
+    """Give this process the cell's threads and memory."""
+    torch.set_num_threads(cell.threads)
     if cell.device == "cuda":
         if cell.limits.gpu_gib is not None:
             free, total = torch.cuda.mem_get_info()

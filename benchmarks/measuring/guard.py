@@ -15,7 +15,7 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -26,8 +26,10 @@ import psutil
 import mmdma_core
 from benchmarks.measuring import cell as cell_module
 from benchmarks.measuring import memory
-from benchmarks.measuring.cell import Cell, Limits
+from benchmarks.measuring.cell import Cell, Limits, Report
 from benchmarks.measuring.records import Record
+
+Measure = Callable[[Cell, Report], None]
 
 POLL_S = 0.05
 _GRACE_S = 2.0
@@ -76,17 +78,20 @@ def preload(variants: Iterable[str], device: str) -> None:
                     variant.importer(module)
 
 
-def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float) -> Record:
+def measure_cell(
+    cell: Cell, machine: dict[str, Any], timeout_s: float, measure: Measure = cell_module.measure
+) -> Record:
     """The record of a cell, measured in a child of this process. Whatever the variant does, this returns.
 
-    The child is ended after timeout_s, and with this process, if that is interrupted or ended.
+    The child is ended after timeout_s, and with this process, if that is interrupted or ended. It runs
+    measure(cell, report), which reports the fields of a record and `status` last.
     """
     limited = replace(cell, limits=_with_host_limit(cell.limits))
     begin = time.perf_counter()
     probe = memory.DeviceProbe() if cell.device == "cuda" else None
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         receiver, sender = _fork.Pipe(duplex=False)
-        child = _fork.Process(target=_run_child, args=(limited, sender, output.fileno()))
+        child = _fork.Process(target=_run_child, args=(limited, sender, output.fileno(), measure))
         child.start()
         sender.close()
         try:
@@ -101,7 +106,7 @@ def _with_host_limit(limits: Limits) -> Limits:
     return limits if limits.host_gib else replace(limits, host_gib=memory.default_host_limit() / memory.GIB)
 
 
-def _run_child(cell: Cell, sender: Connection, output: int) -> None:
+def _run_child(cell: Cell, sender: Connection, output: int, measure: Measure) -> None:
     os.setsid()  # what it starts (KeOps' compiler) ends with it
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -109,7 +114,7 @@ def _run_child(cell: Cell, sender: Connection, output: int) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.enable(file=2, all_threads=False)
-    cell_module.measure(cell, sender.send)
+    measure(cell, sender.send)
 
 
 def _watch(

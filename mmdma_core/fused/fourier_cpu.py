@@ -286,6 +286,7 @@ class CpuFourierMMD(FourierMMD):
         return float(self.mmd(*self._means(self._passes_of_loss, e_x, e_y)))
 
     def _means(self, passes: _Passes, e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        centre = ((e_x.mean(0) + e_y.mean(0)) / 2).numpy()
-        passes.look(e_x.numpy(), e_y.numpy(), centre)
-        return passes.means(e_x.numpy()), passes.means(e_y.numpy())
+        x, y = e_x.numpy(), e_y.numpy()
+        centre = (x.mean(0) + y.mean(0)) / 2  # by NumPy: PyTorch's threads would spin on while Numba's want to run
+        passes.look(x, y, centre)
+        return passes.means(x), passes.means(y)

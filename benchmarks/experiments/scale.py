@@ -1,0 +1,214 @@
+"""Quality against time: whole fits of the simulated data, from a thousand cells to a million, and what else one could
+take.
+
+A fit is a start of a variant through mmdma_core.MMDMA, or of a peer (benchmarks.experiments.peers), in a child of the
+guard; a cell of a study, but for what is measured. A method that ends without a result is not tried again at that n or
+a larger one. Everything lies in results/MACHINE/scale/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+import mmdma_core
+from benchmarks.experiments import scale_fits
+from benchmarks.experiments.peers import PEERS
+from benchmarks.experiments.scale_fits import SAMPLED, Fit
+from benchmarks.figures.style import Style, count, save, style
+from benchmarks.measuring import guard, machine, records
+from benchmarks.measuring.cell import Limits
+from benchmarks.measuring.memory import GIB
+from benchmarks.measuring.records import Record
+from benchmarks.measuring.sources import source_digest
+from benchmarks.study import sweep
+from benchmarks.study.config import ConfigError
+from benchmarks.study.study import Study, chosen_variants
+from mmdma_core import Settings
+
+_PEER_STYLES = (("#D62728", "X", ":"), ("#7F7F7F", "P", ":"))
+_EXACT_LOSS_UP_TO = 20_000  # cells, of primal-fourier's loss
+
+
+def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
+    """Fit what is not known (with retry, errors again), write scale.csv and the figure; the table in words.
+
+    Raises ConfigError for keys under `scale` that cannot be.
+    """
+    if "scale" not in config:
+        raise ConfigError("scale: the configuration has no such key; the project's config.yaml shows it")
+    asked, root = config["scale"], study.root / "scale"
+    fits = list(_fits(study, asked))
+    with sweep.alone(study.root):
+        guard.preload({fit.variant.removesuffix(SAMPLED) for fit in fits if fit.variant not in PEERS}, study.device)
+        found = [(fit, _record(fit, root, retry, fits, study)) for fit in fits]
+    table = pd.DataFrame([_row(fit, record) for fit, record in found])
+    table["chosen"] = table["loss"] == table.groupby(["method", "n"])["loss"].transform("min")
+    records.write_atomically(root / "scale.csv", table.to_csv(index=False))
+    save(draw(table, study, asked), root, "scale")
+    said = table[table["status"] == "ok"].groupby(["n", "method"], sort=False).apply(_in_words, include_groups=False)
+    return "\n".join([*said, *(str(root / f"scale.{suffix}") for suffix in ("csv", "png", "svg"))])
+
+
+def _fits(study: Study, asked: dict[str, Any]) -> Iterator[Fit]:
+    """Every start, in the order in which they run: by n, then method, then start."""
+    try:
+        settings = Settings(**asked["settings"])
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"scale.settings: {error}") from None
+    variants = chosen_variants("scale.variants", asked["variants"])
+    for name in variants:
+        if mmdma_core.variant(name).formulation != "primal":
+            raise ConfigError(f"scale.variants: {name!r} has no weights of features; take those of the primal")
+    for n in sorted(asked["n"]):
+        methods = [*variants, *asked["peers"]]
+        if asked["batch_size"] and n > asked["batch_size"]:
+            methods.insert(len(variants), f"primal-fourier{SAMPLED}")
+        for method in methods:
+            for k in range(asked["n_starts"]):
+                yield _fit(study, asked, settings, method, n, asked["seed"] + k)
+
+
+def _fit(study: Study, asked: dict[str, Any], settings: Settings, method: str, n: int, seed: int) -> Fit:
+    variant = None if method in PEERS else mmdma_core.variant(method.removesuffix(SAMPLED))
+    return Fit(
+        variant=method,
+        n=n,
+        p=asked["p"],
+        source=source_digest(variant.module if variant else "benchmarks.experiments.peers"),
+        absent=variant.absent() if variant else (),
+        settings=settings,
+        shape=study.shape,
+        seed=seed,
+        data_mode="exact" if n * asked["p"] <= study.exact_data_below else "fast",
+        epochs=1,  # a fit is timed as a whole
+        device=study.device,
+        threads=study.threads,
+        limits=Limits(asked["fit_timeout_s"], asked["fit_timeout_s"], study.host_gib, study.gpu_gib),
+        updates=asked["n_epochs"],
+        batch_size=asked["batch_size"] if method.endswith(SAMPLED) else None,
+        data_seed=study.seed,
+    )
+
+
+def _record(fit: Fit, root: Any, retry: bool, fits: Sequence[Fit], study: Study) -> Record:
+    """The known record of a fit, or a new one; skipped where a smaller n or an earlier start has come to no end."""
+    path = _path(root, fit)
+    known = records.read(path) if path.exists() else None
+    if known and known.key == fit.key and not (retry and known.status == "error"):
+        return known
+    who = machine.describe(study.device, study.threads)
+    before = [other for other in fits[: fits.index(fit)] if other.variant == fit.variant]
+    ended = next((o for o in before if records.read(_path(root, o)).status not in ("ok", "skipped")), None)
+    if ended:
+        status = records.read(_path(root, ended)).status
+        record = guard.new_record(fit, "skipped", f"{status} at n = {ended.n}, start {ended.seed}", who)
+    else:
+        record = guard.measure_cell(fit, who, fit.limits.timeout_s, scale_fits.measure)
+    records.write(record, path)
+    print(_line(record), flush=True)
+    return record
+
+
+def _path(root: Any, fit: Fit) -> Any:
+    name = fit.variant.replace(" ", "-")
+    return records.record_path(root / f"start{fit.seed}", name, fit.p, fit.n)
+
+
+def _line(record: Record) -> str:
+    where = f"{record.variant:<26} n = {record.n:<8} start {record.seed}: {record.status:<8}"
+    if record.status != "ok":
+        return f"{where} {record.detail.splitlines()[-1] if record.detail else ''}"
+    return (
+        f"{where} {record.runtime_s:8.1f} s, FOSCTTM {record.metrics['foscttm']:.3f}, loss {record.metrics['loss']:.4g}"
+    )
+
+
+def _row(fit: Fit, record: Record) -> dict[str, Any]:
+    """A record as a row of scale.csv; seconds without compilation, which stands beside."""
+    found = record.metrics
+    held = record.peak_host_bytes if record.peak_device_bytes is None else record.peak_device_bytes
+    return {
+        "method": fit.variant,
+        "n": fit.n,
+        "p": fit.p,
+        "start": fit.seed,
+        "status": record.status,
+        "detail": record.detail.splitlines()[-1] if record.detail else "",
+        "seconds": record.runtime_s,
+        "prepare_s": record.prepare_s,
+        "compile_s": found.get("compile_s"),
+        "data_s": record.data_s,
+        "foscttm": found.get("foscttm"),
+        "foscttm_low": found.get("foscttm_low"),
+        "foscttm_high": found.get("foscttm_high"),
+        "loss": found.get("loss"),
+        "loss_is": "its own" if fit.variant in PEERS else "exact" if fit.n <= _EXACT_LOSS_UP_TO else "estimate",
+        "peak_gib": None if held is None else held / GIB,
+        "machine": record.machine["gpu"]["name"] if record.machine.get("gpu") else record.machine["cpu"],
+        "commit": record.machine["commit"],
+    }
+
+
+def _in_words(rows: pd.DataFrame) -> str:
+    n, method = rows.name
+    chosen = rows.loc[rows["loss"].idxmin(), "foscttm"]
+    return (
+        f"n = {n:<8} {method:<26} {rows['seconds'].median():8.1f} s a start, FOSCTTM {chosen:.3f} at the lowest loss; "
+        f"all starts {', '.join(f'{value:.3f}' for value in rows['foscttm'])}; peak {rows['peak_gib'].max():.2f} GiB"
+    )
+
+
+def draw(table: pd.DataFrame, study: Study, asked: dict[str, Any]) -> Figure:
+    """FOSCTTM of each start against its seconds, a panel for each n; filled: the start of the lowest loss."""
+    ns = sorted(table["n"].unique())
+    figure = Figure(figsize=(1 + 2.7 * len(ns), 3.7), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(ns), sharey=True, sharex=True))
+    methods = list(dict.fromkeys(table["method"]))
+    for axes, n in zip(panels, ns, strict=True):
+        _panel(axes, table[table["n"] == n], n)
+    panels[0].set_ylabel("FOSCTTM (0 is best)")
+    panels[0].set_ylim(-0.03, 0.75)
+    figure.supxlabel("seconds of a start, data in memory, without compilation", fontsize=9)
+    row = table.iloc[0]
+    figure.suptitle(
+        f"{asked['n_epochs']} epochs on {study.shape} data, p = {row['p']}: {row['machine']}, {study.threads} threads\n"
+        "every start; filled: the one of the lowest loss, which a user without the truth takes",
+        x=0.01, ha="left", fontsize=9,
+    )  # fmt: skip
+    handles = [
+        Line2D([], [], color=look.color, marker=look.marker, linestyle="none", label=look.label)
+        for look in map(_style, methods)
+    ]
+    figure.legend(handles=handles, loc="outside right center", fontsize=8)
+    return figure
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, n: int) -> None:
+    for method, starts in rows[rows["status"] == "ok"].groupby("method", sort=False):
+        look = _style(method)
+        faces = np.where(starts["chosen"], look.color, "none")
+        axes.scatter(starts["seconds"], starts["foscttm"], s=45, c=faces, edgecolors=look.color, marker=look.marker)
+    ended = rows[~rows["status"].isin(["ok", "skipped"])]
+    notes = [f"{method}: {ended_as.replace('_', ' ')}" for method, ended_as in zip(ended["method"], ended["status"])]
+    axes.text(0.98, 0.98, "\n".join(notes), transform=axes.transAxes, ha="right", va="top", fontsize=6.5, color="0.3")
+    axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_title(f"n = {count(n)}", loc="left")
+    axes.grid(True, color="0.93", linewidth=0.6)
+
+
+def _style(method: str) -> Style:
+    if method in PEERS:
+        return Style(f"{PEERS[method].label},\nanother objective", *_PEER_STYLES[list(PEERS).index(method)])
+    if method.endswith(SAMPLED):
+        look = style(method.removesuffix(SAMPLED))
+        return dataclasses.replace(look, label=f"{look.label},\nupdates from samples", marker="*", color="#E7298A")
+    return style(method)
