@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 import mmdma_core
 from benchmarks.experiments import scale_fits
 from benchmarks.experiments.peers import PEERS
-from benchmarks.experiments.scale_fits import SAMPLED, Fit
+from benchmarks.experiments.scale_fits import BATCHED, Fit
 from benchmarks.figures.style import Style, count, save, style
 from benchmarks.measuring import guard, machine, records
 from benchmarks.measuring.cell import Limits
@@ -47,7 +47,7 @@ def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
     asked, root = config["scale"], study.root / "scale"
     fits = list(_fits(study, asked))
     with sweep.alone(study.root):
-        guard.preload({fit.variant.removesuffix(SAMPLED) for fit in fits if fit.variant not in PEERS}, study.device)
+        guard.preload({fit.variant.removesuffix(BATCHED) for fit in fits if fit.variant not in PEERS}, study.device)
         found = [(fit, _record(fit, root, retry, fits, study)) for fit in fits]
     table = pd.DataFrame([_row(fit, record) for fit, record in found])
     table["chosen"] = table["loss"] == table.groupby(["method", "n"])["loss"].transform("min")
@@ -70,14 +70,14 @@ def _fits(study: Study, asked: dict[str, Any]) -> Iterator[Fit]:
     for n in sorted(asked["n"]):
         methods = [*variants, *asked["peers"]]
         if asked["batch_size"] and n > asked["batch_size"]:
-            methods.insert(len(variants), f"primal-fourier{SAMPLED}")
+            methods.insert(len(variants), f"primal-fourier{BATCHED}")
         for method in methods:
             for k in range(asked["n_starts"]):
                 yield _fit(study, asked, settings, method, n, asked["seed"] + k)
 
 
 def _fit(study: Study, asked: dict[str, Any], settings: Settings, method: str, n: int, seed: int) -> Fit:
-    variant = None if method in PEERS else mmdma_core.variant(method.removesuffix(SAMPLED))
+    variant = None if method in PEERS else mmdma_core.variant(method.removesuffix(BATCHED))
     return Fit(
         variant=method,
         n=n,
@@ -93,7 +93,7 @@ def _fit(study: Study, asked: dict[str, Any], settings: Settings, method: str, n
         threads=study.threads,
         limits=Limits(asked["fit_timeout_s"], asked["fit_timeout_s"], study.host_gib, study.gpu_gib),
         updates=asked["n_epochs"],
-        batch_size=asked["batch_size"] if method.endswith(SAMPLED) else None,
+        batch_size=asked["batch_size"] if method.endswith(BATCHED) else None,
         data_seed=study.seed,
     )
 
@@ -126,9 +126,8 @@ def _line(record: Record) -> str:
     where = f"{record.variant:<26} n = {record.n:<8} start {record.seed}: {record.status:<8}"
     if record.status != "ok":
         return f"{where} {record.detail.splitlines()[-1] if record.detail else ''}"
-    return (
-        f"{where} {record.runtime_s:8.1f} s, FOSCTTM {record.metrics['foscttm']:.3f}, loss {record.metrics['loss']:.4g}"
-    )
+    found = record.metrics
+    return f"{where} {record.runtime_s:8.1f} s, FOSCTTM {found['foscttm']:.3f}, loss {found['loss']:.4g}"
 
 
 def _row(fit: Fit, record: Record) -> dict[str, Any]:
@@ -197,7 +196,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, n: int) -> None:
         faces = np.where(starts["chosen"], look.color, "none")
         axes.scatter(starts["seconds"], starts["foscttm"], s=45, c=faces, edgecolors=look.color, marker=look.marker)
     ended = rows[~rows["status"].isin(["ok", "skipped"])]
-    notes = [f"{method}: {ended_as.replace('_', ' ')}" for method, ended_as in zip(ended["method"], ended["status"])]
+    notes = [f"{row.method}: {row.status.replace('_', ' ')}" for row in ended.itertuples()]
     axes.text(0.98, 0.98, "\n".join(notes), transform=axes.transAxes, ha="right", va="top", fontsize=6.5, color="0.3")
     axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
@@ -208,7 +207,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, n: int) -> None:
 def _style(method: str) -> Style:
     if method in PEERS:
         return Style(f"{PEERS[method].label},\nanother objective", *_PEER_STYLES[list(PEERS).index(method)])
-    if method.endswith(SAMPLED):
-        look = style(method.removesuffix(SAMPLED))
-        return dataclasses.replace(look, label=f"{look.label},\nupdates from samples", marker="*", color="#E7298A")
+    if method.endswith(BATCHED):
+        look = style(method.removesuffix(BATCHED))
+        return dataclasses.replace(look, label=f"{look.label},\nupdates from batches", marker="*", color="#E7298A")
     return style(method)

@@ -14,7 +14,7 @@ from benchmarks.measuring import memory
 from benchmarks.measuring.cell import Cell, Report, set_limits
 from mmdma_core import MMDMA, MissingDependency, Unsupported
 
-SAMPLED = " in samples"  # behind the name of a variant
+BATCHED = " in batches"  # behind the name of a variant
 _SAMPLE_BEYOND, _SAMPLE = 50_000, 1_000  # cells of FOSCTTM
 _SMALL = 300  # cells of the fit before the clock starts, in which KeOps and Numba compile
 
@@ -82,7 +82,7 @@ def _views(cell: Fit, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _fitted(cell: Fit, x: np.ndarray, y: np.ndarray, updates: int) -> MMDMA:
     asked = {name: getattr(cell.settings, name) for name in ("n_components", "sigma", "lambda1", "lambda2")}
     return MMDMA(
-        cell.variant.removesuffix(SAMPLED),
+        cell.variant.removesuffix(BATCHED),
         **asked,
         learning_rate=cell.settings.learning_rate,
         n_epochs=updates,

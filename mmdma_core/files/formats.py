@@ -84,9 +84,9 @@ def suffix(path: Path) -> str:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array of a .npy file. Raises ValueError."""
+    """The array of a .npy file, mapped: pages are read as they are used, and never written. Raises ValueError."""
     with reading(path, "a NumPy array", *DAMAGED):
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError(f"{path} is an archive of arrays: name it .npz")

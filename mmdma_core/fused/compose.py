@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from mmdma_core.errors import Unsupported
+from mmdma_core.fused.batches import Batches
 from mmdma_core.fused.parts import MMD, FusedView
 from mmdma_core.fused.run import FormulationView, FusedRun
-from mmdma_core.fused.sampling import Sampling
 from mmdma_core.objective.formulations import Dual
 from mmdma_core.objective.inputs import Kernel, View, is_sparse
 from mmdma_core.objective.settings import Settings
@@ -114,18 +114,18 @@ def _fourier(n_x: int, n_y: int, settings: Settings, device: torch.device, exact
     return CpuFourierMMD(n_x, n_y, settings, exact)
 
 
-def takes_samples(run: FusedRun) -> bool:
+def takes_batches(run: FusedRun) -> bool:
     """Whether an update of the run can take a sample of the cells: one of primal-fourier, on dense views with p < n."""
     views = zip(run.views, run.sizes, strict=True)
     return run.mmd.linear_in_n and all(hasattr(view, "take") and view.rows < n for view, n in views)
 
 
-def in_samples(run: FusedRun, size: int, n_updates: int) -> None:
-    """Let each update take `size` cells of each view, see mmdma_core.fused.sampling."""
+def in_batches(run: FusedRun, size: int, n_updates: int) -> None:
+    """Let each update take `size` cells of each view, see mmdma_core.fused.batches."""
     sizes = [min(size, n) for n in run.sizes]
     unbiased = replace(run.settings, unbiased=True)  # a biased MMD2 would depend on the size of the sample
     sampled = _fourier(*sizes, unbiased, run.parameters[0].device, None)
-    run.sampling = Sampling(run.views, sizes, sampled, run.mmd, n_updates)
+    run.batches = Batches(run.views, sizes, sampled, run.mmd, n_updates)
 
 
 def _runs(device: torch.device) -> bool:

@@ -52,7 +52,7 @@ class FusedView(Protocol):
         """
 
 
-class SampledView(FusedView, Protocol):
+class BatchView(FusedView, Protocol):
     """A FusedView that can embed a part of its cells."""
 
     def take(self, rows: np.ndarray | None) -> None:

@@ -24,8 +24,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from mmdma_core.fused.batches import Batches
 from mmdma_core.fused.parts import MMD, FusedView, Term
-from mmdma_core.fused.sampling import Sampling
 from mmdma_core.objective.formulations import Formulation
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms, total_loss
@@ -69,13 +69,13 @@ class FusedRun(AdamRun):
         self.views, self.mmd = views, mmd
         self.sizes = [len(view.d_e) for view in views]  # n_x, n_y
         self._seed = torch.tensor(seed)
-        self.sampling: Sampling | None = None  # of the cells that an update takes; None: all
+        self.batches: Batches | None = None  # of the cells that an update takes; None: all
 
     def step(self) -> None:
         mmd = self.mmd
-        if self.sampling:
-            mmd = self.sampling.take(int(self._seed), self.epoch)
-            self._adam.learning_rate = self.settings.learning_rate * self.sampling.rate(self.epoch)
+        if self.batches:
+            mmd = self.batches.take(int(self._seed), self.epoch)
+            self._adam.learning_rate = self.settings.learning_rate * self.batches.rate(self.epoch)
         self._begin(mmd)
         self._update(mmd)
         self.epoch += 1
@@ -105,8 +105,8 @@ class FusedRun(AdamRun):
         return [*super()._tensors(), self._seed]
 
     def _take_all(self) -> None:
-        if self.sampling:
-            self.sampling.take_all()
+        if self.batches:
+            self.batches.take_all()
 
     def _begin(self, mmd: MMD) -> None:
         mmd.begin(int(self._seed), self.epoch)

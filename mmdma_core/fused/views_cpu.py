@@ -40,7 +40,7 @@ class CpuView:
         self.rows = self.p
         d = settings.n_components
         self._of_all = _Cells(x, d)
-        self._of_sample: _Cells | None = None
+        self._of_batch: _Cells | None = None
         self._use(self._of_all)
         self.gradient = torch.empty(self.p, d)
         self._w, self._t, self._w_gradient = (np.empty((d, self.p)) for _ in range(3))
@@ -55,14 +55,14 @@ class CpuView:
             self._constant = _squared_kernel_norm(x)
 
     def take(self, rows: np.ndarray | None) -> None:
-        """See mmdma_core.fused.parts.SampledView."""
+        """See mmdma_core.fused.parts.BatchView."""
         if rows is None:
             self._use(self._of_all)
             return
-        if self._of_sample is None or len(self._of_sample.x) != len(rows):
-            self._of_sample = _Cells(np.empty((len(rows), self.p), self.x.dtype), self.settings.n_components)
-        np.take(self.x, rows, axis=0, out=self._of_sample.x, mode="clip")
-        self._use(self._of_sample)
+        if self._of_batch is None or len(self._of_batch.x) != len(rows):
+            self._of_batch = _Cells(np.empty((len(rows), self.p), self.x.dtype), self.settings.n_components)
+        np.take(self.x, rows, axis=0, out=self._of_batch.x, mode="clip")
+        self._use(self._of_batch)
 
     def _use(self, cells: _Cells) -> None:
         self._products, self.e, self.d_e = cells.products, cells.e, cells.d_e

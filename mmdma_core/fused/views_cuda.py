@@ -39,7 +39,7 @@ class CudaView:
             self._constant = self._squared_kernel_norm()
 
     def take(self, rows: np.ndarray | None) -> None:
-        """See mmdma_core.fused.parts.SampledView."""
+        """See mmdma_core.fused.parts.BatchView."""
         self.x = self._all if rows is None else self._all[torch.from_numpy(rows).to(self._all.device)]
         self.d_e = self.x.new_empty(len(self.x), self.settings.n_components)
 
@@ -133,7 +133,7 @@ class CudaRun(FusedRun):
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def _update(self, mmd: MMD) -> None:
-        if self.sampling:  # a graph knows one set of cells
+        if self.batches:  # a graph knows one set of cells
             super()._update(mmd)
             return
         if self._graph is not None:

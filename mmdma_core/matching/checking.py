@@ -7,7 +7,7 @@ import numbers
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from mmdma_core.fused.sampling import LEAST
+from mmdma_core.fused.batches import LEAST
 
 
 def check_parameters(model: BaseEstimator) -> None:

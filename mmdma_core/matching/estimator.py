@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from mmdma_core.families import advice, registry
-from mmdma_core.fused.compose import in_samples
+from mmdma_core.fused.compose import in_batches
 from mmdma_core.matching import model_file
 from mmdma_core.matching.checking import check_parameters
 from mmdma_core.matching.preparing import Matrix, as_rows, centred, column_names, digest
@@ -353,7 +353,7 @@ class MMDMA(BaseEstimator):
         run = registry.start(self.variant_, *given, settings, self.device_, seed)
         size = batch_size(self.batch_size, run)
         if size is not None:
-            in_samples(run, size, self.n_epochs)
+            in_batches(run, size, self.n_epochs)
         return run
 
     def _sigma(self, views: list[Matrix], seed: int) -> float:

@@ -14,7 +14,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from mmdma_core.errors import Unsupported
-from mmdma_core.fused.compose import takes_samples
+from mmdma_core.fused.compose import takes_batches
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.training.epochs import History
 from mmdma_core.training.run import AdamRun, Run
@@ -82,7 +82,7 @@ def batch_size(asked: int | Literal["auto"] | None, run: Run) -> int | None:
     """Cells of each view that an update of the run takes; None: all. Raises Unsupported for a variant that cannot."""
     if asked is None:
         return None
-    able = isinstance(run, FusedRun) and takes_samples(run)
+    able = isinstance(run, FusedRun) and takes_batches(run)
     if asked != "auto":
         if not able:
             raise Unsupported(

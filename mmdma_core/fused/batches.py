@@ -14,13 +14,13 @@ import math
 
 import numpy as np
 
-from mmdma_core.fused.parts import MMD, SampledView
+from mmdma_core.fused.parts import MMD, BatchView
 
 _FIRST_RATE = 3.0
 LEAST = 100  # cells of a sample; fewer tell little of a cloud
 
 
-class Sampling:
+class Batches:
     """Which cells an update takes, with which MMD2 and learning rate.
 
     sizes      cells of a sample of each view
@@ -30,11 +30,11 @@ class Sampling:
     """
 
     def __init__(
-        self, views: tuple[SampledView, SampledView], sizes: list[int], sampled: MMD, whole: MMD, n_updates: int
+        self, views: tuple[BatchView, BatchView], sizes: list[int], sampled: MMD, whole: MMD, n_updates: int
     ) -> None:
         self._views, self._sizes, self._n_updates = views, sizes, n_updates
         self._of_all = [len(view.d_e) for view in views]
-        self._sampled, self._whole = sampled, whole
+        self._of_batch, self._whole = sampled, whole
 
     def take(self, seed: int, update: int) -> MMD:
         """Let the views take the cells of an update, numbered from 0."""
@@ -43,7 +43,7 @@ class Sampling:
         stream = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, update], np.uint64)))
         for view, size, n in zip(self._views, self._sizes, self._of_all, strict=True):
             view.take(np.sort(stream.choice(n, size, replace=False, shuffle=False)) if size < n else None)
-        return self._sampled
+        return self._of_batch
 
     def take_all(self) -> MMD:
         for view in self._views:

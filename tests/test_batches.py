@@ -9,7 +9,7 @@ import torch
 from test_fourier_fits import unit_rows
 
 from mmdma_core import MMDMA, Settings, Unsupported, simulate, start
-from mmdma_core.fused.compose import in_samples, takes_samples
+from mmdma_core.fused.compose import in_batches, takes_batches
 from mmdma_core.matching.starts import batch_size
 
 SETTINGS = Settings(n_components=2, learning_rate=1e-3, lambda1=0.1, lambda2=0.1)
@@ -18,7 +18,7 @@ SETTINGS = Settings(n_components=2, learning_rate=1e-3, lambda1=0.1, lambda2=0.1
 def sampled(n=900, size=200, n_updates=40, seed=0, **more):
     x, y, _ = simulate("branch", n, 15, p_y=12)
     run = start("primal-fourier", x, y, SETTINGS, seed=seed, **more)
-    in_samples(run, size, n_updates)
+    in_batches(run, size, n_updates)
     return run
 
 
@@ -33,7 +33,7 @@ def test_the_gradient_of_samples_is_on_average_that_of_all_cells():
     run = sampled(n_updates=1000, parameters=parameters)
     drawn = []
     for update in range(800):
-        mmd = run.sampling.take(0, update)
+        mmd = run.batches.take(0, update)
         mmd.begin(0, update)
         run._evaluate(mmd)
         drawn.append(torch.cat([view.gradient.clone() for view in run.views]).double())
@@ -69,15 +69,15 @@ def test_samples_are_drawn_afresh_without_repetition_as_a_function_of_seed_and_u
     run = sampled()
     seen = []
     for seed, update in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        run.sampling.take(seed, update)
-        rows = run.views[0]._of_sample.x.copy()
+        run.batches.take(seed, update)
+        rows = run.views[0]._of_batch.x.copy()
         assert len(np.unique(rows, axis=0)) == 200
         seen.append(rows)
     assert np.array_equal(seen[0], seen[3])
     assert not any(np.array_equal(seen[0], other) for other in seen[1:3])
 
 
-def test_a_run_in_samples_that_is_left_goes_on_to_the_same_numbers():
+def test_a_run_in_batches_that_is_left_goes_on_to_the_same_numbers():
     first, second = sampled(seed=1), sampled(seed=2)
     for _ in range(30):
         first.step()
@@ -108,11 +108,11 @@ def test_what_cannot_take_samples_says_so():
     x, y, _ = simulate("branch", 300, 20)
     with pytest.raises(Unsupported, match="batch_size is for primal-fourier, on dense views with fewer features than"):
         MMDMA("primal-fused", batch_size=100, n_epochs=1, n_starts=1).fit(x, y)
-    assert not takes_samples(start("primal-fourier", *simulate("branch", 60, 100)[:2], SETTINGS))
+    assert not takes_batches(start("primal-fourier", *simulate("branch", 60, 100)[:2], SETTINGS))
 
 
 @pytest.mark.slow
-def test_a_fit_in_samples_ends_where_one_of_all_cells_ends():
+def test_a_fit_in_batches_ends_where_one_of_all_cells_ends():
     """60,000 cells, where it is the default: the loss within 10 %."""
     x, y, _ = simulate("branch", 60_000, 20, noise="fast")
     views = unit_rows(x), unit_rows(y)

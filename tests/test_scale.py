@@ -1,0 +1,95 @@
+"""The experiment `scale`, small: every start in the table, what ends without a result, what is known."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+
+from benchmarks.experiments import peers, scale
+from benchmarks.study import study
+from benchmarks.study.config import ConfigError
+
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"device": "cpu", "study": "smoke", "machine": "here"}
+ASKED = CONFIG["scale"] | {
+    "n": [200, 400],
+    "p": 10,
+    "variants": ["primal", "primal-fourier"],
+    "peers": ["quantised-gw"],
+    "batch_size": 300,
+    "n_epochs": 5,
+    "n_starts": 2,
+}
+
+
+@pytest.fixture
+def here(tmp_path):
+    return study.load(CONFIG | {"results": str(tmp_path)})
+
+
+@pytest.fixture(autouse=True)
+def no_peers(monkeypatch):
+    """Whether they are installed or not."""
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+
+
+def table_of(here, asked):
+    scale.run(here, CONFIG | {"scale": asked})
+    return pd.read_csv(here.root / "scale" / "scale.csv")
+
+
+def test_every_start_is_in_the_table_and_the_chosen_one_is_marked(here, capsys):
+    table = table_of(here, ASKED)
+    counts = table.groupby(["method", "n"]).size()
+    assert set(counts) == {2}
+    assert ("primal-fourier in batches", 400) in counts.index
+    assert ("primal-fourier in batches", 200) not in counts.index
+    ended = table[table["status"] == "ok"]
+    assert set(ended["method"]) == {"primal", "primal-fourier", "primal-fourier in batches"}
+    for _, starts in ended.groupby(["method", "n"]):
+        assert starts.loc[starts["chosen"], "loss"].tolist() == [starts["loss"].min()]
+    assert ended[["seconds", "foscttm", "peak_gib", "compile_s", "data_s"]].notna().all(axis=None)
+    assert (here.root / "scale" / "scale.svg").exists()
+    capsys.readouterr()
+    table_of(here, ASKED)  # nothing is fitted again
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_absent_is_named_and_not_tried_again(here):
+    table = table_of(here, ASKED)
+    absent = table[table["method"] == "quantised-gw"]
+    assert absent["status"].tolist() == ["missing_dependency", "skipped", "skipped", "skipped"]
+    assert "pip install 'mmdma-benchmark[peers]'" in absent["detail"].iloc[0]
+    assert absent["detail"].iloc[-1] == "missing_dependency at n = 200, start 0"
+
+
+def test_all_variants_are_judged_by_the_same_loss(here):
+    """At the same parameters the loss of `primal`'s fit is that of the exact variant, and so of primal-fourier's."""
+    table = table_of(here, ASKED | {"n_epochs": 1})
+    losses = table[table["n"] == 200].pivot(index="start", columns="method", values="loss")
+    assert losses["primal"].to_numpy() == pytest.approx(losses["primal-fourier"].to_numpy(), rel=0.2)
+
+
+def test_a_fit_that_takes_too_long_ends(here):
+    table = table_of(here, ASKED | {"n": [200], "n_epochs": 10**6, "fit_timeout_s": 3, "variants": ["primal-fourier"]})
+    starts = table[table["method"] == "primal-fourier"]
+    assert starts["status"].tolist() == ["timeout", "skipped"]
+
+
+def test_another_question_is_fitted_anew(here):
+    table_of(here, ASKED)
+    path = here.root / "scale" / "start0" / "records" / "primal-fourier" / "p10" / "n200.json"
+    before = json.loads(path.read_text())["key"]
+    table_of(here, ASKED | {"n_epochs": 6})
+    assert json.loads(path.read_text())["key"] != before
+
+
+def test_a_variant_of_the_dual_is_refused(here):
+    with pytest.raises(ConfigError, match="'dual' has no weights of features"):
+        table_of(here, ASKED | {"variants": ["dual"]})
+
+
+def test_a_setting_that_cannot_be_is_named(here):
+    with pytest.raises(ConfigError, match=r"scale\.settings: sigma must be"):
+        table_of(here, ASKED | {"settings": {"sigma": -1}})
