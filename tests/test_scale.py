@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from benchmarks.experiments import peers, scale
+from benchmarks.experiments import scale, scale_fits
 from benchmarks.study import study
 from benchmarks.study.config import ConfigError
 
@@ -31,7 +31,9 @@ def here(tmp_path):
 @pytest.fixture(autouse=True)
 def no_peers(monkeypatch):
     """Whether they are installed or not."""
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        scale_fits, "missing", lambda peer: f"{peer.name} needs ot: pip install 'mmdma-benchmark[peers]'"
+    )
 
 
 def table_of(here, asked):
