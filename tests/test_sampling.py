@@ -140,6 +140,15 @@ def test_many_cells_are_sampled_and_few_are_not(case, monkeypatch):
     assert (exactly.values, exactly.sampled) == (every.values, {})
 
 
+def test_the_middle_of_a_normal_interval_is_the_value(case):
+    x, y, match, kinds = case
+    worse = [np.roll(kind, 1) for kind in kinds]  # labels that go with nothing: a silhouette below 0
+    found = evaluate(x, y[:320], np.where(match < 320, match, -1), worse[0], worse[1][:320], sample=60)
+    assert found.values["label_silhouette"] < 0
+    for name in ("foscttm", "label_silhouette"):
+        assert np.mean(found.intervals[name]) == pytest.approx(found.values[name], abs=1e-9), name
+
+
 def test_what_a_sample_takes_all_of_has_no_interval(case):
     x, y, match, kinds = case
     found = evaluate(x, y, match, *kinds, sample=MATCHED)
