@@ -30,7 +30,8 @@ class Grid:
         """The grid around points (n, 2) of several parts."""
         low = np.min([part.min(0) for part in parts], axis=0)
         high = np.max([part.max(0) for part in parts], axis=0)
-        side = max(float((high - low).max()) * 1.04, np.finfo(np.float32).tiny)
+        largest = float(np.abs([low, high]).max())
+        side = max(float((high - low).max()) * 1.04, 1e-6 * largest) or 1.0  # of points without spread
         size, middle = side / _BINS, (low + high) / 2
         numbers = np.clip(np.ceil((high - low) * 1.04 / size), int(_SHORTER * _BINS), _BINS).astype(int)
         return cls(

@@ -17,7 +17,7 @@ DENSITY_FROM = 50_000  # cells of the larger view
 _BLOCK = 2**16  # rows
 
 _VIEW_COLORS = ("#0072B2", "#D55E00")  # Okabe and Ito 2008, as the labels'
-_LABEL_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#0072B2", "#D55E00")
+_LABEL_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#0072B2", "#D55E00", "#000000")
 _MARKERS = ("o", "^")
 
 
@@ -51,8 +51,8 @@ def draw_embedding(
 
     A dot for each cell, or how many cells lie where, from DENSITY_FROM cells of the larger view on.
     """
-    axes_of, share = _principal(e_x, e_y)
-    parts = tuple(e @ axes_of for e in (e_x, e_y))
+    mean, axes_of, share = _principal(e_x, e_y)
+    parts = tuple(e @ axes_of - mean @ axes_of for e in (e_x, e_y))
     labels = None
     if labels_x is not None and labels_y is not None:  # numbers in one view may be text in the other
         labels = labels_x.astype(str), labels_y.astype(str)
@@ -64,8 +64,8 @@ def draw_embedding(
     _save(figure, path)
 
 
-def _principal(e_x: np.ndarray, e_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first two principal axes of all points, (d, 2), and their shares of the variance; 0 where d = 1.
+def _principal(e_x: np.ndarray, e_y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean of all points, their first two principal axes, (d, 2), and shares of the variance; 0 where d = 1.
 
     From the covariance (d, d), summed over blocks of rows, so that no copy of the points is made.
     """
@@ -80,7 +80,7 @@ def _principal(e_x: np.ndarray, e_y: np.ndarray) -> tuple[np.ndarray, np.ndarray
     axes_of, share = np.zeros((d, 2)), np.zeros(2)
     axes_of[:, : min(d, 2)] = vectors[:, ::-1][:, :2]
     share[: min(d, 2)] = values[::-1][:2].clip(0) / max(float(values.sum()), np.finfo(float).tiny)
-    return axes_of, share
+    return mean, axes_of, share
 
 
 def _draw_dots(
@@ -117,7 +117,7 @@ def _draw_density(
     if labels:
         key = density.draw_labels(list(panels[1, :2]), grid, parts, labels, _LABEL_COLORS)
         panels[1, 2].set_axis_off()
-        panels[1, 2].legend(handles=key, loc="upper left", frameon=False, fontsize=8)
+        panels[1, 2].legend(handles=key, title="label", loc="upper left", frameon=False, fontsize=8)
         titled += zip(panels[1, :2], ("x, most frequent label", "y, most frequent label"), strict=True)
     return figure, titled
 
