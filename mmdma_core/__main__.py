@@ -95,6 +95,8 @@ def _add_truth(parser: argparse.ArgumentParser) -> None:
     for name in _VIEWS:
         group.add_argument(f"--{name}-labels", help=f"the same of {name} alone")
     group.add_argument("--n-neighbors", type=int, default=5, help="of label transfer; default: 5")
+    every = "metrics over all cells; default: beyond 50,000 over a sample, with 95 %% intervals"
+    group.add_argument("--exact-metrics", action="store_true", help=every)
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ import scipy.sparse
 
 from mmdma_core import MMDMA, simulate
 from mmdma_core.__main__ import main
+from mmdma_core.matching import sampling
 
 pytestmark = pytest.mark.slow
 
@@ -141,6 +142,38 @@ def test_transform_evaluate_simulate(folder, capsys):
     assert printed["values"] == json.loads((folder / "out/metrics.json").read_text())["values"]
     assert json.loads((folder / "found.json").read_text()) == printed
     assert pd.read_csv("found_overlap.csv").equals(pd.read_csv("out/overlap.csv"))
+
+
+def test_metrics_of_many_cells_are_of_a_sample_unless_asked_otherwise(folder, monkeypatch, caplog):
+    monkeypatch.setattr(sampling, "EXACT_UP_TO", N - 1)
+    monkeypatch.setattr(sampling, "SAMPLED_CELLS", 10)
+    views = ["--x", "x.npy", "--y", "y.npy", "--match", "match.txt", "--labels", "labels.txt"]
+    with caplog.at_level("INFO"):
+        fit(*views)
+    found = json.loads((folder / "out/metrics.json").read_text())
+    low, high = found["intervals"]["foscttm"]
+    assert low < found["values"]["foscttm"] < high
+    assert found["sampled"]["foscttm"] == found["sampled"]["label_transfer_accuracy"] == [10, 10]
+    value = f"foscttm: {found['values']['foscttm']:.4g}"
+    assert f"{value} (95 %: {low:.4g} to {high:.4g}, from 10 cells of each view)" in caplog.text
+    of_x, of_y = found["sampled"]["label_silhouette"]
+    assert (of_x == of_y) or f"from {of_x} cells of x and {of_y} of y)" in caplog.text
+    overlap = pd.read_csv("out/overlap.csv")
+    assert overlap["overlap"].is_monotonic_increasing
+    assert (len(overlap) <= 11, overlap["k"].iloc[-1]) == (True, N)
+    assert ((overlap["low"] <= overlap["overlap"]) & (overlap["overlap"] <= overlap["high"])).all()
+    embedded = ["--x", "out/embedding_x.npy", "--y", "out/embedding_y.npy", *views[4:]]
+    run("evaluate", *embedded, "--out", "again.json")
+    assert json.loads((folder / "again.json").read_text())["intervals"] == found["intervals"]
+    run("evaluate", *embedded, "--out", "all.json", "--exact-metrics")
+    exact = json.loads((folder / "all.json").read_text())
+    assert (exact["sampled"], exact["intervals"]) == ({}, {})
+    assert len(pd.read_csv("all_overlap.csv")) == N
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        fit(*views, "--exact-metrics", "--overwrite")
+    assert json.loads((folder / "out/metrics.json").read_text())["values"] == exact["values"]
+    assert "95 %" not in caplog.text
 
 
 def test_what_is_there_is_kept_unless_overwritten(folder, capsys):

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import normalize
 
 from mmdma_core import MMDMA, Settings, simulate, start
+from mmdma_core.matching import starts
 from mmdma_core.matching.starts import median_sigma
 from mmdma_core.objective.terms import LossTerms
 from mmdma_core.training import epochs
@@ -314,3 +316,12 @@ def test_bad_data(x, message):
 def test_train_records_first_and_last_epoch():
     run = start("primal", X, Y, Settings(n_components=2))
     assert epochs.train(run, 7, loss_every=5).epochs == [0, 5, 7]
+
+
+def test_the_time_left_for_all_starts_is_said_after_each(caplog, monkeypatch):
+    times = iter([0, 60, 100, 200, 300, 400])
+    monkeypatch.setattr(starts, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    with caplog.at_level(logging.INFO, "mmdma_core"):
+        fitted(n_starts=3)
+    left = [record.message.partition("; ")[2] for record in caplog.records if record.message.startswith("start ")]
+    assert left == ["about 02:00 left for the other 2", "about 01:20 left for the other 1"]

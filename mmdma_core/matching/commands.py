@@ -55,7 +55,7 @@ def fit(options: argparse.Namespace) -> int:
     model.fit(*(view.matrix for view in views))
     seconds = time.perf_counter() - begin
     model.feature_names_x_, model.feature_names_y_ = (view.features for view in views)
-    _write_fit(options.out, model, views, truth, seconds, options.n_neighbors)
+    _write_fit(options, model, views, truth, seconds)
     return _INTERRUPTED if model.interrupted_ else 0
 
 
@@ -76,12 +76,11 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.out:
         _keep_file(options.out, options.overwrite)
     x, y = _read_views(options)
-    found = _metrics(x.matrix, y.matrix, _read_truth(options, x, y), options.n_neighbors)
-    curve = found.pop("neighbourhood_overlap", None)
-    text = json.dumps(found, indent=1)
+    found = _metrics(x.matrix, y.matrix, _read_truth(options, x, y), options)
+    text = json.dumps(_written(found), indent=1)
     if options.out:
-        if curve is not None:
-            _write_table(_overlap(curve), options.out.with_name(f"{options.out.stem}_overlap.csv"))
+        if found.overlap is not None:
+            _write_table(_overlap(found), options.out.with_name(f"{options.out.stem}_overlap.csv"))
         with atomically(options.out) as part:
             part.write_text(text + "\n")
     print(text)
@@ -150,7 +149,8 @@ def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
     return Truth(match, *labels)
 
 
-def _write_fit(out: Path, model: MMDMA, views: list[io.View], truth: Truth, seconds: float, n_neighbors: int) -> None:
+def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], truth: Truth, seconds: float) -> None:
+    out = options.out
     embeddings = model.embedding_x_, model.embedding_y_
     known = {k: v for k, v in model.get_params().items() if k not in ("callbacks", "checkpoint", "verbose")}
     used = known | {"variant": model.variant_, "sigma": model.sigma_, "random_state": int(model.starts_["seed"][0])}
@@ -162,19 +162,18 @@ def _write_fit(out: Path, model: MMDMA, views: list[io.View], truth: Truth, seco
     model.save(out / "model.npz")
     _write_table(model.loss_history_, out / "loss.csv")
     _write_table(model.starts_, out / "starts.csv")
-    found = _metrics(*embeddings, truth, n_neighbors)
-    curve = found.pop("neighbourhood_overlap", None)
-    if curve is not None:
-        _write_table(_overlap(curve), out / "overlap.csv")
+    found = _metrics(*embeddings, truth, options)
+    if found.overlap is not None:
+        _write_table(_overlap(found), out / "overlap.csv")
     fitted = {"loss": float(model.starts_["loss"].min()), "n_epochs": model.n_iter_, "seconds": round(seconds, 3)}
     with atomically(out / "metrics.json") as part:
-        part.write_text(json.dumps(found | {"fit": fitted | {"parameters": used}}, indent=1) + "\n")
+        part.write_text(json.dumps(_written(found) | {"fit": fitted | {"parameters": used}}, indent=1) + "\n")
     pictures.draw_loss(model.loss_history_, model.starts_, out / "loss.png")
     pictures.draw_embedding(*embeddings, truth.labels_x, truth.labels_y, out / "embedding.png")
     _LOG.info("%s: loss %.4g after %d epochs", model.variant_, fitted["loss"], model.n_iter_)
-    for name, value in found["values"].items():
-        _LOG.info("%s: %.4g", name, value)
-    for name, reason in found["left_out"].items():
+    for name, value in found.values.items():
+        _LOG.info("%s: %.4g%s", name, value, _sample(found, name))
+    for name, reason in found.left_out.items():
         _LOG.info("%s: left out, %s", name, reason)
     print(out)
 
@@ -198,14 +197,35 @@ def _embedding_paths(out: Path, views: list[io.View]) -> list[Path]:
     return paths
 
 
-def _metrics(e_x: np.ndarray, e_y: np.ndarray, truth: Truth, n_neighbors: int) -> dict[str, Any]:
-    found = metrics.evaluate(e_x, e_y, truth.match, truth.labels_x, truth.labels_y, n_neighbors)
-    result = {"values": found.values, "left_out": found.left_out, "notes": list(found.notes)}
-    return result if found.overlap is None else result | {"neighbourhood_overlap": found.overlap.tolist()}
+def _metrics(e_x: np.ndarray, e_y: np.ndarray, truth: Truth, options: argparse.Namespace) -> metrics.Evaluation:
+    sample = None if options.exact_metrics else "auto"
+    return metrics.evaluate(e_x, e_y, truth.match, truth.labels_x, truth.labels_y, options.n_neighbors, sample)
 
 
-def _overlap(curve: list[float]) -> pd.DataFrame:
-    return pd.DataFrame({"k": np.arange(1, len(curve) + 1), "overlap": curve})
+def _written(found: metrics.Evaluation) -> dict[str, Any]:
+    """What goes into metrics.json: all but the curve of overlap, which is a table of its own."""
+    keys = ("values", "intervals", "sampled", "left_out", "notes")
+    return {key: getattr(found, key) for key in keys}
+
+
+def _sample(found: metrics.Evaluation, name: str) -> str:
+    """How well a sample of cells tells a metric, in words; nothing where it is over all cells."""
+    if name not in found.intervals:
+        return ""
+    (low, high), (of_x, of_y) = found.intervals[name], found.sampled[name]
+    cells = f"{of_x:,} cells of each view" if of_x == of_y else f"{of_x:,} cells of x and {of_y:,} of y"
+    return f" (95 %: {low:.4g} to {high:.4g}, from {cells})"
+
+
+def _overlap(found: metrics.Evaluation) -> pd.DataFrame:
+    """k, overlap; of a sample also low and high, at the k alone where the curve rises, and at the last."""
+    table = pd.DataFrame({"k": np.arange(1, len(found.overlap) + 1), "overlap": found.overlap})
+    if found.overlap_interval is None:
+        return table
+    table["low"], table["high"] = found.overlap_interval
+    rises = np.diff(found.overlap, prepend=0) > 0
+    rises[-1] = True
+    return table[rises]
 
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:

@@ -133,7 +133,7 @@ def _ranks(e: torch.Tensor, others: torch.Tensor, cells: torch.Tensor, matches: 
     def counted(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         block = distances(e[cells[rows]], others)
         own = block.gather(1, matches[rows, None])
-        if block.device.type == "cpu":  # NumPy row by row takes a fraction of PyTorch's time
+        if block.device.type == "cpu":  # NumPy row by row: PyTorch starts threads of its own in each thread
             block, own = block.numpy(), own.numpy()
             return tuple(torch.tensor([np.count_nonzero(row) for row in rows]) for rows in (block < own, block == own))
         return torch.count_nonzero(block < own, dim=1), torch.count_nonzero(block == own, dim=1)

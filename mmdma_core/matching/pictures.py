@@ -11,9 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mmdma_core.files.atomic import atomically
+from mmdma_core.matching import density
+
+DENSITY_FROM = 50_000  # cells of the larger view
+_BLOCK = 2**16  # rows
 
 _VIEW_COLORS = ("#0072B2", "#D55E00")  # Okabe and Ito 2008, as the labels'
-_LABEL_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#0072B2", "#D55E00")
+_LABEL_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#0072B2", "#D55E00", "#000000")
 _MARKERS = ("o", "^")
 
 
@@ -43,33 +47,79 @@ _NAMES = {"total": "loss", "mmd": "MMD²", "pen_x": "x", "pen_y": "y", "dis_x": 
 def draw_embedding(
     e_x: np.ndarray, e_y: np.ndarray, labels_x: np.ndarray | None, labels_y: np.ndarray | None, path: Path
 ) -> None:
-    """Both views in the first two principal components of all points, coloured by view, and by label if given."""
-    points = np.concatenate([e_x, e_y]).astype(float)
-    points -= points.mean(0)
-    _, values, axes_of = np.linalg.svd(points, full_matrices=False)
-    shown = (points @ axes_of[:2].T) if points.shape[1] > 1 else np.column_stack([points, np.zeros(len(points))])
-    share = values**2 / max(float((values**2).sum()), np.finfo(float).tiny)
-    parts = shown[: len(e_x)], shown[len(e_x) :]
-    labelled = labels_x is not None and labels_y is not None
-    if labelled:  # numbers in one view may be text in the other
-        labels_x, labels_y = labels_x.astype(str), labels_y.astype(str)
-    figure = Figure(figsize=(9 if labelled else 4.8, 4), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, 2 if labelled else 1))
-    size = float(np.clip(4000 / len(points), 2, 20))
-    for part, color, marker, name in zip(parts, _VIEW_COLORS, _MARKERS, "xy", strict=True):
-        style = {"s": size, "marker": marker, "alpha": 0.6, "linewidths": 0}
-        panels[0].scatter(*part.T, color=color, label=f"view {name}", **style)
-        if labelled:
-            labels = labels_x if name == "x" else labels_y
-            for color, label in zip(_colors(labels_x, labels_y), np.union1d(labels_x, labels_y), strict=True):
-                chosen = part[labels == label]
-                panels[1].scatter(*chosen.T, color=color, label=f"{label}" if name == "x" else None, **style)
-    for axes, title in zip(panels, ("by view", "by label (circles x, triangles y)"), strict=False):
+    """Both views in the first two principal components of all points, by view, and by label if given.
+
+    A dot for each cell, or how many cells lie where, from DENSITY_FROM cells of the larger view on.
+    """
+    mean, axes_of, share = _principal(e_x, e_y)
+    parts = tuple(e @ axes_of - mean @ axes_of for e in (e_x, e_y))
+    labels = None
+    if labels_x is not None and labels_y is not None:  # numbers in one view may be text in the other
+        labels = labels_x.astype(str), labels_y.astype(str)
+    draw = _draw_density if max(len(e_x), len(e_y)) >= DENSITY_FROM else _draw_dots
+    figure, panels = draw(parts, labels)
+    for axes, title in panels:
         _label_axes(axes, title, f"PC1 ({share[0]:.0%})")
-        axes.set_ylabel(f"PC2 ({share[1] if len(share) > 1 else 0:.0%})")
+        axes.set_ylabel(f"PC2 ({share[1]:.0%})")
+    _save(figure, path)
+
+
+def _principal(e_x: np.ndarray, e_y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean of all points, their first two principal axes, (d, 2), and shares of the variance; 0 where d = 1.
+
+    From the covariance (d, d), summed over blocks of rows, so that no copy of the points is made.
+    """
+    n, d = len(e_x) + len(e_y), e_x.shape[1]
+    mean = (e_x.sum(0, dtype=float) + e_y.sum(0, dtype=float)) / n
+    scatter = np.zeros((d, d))
+    for e in (e_x, e_y):
+        for low in range(0, len(e), _BLOCK):
+            block = e[low : low + _BLOCK] - mean
+            scatter += block.T @ block
+    values, vectors = np.linalg.eigh(scatter)
+    axes_of, share = np.zeros((d, 2)), np.zeros(2)
+    axes_of[:, : min(d, 2)] = vectors[:, ::-1][:, :2]
+    share[: min(d, 2)] = values[::-1][:2].clip(0) / max(float(values.sum()), np.finfo(float).tiny)
+    return mean, axes_of, share
+
+
+def _draw_dots(
+    parts: tuple[np.ndarray, np.ndarray], labels: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[Figure, list[tuple[Axes, str]]]:
+    figure = Figure(figsize=(9 if labels else 4.8, 4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, 2 if labels else 1))
+    size = float(np.clip(4000 / sum(map(len, parts)), 2, 20))
+    for k, (part, color, marker) in enumerate(zip(parts, _VIEW_COLORS, _MARKERS, strict=True)):
+        style = {"s": size, "marker": marker, "alpha": 0.6, "linewidths": 0}
+        panels[0].scatter(*part.T, color=color, label=f"view {'xy'[k]}", **style)
+        if labels:
+            for color, label in zip(_colors(*labels), np.union1d(*labels), strict=True):
+                chosen = part[labels[k] == label]
+                panels[1].scatter(*chosen.T, color=color, label=f"{label}" if k == 0 else None, **style)
+    for axes in panels:
         axes.set_aspect("equal", adjustable="datalim")
         axes.legend(frameon=False, fontsize=8, markerscale=2)
-    _save(figure, path)
+    return figure, list(zip(panels, ("by view", "by label (circles x, triangles y)"), strict=False))
+
+
+def _draw_density(
+    parts: tuple[np.ndarray, np.ndarray], labels: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[Figure, list[tuple[Axes, str]]]:
+    """Counts of x, of y, and contours of both; with labels a second row, the most frequent label of x and of y."""
+    grid = density.Grid.around(parts)
+    rows = 2 if labels else 1
+    panel_height = 3.0 * len(grid.up) / len(grid.across) + 0.9
+    figure = Figure(figsize=(11, rows * panel_height), layout="constrained")
+    panels = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True)
+    density.draw_counts(list(panels[0, :2]), grid, parts)
+    density.draw_contours(panels[0, 2], grid, parts, _VIEW_COLORS)
+    titled = list(zip(panels[0], ("cells of x", "cells of y", "both, around 50 % and 90 % of cells"), strict=True))
+    if labels:
+        key = density.draw_labels(list(panels[1, :2]), grid, parts, labels, _LABEL_COLORS)
+        panels[1, 2].set_axis_off()
+        panels[1, 2].legend(handles=key, title="label", loc="upper left", frameon=False, fontsize=8)
+        titled += zip(panels[1, :2], ("x, most frequent label", "y, most frequent label"), strict=True)
+    return figure, titled
 
 
 def _colors(labels_x: np.ndarray, labels_y: np.ndarray) -> list[str]:

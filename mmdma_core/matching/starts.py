@@ -6,12 +6,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.neighbors import NearestNeighbors
+from tqdm.auto import tqdm
 
 from mmdma_core.errors import Unsupported
 from mmdma_core.fused.compose import takes_batches
@@ -58,6 +60,8 @@ def run_starts(
             rows.append((seed, loss, history.epochs[-1], time.perf_counter() - since, history.stopped))
             if history.stopped == "interrupted":
                 raise KeyboardInterrupt
+            if len(rows) < len(seeds):
+                _LOG.info("start %d of %d: loss %.4g; %s", len(rows), len(seeds), loss, _time_left(rows, len(seeds)))
     except KeyboardInterrupt:
         if best == math.inf:
             raise
@@ -66,6 +70,12 @@ def run_starts(
     if best == math.inf:
         raise diverged
     return pd.DataFrame(rows, columns=["seed", "loss", "n_epochs", "seconds", "stopped"]), interrupted
+
+
+def _time_left(rows: list[tuple], n_starts: int) -> str:
+    """How long the starts that remain take, in words, if they take as long as those so far did on average."""
+    seconds = fmean(seconds for _, _, _, seconds, _ in rows) * (n_starts - len(rows))
+    return f"about {tqdm.format_interval(seconds)} left for the other {n_starts - len(rows)}"
 
 
 def _loss_of_kept_parameters(run: Run, history: History) -> float:
