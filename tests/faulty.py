@@ -67,6 +67,7 @@ _FAULTS = {
     "cuda-oom": lambda: _raise(RuntimeError("CUDA error: out of memory")),
     "cublas-oom": lambda: _raise(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")),
     "nvrtc-oom": lambda: _raise(RuntimeError("NVRTC_ERROR_OUT_OF_MEMORY")),
+    "jax-oom": lambda: _raise(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 458446696 bytes.")),
     "hangs": _hang_with_a_compiler,
     "segfaults": lambda: ctypes.string_at(0),
     "raises": lambda: _raise(RuntimeError("[KeOps] Cuda error. Something else than memory")),

@@ -32,7 +32,7 @@ def slowness(name, n, p, but=()):
     return here[name] / min(here[v] for v in able if v not in but)
 
 
-@pytest.mark.parametrize(("n", "p"), sorted({(cell.n, cell.p) for cell in CELLS}))
+@pytest.mark.parametrize(("n", "p"), sorted({(cell.n, cell.p) for cell in CELLS if cell.variant == "primal-fused"}))
 def test_the_choice_is_nearly_the_fastest(n, p):
     """Models count every pair; how many dual-fused leaves out, since the dual starts so wide, must be measured."""
     blind = advice.choose(n, p, 10, CPU, PLENTY)
@@ -72,6 +72,25 @@ def test_what_cannot_be_taken_is_passed_over_with_the_reason():
         advice.choose(10_000, 10, 10, CPU, 10**6)
 
 
+@pytest.mark.parametrize(("form", "linear"), [("dense", "primal-fourier"), ("kernel", "dual-fourier")])
+def test_a_fit_of_more_than_ten_minutes_is_given_to_the_variant_linear_in_n(form, linear):
+    assert advice.choose_for_fit(1000, 100, 10, 10_000, CPU, PLENTY, form).variant.endswith("-fused")
+    choice = advice.choose_for_fit(100_000, 100, 10, 10_000, CPU, PLENTY, form)
+    assert choice.variant == linear
+    exact = advice.choose(100_000, 100, 10, CPU, PLENTY, form)
+    minutes = 10_000 * exact.estimate.epoch_s / 60
+    assert f"{exact.variant}, the fastest exact variant, is predicted to take {minutes:,.0f} min" in str(choice)
+    assert f"variant='{exact.variant}' insists on it" in str(choice)
+    assert advice.choose_for_fit(100_000, 100, 10, 10, CPU, PLENTY, form).variant == exact.variant
+
+
+def test_where_no_exact_variant_fits_the_one_linear_in_n_is_taken():
+    enough = mmdma_core.variant("primal-fourier").memory_model(10**6, 10, 10) + 2**20
+    choice = advice.choose_for_fit(10**6, 10, 10, 100, CPU, enough)
+    assert choice.variant == "primal-fourier"
+    assert "no exact variant is left" in str(choice)
+
+
 def test_a_gpu_need_not_be_here():
     assert advice.choose(10_000, 10, 10, None, PLENTY).variant == "primal-fused"
 
@@ -84,6 +103,8 @@ def test_advise_in_words():
     assert "\ntake primal-fused: about " in text or "\ntake dual-fused: about " in text
     assert "rests on its measured cell at n = 4000, p = 1000" in text
     assert "original-2020 " in text
+    assert "\nor, approximate, primal-fourier: about " in text
+    assert "of their exact twins" in text
     elsewhere = advise.describe(laptop, 1_000_000, 1000, gpu_gib=16)
     assert "measured cells of the published V100, since" in elsewhere
     assert "primal-keops             about " in elsewhere
@@ -100,7 +121,7 @@ def test_the_plan_is_within_a_factor_of_two_of_what_then_happened(tmp_path, know
         plan.add(record)
     took = sum(record.cell_s or 0 for record in ordered[known:])
     sweeps = {(variant, p) for variant, p, _ in plan.remaining()}
-    assert plan.seconds_left() - 4 * len(sweeps) == pytest.approx(took, rel=0.5)
+    assert took / 2 <= plan.seconds_left() - 4 * len(sweeps) <= 2 * took
 
 
 def test_the_laptop_study_is_complete():

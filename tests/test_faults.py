@@ -28,6 +28,7 @@ EXPECTED = {
     "cuda-oom": ("oom", "CUDA error: out of memory", "skipped"),
     "cublas-oom": ("oom", "CUBLAS_STATUS_ALLOC_FAILED", "skipped"),
     "nvrtc-oom": ("oom", "NVRTC_ERROR_OUT_OF_MEMORY", "skipped"),
+    "jax-oom": ("oom", "RESOURCE_EXHAUSTED", "skipped"),
     "bad-alloc": ("oom", "std::bad_alloc", "skipped"),
     "hangs": ("timeout", "time limit during warm-up", "skipped"),
     "segfaults": ("error", "SIGSEGV during warm-up", "error"),

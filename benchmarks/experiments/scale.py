@@ -45,6 +45,8 @@ def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
     if "scale" not in config:
         raise ConfigError("scale: the configuration has no such key; the project's config.yaml shows it")
     asked, root = config["scale"], study.root / "scale"
+    # A study's own limit emulates a smaller machine; a fit has this one.
+    study = dataclasses.replace(study, gpu_gib=config.get("gpu_memory_gib"), host_gib=config.get("host_memory_gib"))
     fits = list(_fits(study, asked))
     with sweep.alone(study.root):
         guard.preload({fit.variant.removesuffix(BATCHED) for fit in fits if fit.variant not in PEERS}, study.device)
@@ -102,7 +104,7 @@ def _record(fit: Fit, root: Any, retry: bool, fits: Sequence[Fit], study: Study)
     """The known record of a fit, or a new one; skipped where a smaller n or an earlier start has come to no end."""
     path = _path(root, fit)
     known = records.read(path) if path.exists() else None
-    if known and known.key == fit.key and not (retry and known.status == "error"):
+    if known and known.key == fit.key and not (retry and known.status == "error") and _answers(known, fit):
         return known
     who = machine.describe(study.device, study.threads)
     before = [other for other in fits[: fits.index(fit)] if other.variant == fit.variant]
@@ -115,6 +117,13 @@ def _record(fit: Fit, root: Any, retry: bool, fits: Sequence[Fit], study: Study)
     records.write(record, path)
     print(_line(record), flush=True)
     return record
+
+
+def _answers(known: Record, fit: Fit) -> bool:
+    """Whether a record would come out the same under the limits of the fit now."""
+    now = dataclasses.asdict(fit.limits)
+    same = {"ok": (), "timeout": ("timeout_s",)}.get(known.status, now)
+    return all(known.limits[name] == now[name] for name in same)
 
 
 def _path(root: Any, fit: Fit) -> Any:

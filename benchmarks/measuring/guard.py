@@ -41,14 +41,14 @@ _MEASURED = (
     *("losses", "metrics", "peak_host_bytes", "peak_torch_bytes"),
 )
 # What is said when memory ran out, by Python and NumPy, PyTorch on CUDA and on the CPU, CUDA through KeOps, TensorFlow,
-# and C++.
+# JAX, and C++.
 _OUT_OF_MEMORY = re.compile(
     r"^[\w.]*MemoryError\b"
     r"|^torch\.(cuda\.)?OutOfMemoryError\b"
     r"|(can't allocate|not enough) memory: you tried to allocate"
     r"|CUDA error: out of memory|failed with error .*out of memory"
     r"|(CUDA_ERROR|NVRTC_ERROR)_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|OOM when allocating tensor"
+    r"|OOM when allocating tensor|RESOURCE_EXHAUSTED: Out of memory"
     r"|std::bad_alloc",
     re.MULTILINE,
 )
