@@ -11,6 +11,7 @@ float32 arithmetic against a reference in float64 (one rounding is 6e-8):
 - The gradient is a sum of the gradients of the parts of the loss, which cancel: 1e-5 of the sum of their norms.
 """
 
+import tracemalloc
 import warnings
 from dataclasses import dataclass, replace
 
@@ -280,6 +281,20 @@ def check_distortion_near_the_optimum(name, n, p, length=1.0):
     size = sum(float((doubles @ term if formulation == "dual" else term).norm()) for term in terms)
     scale = 2 * settings.lambda2 * size / (expected.dis_x * n**2 * p)
     assert (gradient - right).norm() <= GRADIENT_TOLERANCE * scale
+
+
+def check_a_step_allocates_nothing(run, size):
+    """Once warm: no NumPy array of half the bytes of an (n, d) matrix, size = n d numbers in float32."""
+    for _ in range(2):
+        run.step()
+    tracemalloc.start()
+    run.step()
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    run.step()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak - before < 4 * size / 2
 
 
 def formulation_of(run, x):

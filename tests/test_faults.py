@@ -66,9 +66,14 @@ def test_each_fault_gets_its_status_and_the_sweep_goes_on(faulty, command):
         assert first.status == ("ok" if sound else status), variant
         assert (second.status, third.status) == (status, beyond), variant
         assert words in second.detail, variant
+        assert 'File "/' not in second.detail, variant
         if beyond == "skipped":
             assert third.detail == f"{status} at n = 200"
     assert read(root, "primal", 300).status == "ok"
+    crash = read(root, "segfaults", 200).detail.splitlines()
+    assert "Extension modules" not in crash[-1]
+    assert crash[-1] == "Fatal Python error: Segmentation fault"
+    assert 'File "faulty.py"' in "".join(crash[-4:])  # who called, the last call last
     assert output.count("\n") >= 3 * (len(EXPECTED) + 1)
     assert not any(p.info["cmdline"] == ["sleep", "1234"] for p in psutil.process_iter(["cmdline"]))
     counted = command("table")

@@ -1,6 +1,5 @@
 """MMD2 from Fourier features: against float64 at the same frequencies, and against the exact one on average."""
 
-import tracemalloc
 from dataclasses import replace
 
 import common
@@ -201,16 +200,7 @@ def test_sparse_views_and_kernels():
 def test_a_step_allocates_nothing_of_the_problems_size():
     x, y, _ = simulate("branch", 6000, 30)
     run = start("primal", x, y)
-    for _ in range(2):
-        run.step()
-    tracemalloc.start()
-    run.step()
-    before = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    run.step()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak - before < 4 * 10 * 6000 / 2
+    common.check_a_step_allocates_nothing(run, 10 * 6000)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

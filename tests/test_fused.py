@@ -1,7 +1,6 @@
 """The fused variants beyond the common checks: accuracy where it is hard, memory, allocations, limits."""
 
 import math
-import tracemalloc
 
 import common
 import numpy as np
@@ -161,14 +160,7 @@ def test_a_step_allocates_nothing_of_the_problems_size(name, n, p):
         run.step()
     taken = [event.cpu_memory_usage for event in profile.events() if event.name == "[memory]"]
     assert sum(size for size in taken if size > 0) < 4 * 10 * min(n, p)
-    tracemalloc.start()
-    run.step()
-    before = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    run.step()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak - before < 4 * 10 * max(n, p) / 2
+    common.check_a_step_allocates_nothing(run, 10 * max(n, p))
 
 
 @pytest.mark.slow

@@ -60,12 +60,17 @@ class Peer:
     fit: Callable[[np.ndarray, np.ndarray, int], Match]
 
 
+def absent(peer: Peer) -> tuple[str, ...]:
+    """The modules that `peer.fit` requires and that cannot be imported here."""
+    return tuple(module for module in peer.requires if importlib.util.find_spec(module) is None)
+
+
 def missing(peer: Peer) -> str | None:
     """What to install before `peer.fit` can run, None where nothing is missing; the detail of missing_dependency."""
-    absent = [module for module in peer.requires if importlib.util.find_spec(module) is None]
-    if not absent:
+    modules = absent(peer)
+    if not modules:
         return None
-    return f"{peer.name} needs {', '.join(absent)}: pip install 'mmdma-benchmark[peers]'"
+    return f"{peer.name} needs {', '.join(modules)}: pip install 'mmdma-benchmark[peers]'"
 
 
 # Quantised Gromov-Wasserstein

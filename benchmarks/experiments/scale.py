@@ -1,5 +1,4 @@
-"""Quality against time: whole fits of the simulated data, from a thousand cells to a million, and what else one could
-take.
+"""Quality against time: whole fits of the simulated data up to a million cells, and what else one could take.
 
 A fit is a start of a variant through mmdma_core.MMDMA, or of a peer (benchmarks.experiments.peers), in a child of the
 guard; a cell of a study, but for what is measured. A method that ends without a result is not tried again at that n or
@@ -9,7 +8,8 @@ a larger one. Everything lies in results/MACHINE/scale/.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 
 import mmdma_core
 from benchmarks.experiments import scale_fits
-from benchmarks.experiments.peers import PEERS
+from benchmarks.experiments.peers import PEERS, absent
 from benchmarks.experiments.scale_fits import BATCHED, Fit
 from benchmarks.figures.style import Style, count, save, style
 from benchmarks.measuring import guard, machine, records
@@ -30,11 +30,11 @@ from benchmarks.measuring.records import Record
 from benchmarks.measuring.sources import source_digest
 from benchmarks.study import sweep
 from benchmarks.study.config import ConfigError
-from benchmarks.study.study import Study, chosen_variants
+from benchmarks.study.study import Study, answers, chosen_variants
 from mmdma_core import Settings
+from mmdma_core.fused.compose import EXACT_UP_TO
 
 _PEER_STYLES = (("#D62728", "X", ":"), ("#7F7F7F", "P", ":"))
-_EXACT_LOSS_UP_TO = 20_000  # cells, of primal-fourier's loss
 
 
 def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
@@ -50,8 +50,14 @@ def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
     fits = list(_fits(study, asked))
     with sweep.alone(study.root):
         guard.preload({fit.variant.removesuffix(BATCHED) for fit in fits if fit.variant not in PEERS}, study.device)
-        found = [(fit, _record(fit, root, retry, fits, study)) for fit in fits]
-    table = pd.DataFrame([_row(fit, record) for fit, record in found])
+        who = machine.describe(study.device, study.threads)
+        rows, ended = [], {}  # method -> the first record without a result
+        for fit in fits:
+            record = _record(fit, root, retry, ended.get(fit.variant), who)
+            if record.status not in ("ok", "skipped"):
+                ended.setdefault(fit.variant, record)
+            rows.append(_row(fit, record))
+    table = pd.DataFrame(rows)
     table["chosen"] = table["loss"] == table.groupby(["method", "n"])["loss"].transform("min")
     records.write_atomically(root / "scale.csv", table.to_csv(index=False))
     save(draw(table, study, asked), root, "scale")
@@ -85,7 +91,7 @@ def _fit(study: Study, asked: dict[str, Any], settings: Settings, method: str, n
         n=n,
         p=asked["p"],
         source=source_digest(variant.module if variant else "benchmarks.experiments.peers"),
-        absent=variant.absent() if variant else (),
+        absent=variant.absent() if variant else absent(PEERS[method]),
         settings=settings,
         shape=study.shape,
         seed=seed,
@@ -100,33 +106,25 @@ def _fit(study: Study, asked: dict[str, Any], settings: Settings, method: str, n
     )
 
 
-def _record(fit: Fit, root: Any, retry: bool, fits: Sequence[Fit], study: Study) -> Record:
-    """The known record of a fit, or a new one; skipped where a smaller n or an earlier start has come to no end."""
+def _record(fit: Fit, root: Path, retry: bool, ended: Record | None, who: dict[str, Any]) -> Record:
+    """The known record of a fit, or a new one; skipped where a fit of the method has come to no end.
+
+    ended  the record of that fit, at a smaller n or from an earlier start
+    """
     path = _path(root, fit)
     known = records.read(path) if path.exists() else None
-    if known and known.key == fit.key and not (retry and known.status == "error") and _answers(known, fit):
+    if known and known.status != "skipped" and answers(known, fit) and not (retry and known.status == "error"):
         return known
-    who = machine.describe(study.device, study.threads)
-    before = [other for other in fits[: fits.index(fit)] if other.variant == fit.variant]
-    ended = next((o for o in before if records.read(_path(root, o)).status not in ("ok", "skipped")), None)
     if ended:
-        status = records.read(_path(root, ended)).status
-        record = guard.new_record(fit, "skipped", f"{status} at n = {ended.n}, start {ended.seed}", who)
+        record = guard.new_record(fit, "skipped", f"{ended.status} at n = {ended.n}, start {ended.seed}", who)
     else:
-        record = guard.measure_cell(fit, who, fit.limits.timeout_s, scale_fits.measure)
+        record = guard.measure_cell(fit, who, fit.limits.timeout_s, scale_fits.fit_and_evaluate)
+        print(_line(record), flush=True)
     records.write(record, path)
-    print(_line(record), flush=True)
     return record
 
 
-def _answers(known: Record, fit: Fit) -> bool:
-    """Whether a record would come out the same under the limits of the fit now."""
-    now = dataclasses.asdict(fit.limits)
-    same = {"ok": (), "timeout": ("timeout_s",)}.get(known.status, now)
-    return all(known.limits[name] == now[name] for name in same)
-
-
-def _path(root: Any, fit: Fit) -> Any:
+def _path(root: Path, fit: Fit) -> Path:
     name = fit.variant.replace(" ", "-")
     return records.record_path(root / f"start{fit.seed}", name, fit.p, fit.n)
 
@@ -158,7 +156,7 @@ def _row(fit: Fit, record: Record) -> dict[str, Any]:
         "foscttm_low": found.get("foscttm_low"),
         "foscttm_high": found.get("foscttm_high"),
         "loss": found.get("loss"),
-        "loss_is": "its own" if fit.variant in PEERS else "exact" if fit.n <= _EXACT_LOSS_UP_TO else "estimate",
+        "loss_is": "its own" if fit.variant in PEERS else "exact" if fit.n <= EXACT_UP_TO else "estimate",
         "peak_gib": None if held is None else held / GIB,
         "machine": record.machine["gpu"]["name"] if record.machine.get("gpu") else record.machine["cpu"],
         "commit": record.machine["commit"],

@@ -25,6 +25,7 @@ MEASUREMENT = 1  # to be raised when cells are measured differently, so that no 
 _CONTEXT_AT_MOST = memory.GIB  # a CUDA context takes less; what other processes hold is not this one's
 
 Report = Callable[[dict[str, Any]], None]
+Work = Callable[["Cell", Report], None]
 
 
 @dataclass(frozen=True)
@@ -92,21 +93,23 @@ class Cell:
         return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(cell: Cell, report: Report) -> None:
-    """Measure the cell and report the fields of its record as they become known; `status` comes last.
+def measure(cell: Cell, report: Report, work: Work) -> None:
+    """Do the work within the cell's limits; it reports the fields of a record as they become known, `status` last.
 
-    What the variant raises passes through, except that it lacks something or cannot treat the problem.
+    What it raises passes through, except that a variant lacks something or cannot treat the problem.
     """
-    set_limits(cell)
+    torch.set_num_threads(cell.threads)
+    _limit_memory(cell)
     try:
-        _measure(cell, report)
+        work(cell, report)
     except MissingDependency as error:
         report({"status": "missing_dependency", "detail": str(error)})
     except Unsupported as error:
         report({"status": "unsupported", "detail": str(error)})
 
 
-def _measure(cell: Cell, report: Report) -> None:
+def time_epochs(cell: Cell, report: Report) -> None:
+    """The work of the scaling study: data, preparation, a warm-up, timed epochs, memory, losses."""
     device = torch.device(cell.device)
     missing = mmdma_core.variant(cell.variant).missing(device)
     if missing:
@@ -187,9 +190,7 @@ def _loss(run: mmdma_core.Run) -> dict[str, float]:
     return {"epoch": run.epoch, **terms._asdict()}
 
 
-def set_limits(cell: Cell) -> None:
-    """Give this process the cell's threads and memory."""
-    torch.set_num_threads(cell.threads)
+def _limit_memory(cell: Cell) -> None:
     if cell.device == "cuda":
         if cell.limits.gpu_gib is not None:
             free, total = torch.cuda.mem_get_info()

@@ -15,10 +15,12 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import dropwhile, takewhile
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import IO, Any
 
 import psutil
@@ -26,14 +28,16 @@ import psutil
 import mmdma_core
 from benchmarks.measuring import cell as cell_module
 from benchmarks.measuring import memory
-from benchmarks.measuring.cell import Cell, Limits, Report
+from benchmarks.measuring.cell import Cell, Limits, Work
 from benchmarks.measuring.records import Record
-
-Measure = Callable[[Cell, Report], None]
 
 POLL_S = 0.05
 _GRACE_S = 2.0
 _TAIL_LINES = 12
+_LOADED = "Extension modules:"  # what faulthandler says last, and a page long
+# Where packages, Python, this project and its user are: what is left of a file's path is the same everywhere.
+_OURS = "|".join(re.escape(f"{folder}/") for folder in (Path(__file__).parents[2], Path.home()))
+_FOLDERS = re.compile(rf"/[^\s\"':]*/(?:(?:site|dist)-packages|python3\.\d+)/|{_OURS}")
 _PR_SET_PDEATHSIG = 1
 # The fields of a record that the child reports.
 _MEASURED = (
@@ -78,20 +82,18 @@ def preload(variants: Iterable[str], device: str) -> None:
                     variant.importer(module)
 
 
-def measure_cell(
-    cell: Cell, machine: dict[str, Any], timeout_s: float, measure: Measure = cell_module.measure
-) -> Record:
+def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Work = cell_module.time_epochs) -> Record:
     """The record of a cell, measured in a child of this process. Whatever the variant does, this returns.
 
-    The child is ended after timeout_s, and with this process, if that is interrupted or ended. It runs
-    measure(cell, report), which reports the fields of a record and `status` last.
+    The child is ended after timeout_s, and with this process, if that is interrupted or ended. It does the
+    work within the cell's limits, see benchmarks.measuring.cell.measure.
     """
     limited = replace(cell, limits=_with_host_limit(cell.limits))
     begin = time.perf_counter()
     probe = memory.DeviceProbe() if cell.device == "cuda" else None
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         receiver, sender = _fork.Pipe(duplex=False)
-        child = _fork.Process(target=_run_child, args=(limited, sender, output.fileno(), measure))
+        child = _fork.Process(target=_run_child, args=(limited, sender, output.fileno(), work))
         child.start()
         sender.close()
         try:
@@ -106,7 +108,7 @@ def _with_host_limit(limits: Limits) -> Limits:
     return limits if limits.host_gib else replace(limits, host_gib=memory.default_host_limit() / memory.GIB)
 
 
-def _run_child(cell: Cell, sender: Connection, output: int, measure: Measure) -> None:
+def _run_child(cell: Cell, sender: Connection, output: int, work: Work) -> None:
     os.setsid()  # what it starts (KeOps' compiler) ends with it
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -114,7 +116,7 @@ def _run_child(cell: Cell, sender: Connection, output: int, measure: Measure) ->
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.enable(file=2, all_threads=False)
-    measure(cell, sender.send)
+    cell_module.measure(cell, sender.send, work)
 
 
 def _watch(
@@ -180,8 +182,22 @@ def _status_and_detail(watch: _Watch, exit_code: int, output: str, cell: Cell) -
     if exit_code == -signal.SIGKILL and watch.host_bytes > 0.9 * cell.limits.host_gib * memory.GIB:
         return "oom", f"killed during {stage} with {watch.host_bytes / memory.GIB:.3g} GiB of host memory in use"
     how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit status {exit_code}"
-    tail = "\n".join(output.strip().splitlines()[-_TAIL_LINES:])
-    return "error", f"{how} during {stage}\n{tail}".strip()
+    return "error", f"{how} during {stage}\n{_last_words(output)}".strip()
+
+
+def _last_words(output: str) -> str:
+    """The end of the output; of a crash the calls that led to it, the last one last. No path of this machine."""
+    kept = (line.replace(f"{os.getcwd()}/", "") for line in output.strip().splitlines() if not line.startswith(_LOADED))
+    lines = [_FOLDERS.sub("", line) for line in kept]
+    crash = next((k for k, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
+    if crash is not None:
+        calls = list(takewhile(lambda line: line.startswith("  File"), dropwhile(_is_no_call, lines[crash:])))
+        lines = [*reversed(calls[: _TAIL_LINES - 1]), lines[crash]]
+    return "\n".join(lines[-_TAIL_LINES:])
+
+
+def _is_no_call(line: str) -> bool:
+    return not line.startswith("  File")
 
 
 def _read(output: IO[str]) -> str:

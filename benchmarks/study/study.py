@@ -126,23 +126,10 @@ class Study:
             return None
         if record is None:
             return None
-        cell = self.cell(variant, n, p)
-        return record if record.key == cell.key and self._answers(record, cell) else None
-
-    def _answers(self, record: Record, cell: Cell) -> bool:
-        """Whether a record of the same question would come out the same under the limits that are set now."""
-        now, then = cell.limits, Limits(**{f.name: record.limits.get(f.name) for f in dataclasses.fields(Limits)})
-        if record.status == "ok":
-            return _fits(record, now) and (not record.extrapolated or now.budget_s <= then.budget_s)
-        if record.status == "oom":
-            return (now.host_gib, now.gpu_gib) == (then.host_gib, then.gpu_gib)
-        if record.status == "timeout":
-            return now.timeout_s <= then.timeout_s
-        if record.status == "missing_dependency":
-            return bool(cell.absent)
         if record.status == "skipped":
-            return self._still_skipped(record)
-        return True
+            cell = self.cell(variant, n, p)
+            return record if record.key == cell.key and self._still_skipped(record) else None
+        return record if answers(record, self.cell(variant, n, p)) else None
 
     def _still_skipped(self, record: Record) -> bool:
         if record.implied_by is None:
@@ -160,6 +147,22 @@ class Study:
             stamp = self.stamp(variant, p)
             if stamp.exists() and not all(self.known(variant, n, p) for n in self.ns(variant, p)):
                 stamp.unlink()
+
+
+def answers(record: Record, cell: Cell) -> bool:
+    """Whether a record is one of this cell, and would come out the same under the limits that are set now."""
+    now, then = cell.limits, Limits(**{f.name: record.limits.get(f.name) for f in dataclasses.fields(Limits)})
+    if record.key != cell.key:
+        return False
+    if record.status == "ok":
+        return _fits(record, now) and (not record.extrapolated or now.budget_s <= then.budget_s)
+    if record.status == "oom":
+        return (now.host_gib, now.gpu_gib) == (then.host_gib, then.gpu_gib)
+    if record.status == "timeout":
+        return now.timeout_s <= then.timeout_s
+    if record.status == "missing_dependency":
+        return bool(cell.absent)
+    return True
 
 
 def _fits(record: Record, limits: Limits) -> bool:
