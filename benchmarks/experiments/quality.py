@@ -213,7 +213,7 @@ def _draw(runs: _Runs, summary: pd.DataFrame, options: dict[str, Any]) -> Figure
             axes.axhline(
                 row.foscttm, color="0.4", linewidth=1, linestyle=dash, label=f"{row.variant}: {row.foscttm:.3f}"
             )
-        axes.set_xticks(range(len(variants)), variants, rotation=20)
+        axes.set_xticks(range(len(variants)), variants, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_title(f"{DATASETS[name].title}, best setting of the grid", loc="left")
         axes.legend(loc="upper left", fontsize=7, frameon=True, framealpha=0.9, edgecolor="none")
     panels[0].set_ylabel("FOSCTTM of each start (filled: lowest loss)")

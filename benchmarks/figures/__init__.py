@@ -62,9 +62,9 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     yield heatmap.draw(table, study.n, study.p, exact, f"Fastest of all exact variants, {where}")
     runtime = ("runtime_s", f"seconds for {study.epochs} epochs", study.every_n)
     few = [p for p in study.p if p in study.figure_1b_p] or list(study.p)
-    yield curves.draw(table, *runtime, few, study.variants, f"Runtime, {where}")
     behind = _published(study) if study.published else None
-    yield curves.draw(table, *runtime, study.p, study.variants, f"Runtime, {where}", behind)
+    for ps in (few, study.p):
+        yield curves.draw(table, *runtime, ps, study.variants, f"Runtime, {where}", behind)
     held = table["peak_device_bytes"] if on_gpu else table["peak_host_bytes"]
     memory = table.assign(memory_gib=held / 2**30)
     cap = study.gpu_gib if on_gpu else study.host_gib

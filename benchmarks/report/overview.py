@@ -40,13 +40,10 @@ def figures(evidence: Evidence) -> Section | None:
     )
     drawn = [figure(root, name, caption, _map_in_words(evidence, among)) for name, caption, among in maps]
     marks = "Hollow: extrapolated from fewer epochs. A cross ends a line where memory ran out, a bar where time did."
+    v100 = "; faint behind, the published V100 where it ran."
     lines = (
-        ("figure_1b", "**Figure 1B.** Runtime against n for a few p.", marks),
-        (
-            "figure_a1",
-            "**Figure A1.** Runtime against n for every p; faint behind, the published V100 where it ran.",
-            marks,
-        ),
+        ("figure_1b", f"**Figure 1B.** Runtime against n for a few p{v100}", marks),
+        ("figure_a1", f"**Figure A1.** Runtime against n for every p{v100}", marks),
         ("memory", "**Memory.** The peak that a cell held, against n.", marks),
     )
     curves = [
