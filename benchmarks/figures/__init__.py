@@ -68,7 +68,8 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     held = table["peak_device_bytes"] if on_gpu else table["peak_host_bytes"]
     memory = table.assign(memory_gib=held / 2**30)
     cap = study.gpu_gib if on_gpu else study.host_gib
-    limit = (cap, f"limit of the study, {cap:g} GiB") if cap else None
+    reach = f"up to n = {study.n[-1]:,}" if study.further else "of the study"
+    limit = (cap, f"limit {reach}, {cap:g} GiB") if cap else None
     peak = ("memory_gib", f"peak {'device' if on_gpu else 'host'} memory, GiB", study.every_n)
     yield curves.draw(memory, *peak, few, study.variants, f"Memory, {where}", limit=limit)
     yield ratios.draw(table, study.n, study.p, f"Runtimes compared, {where}")
