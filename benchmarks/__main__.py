@@ -95,7 +95,7 @@ def _quality(study, options) -> None:  # noqa: ANN001
 
     if "quality" not in options.values:
         raise ValueError("quality: config.yaml has no such key, the experiment is described there")
-    print(quality.run(options.values["quality"], study.root, study.device))
+    print(quality.run(options.values["quality"], study.root, study.device, study.threads))
 
 
 def _report(study, options) -> None:  # noqa: ANN001

@@ -121,6 +121,20 @@ def test_the_mean_over_epochs_is_the_exact_gradient(unbiased):
     assert errors.max() < 4
 
 
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_the_mean_over_epochs_is_the_exact_gradient_of_the_parameters(formulation):
+    x, y, _ = simulate("branch", 60, 12, p_y=7)
+    settings = Settings(n_components=3, n_frequencies=64, sigma=0.5)
+    run = start(formulation, x, y, settings, seed=2)
+    drawn = []
+    for run.epoch in range(400):  # no step: the parameters stay, the frequencies do not
+        drawn.append(torch.cat([gradient.double() for gradient in run.gradients()]))
+    drawn = torch.stack(drawn)
+    exact = torch.cat(reference.reference_gradients(formulation, x, y, *run.parameters, settings))
+    errors = (drawn.mean(0) - exact).abs() / (drawn.std(0) / 20)
+    assert errors.max() < 4
+
+
 def test_the_variance_falls_as_one_over_d_and_vanishes_as_the_clouds_meet():
     settings = Settings(n_components=3, unbiased=False)
 

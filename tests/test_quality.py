@@ -1,5 +1,9 @@
 """The quality experiment on small stand-ins for its files; on the real ones where they are, for a few epochs."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +20,7 @@ QUICK = OPTIONS | {
     "n_epochs": 5,
     "n_starts": 2,
     "variants": ["primal", "dual"],
+    "peers": [],  # their children must not be forked off a process that has computed, as that of the tests
 }
 
 
@@ -62,6 +67,31 @@ def test_the_row_chosen_by_the_loss_alone_knows_no_truth(data, tmp_path):
     grid = runs[(runs["dataset"] == "snareseq") & (runs["variant"] == "primal-fused")]
     row = table[(table["dataset"] == "SNARE-seq") & (table["chosen"] == "setting and start by loss")].iloc[0]
     assert row["foscttm"] == grid.loc[grid["loss"].idxmin(), "foscttm"]
+
+
+@pytest.mark.parametrize("there", [False, pytest.param(True, marks=pytest.mark.peers)])
+def test_peers_are_fitted_or_a_row_says_what_is_missing(there, data, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("" if there else "import sys; sys.modules['ot'] = None")
+    asked = QUICK | {"data": str(data), "peers": ["quantised-gw"]}
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config |= {"study": "smoke", "machine": "here", "results": str(tmp_path / "results"), "quality": asked}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "benchmarks", "quality", "--config", str(tmp_path / "config.yaml")]
+    for _ in range(2):
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "start 0:" not in done.stdout  # what is known is not fitted again
+    table = pd.read_csv(tmp_path / "results" / "here" / "quality" / "quality.csv")
+    rows = table[table["variant"] == "quantised-gw"]
+    assert len(rows) == 2
+    if there:
+        assert rows["status"].tolist() == ["ok", "ok"]
+        assert rows["starts"].tolist() == [2, 2]
+        assert rows[["foscttm", "seconds_a_start"]].notna().all(axis=None)
+    else:
+        assert rows["status"].tolist() == ["missing_dependency"] * 2
+        assert rows["detail"].str.startswith("quantised-gw needs ot: pip install").all()
 
 
 def test_absent_data_are_named_with_where_they_are_published(tmp_path):

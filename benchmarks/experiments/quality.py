@@ -2,6 +2,7 @@
 
 The published protocol: rows l2-normalised, linear kernel, several starts of which the lowest loss wins, and the setting
 of a small grid chosen on the truth. The whole grid is fitted with one variant, its best setting with the others.
+Peers (benchmarks.experiments.peers) have other objectives, and settings of their own.
 Losses of different lambda or sigma are not comparable; what the loss alone would have chosen from the grid is shown
 all the same, because it is what a user without the truth can do.
 """
@@ -12,7 +13,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,16 @@ from matplotlib.figure import Figure
 from sklearn.cross_decomposition import CCA
 from sklearn.preprocessing import normalize
 
-from benchmarks.figures.style import save, style
-from benchmarks.measuring.records import write_atomically
+from benchmarks.experiments.peers import PEERS, absent
+from benchmarks.experiments.scale import known_or_measured, style_of
+from benchmarks.experiments.scale_fits import Fit
+from benchmarks.figures.style import save
+from benchmarks.measuring import machine
+from benchmarks.measuring.cell import Limits
+from benchmarks.measuring.records import Record, write_atomically
+from benchmarks.measuring.sources import source_digest
 from benchmarks.study.config import ConfigError
-from mmdma_core import MMDMA, MissingDependency
+from mmdma_core import MMDMA, MissingDependency, Settings
 from mmdma_core.files import views
 from mmdma_core.matching import metrics
 
@@ -50,17 +57,37 @@ DATASETS = {
 }
 
 
-def run(options: dict[str, Any], root: Path, device: str = "cpu") -> str:
-    """Fit what runs.csv does not hold yet, write the tables and the figure; the table in words.
+@dataclass(frozen=True)
+class Published:
+    """The views of a data set as a source of data for a fit, see benchmarks.measuring.cell.DataSource."""
+
+    folder: str
+    dataset: str
+
+    name: ClassVar[str] = "published"
+
+    def views(self, n: int, p: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All cells, which lie in the same order, whatever is asked."""
+        x, y = _load(Path(self.folder), self.dataset)
+        return x, y, np.arange(len(x))
+
+
+def run(options: dict[str, Any], root: Path, device: str = "cpu", threads: int = 1) -> str:
+    """Fit what is not known yet, write the tables and the figure; the table in words.
 
     options  `quality` of config.yaml
     root     results/MACHINE; everything lies in its folder `quality`
     device   where the variants run
+    threads  of the peers
 
-    A variant that lacks something here is named and left out. Raises ConfigError if a file of the data is absent.
+    What lacks something here is named, and a row with the status missing_dependency. Raises ConfigError if a file of
+    the data is absent.
     """
     data = {name: _load(Path(options["data"]), name) for name in options["datasets"]}
+    # First, since their children must not be forked off a process that has computed.
+    peers = {name: _of_peers(options, root / "quality", name, x.shape, threads) for name, (x, _) in data.items()}
     runs = _Runs(root / "quality" / "runs.csv", options, device)
+    lacking: dict[str, dict[str, str]] = {name: {} for name in data}
     for name, (x, y) in data.items():
         for setting in _grid(options):
             runs.fit(name, x, y, options["grid_variant"], setting)
@@ -70,10 +97,49 @@ def run(options: dict[str, Any], root: Path, device: str = "cpu") -> str:
                 runs.fit(name, x, y, variant, best)
             except MissingDependency as error:
                 print(f"{name}: left out: {error}", flush=True)
-    summary = pd.concat([_summary(runs, name, *views, options) for name, views in data.items()], ignore_index=True)
+                lacking[name][variant] = str(error)
+    parts = []
+    for name, (x, y) in data.items():
+        rows = [
+            *_rows(runs, name),
+            *_unfitted(lacking[name]),
+            *_rows_of_peers(peers[name]),
+            *_references(runs, name, x, y),
+        ]
+        parts.append(pd.DataFrame(rows).assign(dataset=DATASETS[name].title).set_index("dataset").reset_index())
+    summary = pd.concat(parts, ignore_index=True)
     write_atomically(root / "quality" / "quality.csv", summary.to_csv(index=False))
-    save(_draw(runs, summary, options), root / "quality", "quality")
+    save(_draw(runs, peers, summary, options), root / "quality", "quality")
     return summary.to_string(index=False, na_rep="")
+
+
+def _of_peers(
+    options: dict[str, Any], root: Path, dataset: str, shape: tuple[int, int], threads: int
+) -> dict[str, list[Record]]:
+    """Of each peer the records of its starts."""
+    found, who = {}, machine.describe("cpu", threads)
+    for name in options["peers"]:
+        fits = [
+            Fit(
+                variant=name,
+                n=shape[0],
+                p=shape[1],
+                source=source_digest("benchmarks.experiments.peers"),
+                absent=absent(PEERS[name]),
+                settings=Settings(),
+                shape="",
+                seed=options["seed"] + k,
+                data_mode=Published.name,
+                epochs=1,
+                device="cpu",
+                threads=threads,
+                limits=Limits(options["fit_timeout_s"], options["fit_timeout_s"], None, None),
+                data=Published(options["data"], dataset),
+            )
+            for k in range(options["n_starts"])
+        ]
+        found[name] = [known_or_measured(fit, root / dataset, who) for fit in fits]
+    return found
 
 
 def _load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -148,8 +214,9 @@ def _best_setting(starts: pd.DataFrame) -> dict[str, float]:
     return {key: row[key].item() for key in _SETTING} | {"n_components": int(row["n_components"])}
 
 
-def _summary(runs: _Runs, dataset: str, x: np.ndarray, y: np.ndarray, options: dict[str, Any]) -> pd.DataFrame:
-    """One row a way to choose, and the references."""
+def _rows(runs: _Runs, dataset: str) -> list[dict[str, Any]]:
+    """One row a variant in the best setting, and one of what the loss alone chooses from the grid."""
+    options = runs.options
     grid = runs.of(dataset, options["grid_variant"])
     best = _best_setting(grid)
     rows = []
@@ -157,15 +224,42 @@ def _summary(runs: _Runs, dataset: str, x: np.ndarray, y: np.ndarray, options: d
         starts = runs.of(dataset, variant, best)
         rows.append(_row(variant, "best setting by truth, start by loss", starts, starts))
     rows.insert(1, _row(options["grid_variant"], "setting and start by loss", _chosen(grid), grid))
-    d = best["n_components"]
+    return rows
+
+
+def _unfitted(lacking: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"variant": name, "status": "missing_dependency", "detail": why} for name, why in lacking.items()]
+
+
+def _rows_of_peers(peers: dict[str, list[Record]]) -> list[dict[str, Any]]:
+    rows = []
+    for name, records in peers.items():
+        starts = _starts(records)
+        if starts.empty:
+            detail = records[0].detail.splitlines()[-1] if records[0].detail else ""
+            rows.append({"variant": name, "status": records[0].status, "detail": detail})
+        else:
+            rows.append(_row(name, "start by its own loss, another objective", starts, starts))
+    return rows
+
+
+def _starts(records: list[Record]) -> pd.DataFrame:
+    """Those that came to an end, as the rows of a variant's; there is no setting of MMD-MA."""
+    ended = [record for record in records if record.status == "ok"]
+    columns = ("loss", "foscttm")
+    rows = [{key: record.metrics[key] for key in columns} | {"seconds": record.runtime_s} for record in ended]
+    return pd.DataFrame(rows, columns=[*columns, "seconds", *_SETTING])
+
+
+def _references(runs: _Runs, dataset: str, x: np.ndarray, y: np.ndarray) -> list[dict[str, Any]]:
+    d = _best_setting(runs.of(dataset, runs.options["grid_variant"]))["n_components"]
     pair = CCA(d, max_iter=2000).fit_transform(*(normalize(view) for view in (x, y)))
-    for name, value in (
-        ("published MMD-MA", DATASETS[dataset].published),
-        ("random", 0.5),
-        (f"linear CCA of {d} components, told the truth", metrics.foscttm(*pair, np.arange(len(x)))),
-    ):
-        rows.append({"variant": name, "foscttm": value})
-    return pd.DataFrame(rows).assign(dataset=DATASETS[dataset].title).set_index("dataset").reset_index()
+    found = {
+        "published MMD-MA": DATASETS[dataset].published,
+        "random": 0.5,
+        f"linear CCA of {d} components, told the truth": metrics.foscttm(*pair, np.arange(len(x))),
+    }
+    return [{"variant": name, "foscttm": value} for name, value in found.items()]
 
 
 def _variants(runs: _Runs, dataset: str, setting: dict[str, float]) -> list[str]:
@@ -179,6 +273,7 @@ def _row(variant: str, choice: str, candidates: pd.DataFrame, starts: pd.DataFra
     winner = candidates.loc[candidates["loss"].idxmin()]
     return {
         "variant": variant,
+        "status": "ok",
         "chosen": choice,
         "foscttm": winner["foscttm"],
         **{key: winner[key] for key in _SETTING},
@@ -190,17 +285,19 @@ def _row(variant: str, choice: str, candidates: pd.DataFrame, starts: pd.DataFra
     }
 
 
-def _draw(runs: _Runs, summary: pd.DataFrame, options: dict[str, Any]) -> Figure:
-    """FOSCTTM of every start in the best setting, one column a variant; the start of the lowest loss is filled."""
+def _draw(
+    runs: _Runs, peers: dict[str, dict[str, list[Record]]], summary: pd.DataFrame, options: dict[str, Any]
+) -> Figure:
+    """FOSCTTM of every start, one column a variant, then the peers; the start of the lowest loss is filled."""
     names = options["datasets"]
-    figure = Figure(figsize=(4.2 * len(names), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.7 * len(names), 3.9), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
     for axes, name in zip(panels, names, strict=True):
         best = _best_setting(runs.of(name, options["grid_variant"]))
-        variants = _variants(runs, name, best)
-        for column, variant in enumerate(variants):
-            starts = runs.of(name, variant, best)
-            look = style(variant)
+        columns = {variant: runs.of(name, variant, best) for variant in _variants(runs, name, best)}
+        columns |= {peer: starts for peer, found in peers[name].items() if not (starts := _starts(found)).empty}
+        for column, (method, starts) in enumerate(columns.items()):
+            look = style_of(method)
             axes.scatter(
                 column + np.linspace(-0.2, 0.2, len(starts)),
                 starts["foscttm"],
@@ -208,12 +305,12 @@ def _draw(runs: _Runs, summary: pd.DataFrame, options: dict[str, Any]) -> Figure
                 edgecolors=look.color,
                 marker=look.marker,
             )
-        references = summary[(summary["dataset"] == DATASETS[name].title) & summary["chosen"].isna()]
+        references = summary[(summary["dataset"] == DATASETS[name].title) & summary["status"].isna()]
         for dash, row in zip(("--", ":", "-."), references.itertuples(), strict=True):
             axes.axhline(
                 row.foscttm, color="0.4", linewidth=1, linestyle=dash, label=f"{row.variant}: {row.foscttm:.3f}"
             )
-        axes.set_xticks(range(len(variants)), variants, rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_title(f"{DATASETS[name].title}, best setting of the grid", loc="left")
         axes.legend(loc="upper left", fontsize=7, frameon=True, framealpha=0.9, edgecolor="none")
     panels[0].set_ylabel("FOSCTTM of each start (filled: lowest loss)")

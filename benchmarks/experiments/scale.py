@@ -53,7 +53,7 @@ def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
         who = machine.describe(study.device, study.threads)
         rows, ended = [], {}  # method -> the first record without a result
         for fit in fits:
-            record = _record(fit, root, retry, ended.get(fit.variant), who)
+            record = known_or_measured(fit, root, who, retry, ended.get(fit.variant))
             if record.status not in ("ok", "skipped"):
                 ended.setdefault(fit.variant, record)
             rows.append(_row(fit, record))
@@ -106,9 +106,14 @@ def _fit(study: Study, asked: dict[str, Any], settings: Settings, method: str, n
     )
 
 
-def _record(fit: Fit, root: Path, retry: bool, ended: Record | None, who: dict[str, Any]) -> Record:
+def known_or_measured(
+    fit: Fit, root: Path, who: dict[str, Any], retry: bool = False, ended: Record | None = None
+) -> Record:
     """The known record of a fit, or a new one; skipped where a fit of the method has come to no end.
 
+    root   folder of the experiment's records
+    who    the machine, see benchmarks.measuring.machine
+    retry  measure again what ended in an error
     ended  the record of that fit, at a smaller n or from an earlier start
     """
     path = _path(root, fit)
@@ -191,7 +196,7 @@ def draw(table: pd.DataFrame, study: Study, asked: dict[str, Any]) -> Figure:
     )  # fmt: skip
     handles = [
         Line2D([], [], color=look.color, marker=look.marker, linestyle="none", label=look.label)
-        for look in map(_style, methods)
+        for look in map(style_of, methods)
     ]
     figure.legend(handles=handles, loc="outside right center", fontsize=8)
     return figure
@@ -199,7 +204,7 @@ def draw(table: pd.DataFrame, study: Study, asked: dict[str, Any]) -> Figure:
 
 def _panel(axes: Axes, rows: pd.DataFrame, n: int) -> None:
     for method, starts in rows[rows["status"] == "ok"].groupby("method", sort=False):
-        look = _style(method)
+        look = style_of(method)
         faces = np.where(starts["chosen"], look.color, "none")
         axes.scatter(starts["seconds"], starts["foscttm"], s=45, c=faces, edgecolors=look.color, marker=look.marker)
     ended = rows[~rows["status"].isin(["ok", "skipped"])]
@@ -211,7 +216,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, n: int) -> None:
     axes.grid(True, color="0.93", linewidth=0.6)
 
 
-def _style(method: str) -> Style:
+def style_of(method: str) -> Style:
+    """How a variant, with batches or not, or a peer is drawn."""
     if method in PEERS:
         return Style(f"{PEERS[method].label},\nanother objective", *_PEER_STYLES[list(PEERS).index(method)])
     if method.endswith(BATCHED):

@@ -1,4 +1,4 @@
-"""One fit of the experiment `scale`, in a child of the guard: data, a fit from start to end, how well it matches."""
+"""One whole fit, in a child of the guard: data, a fit from start to end, how well it matches."""
 
 from __future__ import annotations
 
@@ -66,8 +66,11 @@ def fit_and_evaluate(cell: Fit, report: Report) -> None:
 
 def _views(cell: Fit, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Both views with rows of unit length, and the match."""
-    x, y, match = mmdma_core.simulate(cell.shape, n, cell.p, cell.data_seed, noise=cell.data_mode)
-    return *(torch.nn.functional.normalize(view, dim=1).numpy() for view in (x, y)), match
+    if cell.data is not None:
+        x, y, match = cell.data.views(n, cell.p, cell.data_seed)
+    else:
+        x, y, match = mmdma_core.simulate(cell.shape, n, cell.p, cell.data_seed, noise=cell.data_mode)
+    return *(torch.nn.functional.normalize(torch.as_tensor(view), dim=1).numpy() for view in (x, y)), match
 
 
 def _fitted(cell: Fit, x: np.ndarray, y: np.ndarray, updates: int) -> MMDMA:
