@@ -235,7 +235,7 @@ def write_embedding(view: View, embedding: np.ndarray, path: str | Path, paramet
         with the view.
     """
     path, embedding = Path(path), np.asarray(embedding)
-    allowed = (".npy",) if view.source is None else (".npy", suffix(view.path))
+    allowed = (".npy", suffix(view.path)) if view.copied else (".npy",)
     if suffix(path) not in allowed:
         raise ValueError(f"{path}: an embedding of {view.path} is written to {' or '.join(allowed)}")
     n = view.matrix.shape[0]

@@ -62,7 +62,7 @@ def fit(options: argparse.Namespace) -> int:
 def transform(options: argparse.Namespace) -> int:
     """The embedding of new cells, in a file."""
     _keep_file(options.out, options.overwrite)
-    view = io.read_view(options.cells, **_keys(options, ""))
+    view = io.read_view(options.cells, **_keys(options, ""), least=1)
     model = MMDMA.load(options.model)
     _check_features(view, getattr(model, f"feature_names_{options.view}_"))
     embedding = model.transform(view.matrix, view=options.view)
@@ -114,13 +114,16 @@ def _read_views(options: argparse.Namespace) -> list[io.View]:
     views = [io.read_view(getattr(options, name), **_keys(options, f"{name}_")) for name in "xy"]
     same = options.x == options.y and _keys(options, "x_") == _keys(options, "y_")
     if same:
-        raise ValueError(f"{options.x}: x and y are the same; give --y, or --x-modality and --y-modality")
+        raise ValueError(
+            f"{options.x}: x and y are the same; give --y, or --x-modality and --y-modality, "
+            "or --x-feature-type and --y-feature-type"
+        )
     return views
 
 
 def _keys(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
     """What to read of a view: its own options, else those of both."""
-    keys = ("layer", "obsm", "modality", "transpose")
+    keys = ("layer", "obsm", "modality", "feature_type", "transpose")
     found = {key: getattr(options, f"{prefix}{key}") or getattr(options, key, None) for key in keys}
     if getattr(options, f"{prefix}layer") or getattr(options, f"{prefix}obsm"):  # one of its own replaces both
         found |= {key: getattr(options, f"{prefix}{key}") for key in ("layer", "obsm")}
@@ -183,10 +186,7 @@ def _embedding_paths(out: Path, views: list[io.View]) -> list[Path]:
 
     Two modalities of one MuData file share a copy. Raises ValueError if a copy would take an input's place.
     """
-    names = [
-        f"embedding_{name}.npy" if view.source is None else view.path.name
-        for name, view in zip("xy", views, strict=True)
-    ]
+    names = [view.path.name if view.copied else f"embedding_{name}.npy" for name, view in zip("xy", views, strict=True)]
     files, modalities = {view.path.resolve() for view in views}, {view.modality for view in views}
     if names[0] == names[1] and not (len(files) == 1 and len(modalities) == 2):
         names = [f"{name}_{file}" for name, file in zip("xy", names, strict=True)]

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import DAMAGED
+from mmdma_core.files.standins import check_is_itself
 
 _ARRAYS = ("embedding_x_", "embedding_y_", "weights_x_", "weights_y_")
 _MEANS = ("mean_x_", "mean_y_")  # None without `center`
@@ -40,7 +41,7 @@ def save(model: BaseEstimator, path: Path) -> None:
 def load(model: BaseEstimator, path: Path) -> BaseEstimator:
     """Fill an empty model from the file. Raises ValueError for a file that is no model, OSError if there is none."""
     with path.open("rb"):  # a file that is not there is no damaged one
-        pass
+        check_is_itself(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             content = json.loads(str(file["mmdma"]))
