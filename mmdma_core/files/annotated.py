@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,3 +156,22 @@ def names(index: pd.Index) -> tuple[str, ...]:
 def listed(keys: Any) -> str:
     """Keys in words, for an error."""
     return ", ".join(repr(key) for key in keys if key is not None) or "none"
+
+
+def as_stored(name: str, value: Any) -> Any:
+    """A parameter as AnnData can write it into uns, see io.write_embedding. Raises ValueError."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str) or not key or "/" in key:
+                raise ValueError(f"{name} must have names without '/' as keys, got {key!r}")
+        return {key: as_stored(f"{name}[{key!r}]", entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        kinds = {type(entry) for entry in value}
+        if len(kinds) == 1 and issubclass(*kinds, (str, bool, int, float, np.generic)):
+            value = np.array(value)
+    if not isinstance(value, (list, tuple)) and np.asarray(value).dtype.kind in "biufU":
+        return value
+    try:
+        return json.dumps(value)
+    except TypeError:
+        raise ValueError(f"{name} must be text, numbers, lists or mappings of them, got {value!r}") from None

@@ -15,7 +15,7 @@ import pandas as pd
 
 from mmdma_core.files import io
 from mmdma_core.files.atomic import atomically
-from mmdma_core.matching import metrics, pictures
+from mmdma_core.matching import metrics, model_file, pictures
 from mmdma_core.matching.estimator import MMDMA
 from mmdma_core.simulation.simulate import simulate as simulate_views
 
@@ -155,22 +155,22 @@ def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
 def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], truth: Truth, seconds: float) -> None:
     out = options.out
     embeddings = model.embedding_x_, model.embedding_y_
-    known = {k: v for k, v in model.get_params().items() if k not in ("callbacks", "checkpoint", "verbose")}
-    used = known | {"variant": model.variant_, "sigma": model.sigma_, "random_state": int(model.starts_["seed"][0])}
+    about = model_file.described(model)
     paths = _embedding_paths(out, views)
     for k, (view, path, embedding) in enumerate(zip(views, paths, embeddings, strict=True)):
         if k == 1 and path == paths[0]:  # the second modality goes into the copy that holds the first
             view = dataclasses.replace(view, path=path)
-        io.write_embedding(view, embedding, path, used)
+        io.write_embedding(view, embedding, path, about)
     model.save(out / "model.npz")
     _write_table(model.loss_history_, out / "loss.csv")
     _write_table(model.starts_, out / "starts.csv")
     found = _metrics(*embeddings, truth, options)
     if found.overlap is not None:
         _write_table(_overlap(found), out / "overlap.csv")
-    fitted = {"loss": float(model.starts_["loss"].min()), "n_epochs": model.n_iter_, "seconds": round(seconds, 3)}
+    fitted = {"loss": about["loss"], "n_epochs": model.n_iter_, "seconds": round(seconds, 3)}
+    fitted["parameters"] = about["params"]
     with atomically(out / "metrics.json") as part:
-        part.write_text(json.dumps(_written(found) | {"fit": fitted | {"parameters": used}}, indent=1) + "\n")
+        part.write_text(json.dumps(_written(found) | {"fit": fitted}, indent=1) + "\n")
     pictures.draw_loss(model.loss_history_, model.starts_, out / "loss.png")
     pictures.draw_embedding(*embeddings, truth.labels_x, truth.labels_y, out / "embedding.png")
     _LOG.info("%s: loss %.4g after %d epochs", model.variant_, fitted["loss"], model.n_iter_)
