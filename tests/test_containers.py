@@ -17,6 +17,8 @@ from mmdma_core import MissingDependency
 from mmdma_core.__main__ import main
 from mmdma_core.files.io import read_labels, read_view, write_embedding
 
+pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
+
 COUNTS = np.array([[0, 7, 0], [2, 0, 1], [0, 0, 3], [4, 0, 0]])
 CELLS, FEATURES = ("c1", "c2", "c3", "c4"), ("g1", "g2", "p1")
 
@@ -29,11 +31,13 @@ def data():
     return anndata.AnnData(scipy.sparse.csc_matrix(COUNTS), obs, var, **more)
 
 
-@pytest.fixture(params=[".zarr", ".h5ad.gz"])
+@pytest.fixture(params=["2.zarr", "3.zarr", ".h5ad.gz"])
 def path(request, tmp_path, data):
+    """Of zarr both versions."""
     path = tmp_path / f"x{request.param}"
-    if request.param == ".zarr":
-        data.write_zarr(path)
+    if path.suffix == ".zarr":
+        with anndata.settings.override(zarr_write_format=int(request.param[0])):
+            data.write_zarr(path)
     else:
         data.write_h5ad(path.with_suffix(""))
         path.write_bytes(gzip.compress(path.with_suffix("").read_bytes()))
@@ -97,7 +101,7 @@ def test_zarr_that_is_no_anndata(tmp_path):
     refused(lambda: read_view(tmp_path / "file.zarr"), "file.zarr must be a folder, it is a file")
 
 
-@pytest.mark.parametrize("damage", ["metadata", "chunk", "no json"])
+@pytest.mark.parametrize("damage", ["metadata", "chunk", "no json", "pointer"])
 def test_zarr_that_is_damaged(tmp_path, data, damage):
     path = tmp_path / "x.zarr"
     data.write_zarr(path)
@@ -108,11 +112,14 @@ def test_zarr_that_is_damaged(tmp_path, data, damage):
         file.unlink()
     if damage == "metadata":
         about.write_text("{}")
+    elif damage == "pointer":
+        about.write_text("version https://git-lfs.github.com/spec/v1\n")
+        return refused(lambda: read_view(path), str(about), "is a Git LFS pointer")
     elif damage == "no json":
         about.write_text("[" * 5000)
     else:
         chunk.write_bytes(chunk.read_bytes()[:5])
-    refused(lambda: read_view(path), str(path), "cannot be read as a .zarr folder")
+    return refused(lambda: read_view(path), str(path), "cannot be read as a .zarr folder")
 
 
 @pytest.mark.parametrize(
@@ -122,8 +129,9 @@ def test_zarr_runs_no_code(tmp_path, data, codecs):
     """What numcodecs of other versions would unpickle is refused before anything is read."""
     path = tmp_path / "x.zarr"
     data.write_zarr(path, chunks=(2, 3))
+    (tmp_path / "elsewhere").mkdir()
+    (path / "uns" / "plan").symlink_to(tmp_path / "elsewhere")
     about = path / "uns" / "plan" / ".zarray"
-    about.parent.mkdir()
     about.write_text(json.dumps({"zarr_format": 2, "shape": [4], "chunks": [4], "dtype": "|O"} | codecs))
     refused(lambda: read_view(path), f"{path}: uns/plan/.zarray has the codec 'pickle', which could run code")
 

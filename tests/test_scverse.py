@@ -80,8 +80,8 @@ def test_x_of_anndata_and_its_names(rna):
         "h5ad",
         "h5ad, X",
         "a view of h5ad",
-        "h5py group",
-        "zarr group",
+        "h5py",
+        "zarr",
     ],
 )
 def test_whatever_holds_the_same_matrix(tmp_path, rna, form):

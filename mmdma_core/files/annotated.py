@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mmdma_core.files.formats import DAMAGED, reading
+from mmdma_core.files.formats import DAMAGED, existing, reading
 from mmdma_core.files.hdf5 import hdf5_filters, package
 from mmdma_core.files.tenx import of_type
 
@@ -84,20 +85,24 @@ def _unpacked(path: Path) -> Iterator[Path]:
 
 def _check_codecs(path: Path) -> None:
     """Raises ValueError for a codec that unpickles: it would run code of the file."""
-
-    def names_of(value: Any) -> Iterator[str]:
-        if isinstance(value, dict):
-            yield from (entry for key in ("id", "name") if isinstance(entry := value.get(key), str))
-        if isinstance(value, (dict, list)):
-            for entry in value.values() if isinstance(value, dict) else value:
-                yield from names_of(entry)
-
-    for file in sorted(path.rglob("*")):
-        if file.name in (".zarray", ".zmetadata", "zarr.json"):
-            with reading(path, "a .zarr folder", *DAMAGED, RecursionError):
-                found = [name for name in names_of(json.loads(file.read_bytes())) if "pickle" in name.lower()]
+    for folder, _, files in os.walk(path, followlinks=True):
+        for file in sorted(Path(folder, name) for name in files if name in (".zarray", ".zmetadata", "zarr.json")):
+            with reading(path, "a .zarr folder", json.JSONDecodeError, UnicodeError, RecursionError):
+                found = [name for name in _codecs(json.loads(existing(file).read_bytes())) if "pickle" in name.lower()]
             if found:
                 raise ValueError(f"{path}: {file.relative_to(path)} has the codec {found[0]!r}, which could run code")
+
+
+def _codecs(value: Any) -> Iterator[str]:
+    """The names of codecs, and maybe others, in the metadata of zarr."""
+    if isinstance(value, dict):
+        yield from (value[key] for key in ("id", "name") if isinstance(value.get(key), str))
+        for key, entry in value.items():
+            if key != "attributes" and not key.endswith(".zattrs"):
+                yield from _codecs(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _codecs(entry)
 
 
 def _contents(path: Path, file: Path, kind: str, what: str) -> list[str]:
@@ -123,11 +128,10 @@ def _contents(path: Path, file: Path, kind: str, what: str) -> list[str]:
 def chosen(where: str, data: Any, keys: Keys) -> Chosen:
     """What the keys name in an AnnData object, its modality aside. Raises ValueError."""
     layer, obsm = keys.layer, keys.obsm
-    for name, key in (("layer", layer), ("obsm", obsm)):
-        if key is not None:
-            held = [key for key in getattr(data, {"layer": "layers"}.get(name, name), ()) if key is not None]
-            if key not in held:
-                raise ValueError(f"{where}: there is no {name} {key!r}; {name}: {listed(held)}")
+    for name, key, attribute in (("layer", layer, "layers"), ("obsm", obsm, "obsm")):
+        held = [held for held in getattr(data, attribute, ()) if held is not None]  # raw data have none
+        if key is not None and key not in held:
+            raise ValueError(f"{where}: there is no {name} {key!r}; {name}: {listed(held)}")
     if obsm is not None:
         if keys.feature_type is not None:
             raise ValueError(f"{where}: feature_type is for X and layers, not for obsm {obsm!r}")
