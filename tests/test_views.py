@@ -88,6 +88,27 @@ def test_what_scipy_writes_for_the_matrix_market(tmp_path, stored, options):
 
 
 @pytest.mark.parametrize(
+    ("stored", "options"),
+    [
+        (DENSE, {"precision": 17}),
+        (DENSE.astype(int), {}),
+        (np.arange(9).reshape(3, 3) + np.arange(9).reshape(3, 3).T, {"symmetry": "symmetric"}),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mtx", ".mtx.gz"])
+@pytest.mark.parametrize("end", ["", " "])
+def test_a_dense_matrix_of_the_matrix_market(tmp_path, stored, options, suffix, end):
+    file = io.BytesIO()
+    scipy.io.mmwrite(file, stored, **options)
+    text = file.getvalue() + end.encode()
+    (tmp_path / f"x{suffix}").write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
+    view = read_view(tmp_path / f"x{suffix}")
+    assert isinstance(view.matrix, np.ndarray)
+    np.testing.assert_array_equal(view.matrix, stored)
+    np.testing.assert_array_equal(read_view(tmp_path / f"x{suffix}", transpose=True).matrix, stored.T)
+
+
+@pytest.mark.parametrize(
     ("stored", "dtype"),
     [
         (torch.tensor(DENSE, requires_grad=True), np.float64),

@@ -69,9 +69,8 @@ def reading(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        if (
-            "allow_pickle" in reason or "Python objects" in reason
-        ):  # NumPy's advice to run what the file brings is not passed on
+        if "allow_pickle" in reason or "Python objects" in reason:
+            # NumPy's own words advise to run what the file brings.
             reason = "it is of another format, or holds Python objects, which could run code: save numbers"
         raise ValueError(f"{path} cannot be read as {kind}: {reason}") from error
 
