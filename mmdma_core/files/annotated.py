@@ -64,7 +64,7 @@ def read_annotated(path: Path, kind: str, keys: Keys) -> tuple[Chosen, tuple[str
             got = "none was given" if keys.modality is None else f"there is no {keys.modality!r}"
             raise ValueError(f"{path}: modality must be one of {listed(modalities)}; {got}")
         read = {".h5mu": "read_h5mu", ".zarr": "read_zarr"}.get(kind, "read_h5ad")
-        stack.enter_context(reading(path, what, *DAMAGED, IORegistryError))
+        stack.enter_context(reading(path, what, *DAMAGED, SystemError, IORegistryError))
         # of mudata, about its own next version
         stack.enter_context(warnings.catch_warnings(category=FutureWarning, action="ignore"))
         source = getattr(module, read)(file)
