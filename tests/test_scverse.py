@@ -113,6 +113,12 @@ def test_dense_arrays_in_files(tmp_path, rna):
     np.testing.assert_array_equal(fit(layer).embedding_x_, expected)
 
 
+def test_what_dask_puts_off_is_computed():
+    """As anndata hands it out where it reads lazily; dask itself is not needed to tell."""
+    put_off = type("Array", (), {"__module__": "dask.array.core", "compute": lambda self: COUNTS})()
+    np.testing.assert_array_equal(fit(put_off).embedding_x_, EXPECTED)
+
+
 def test_layers_and_obsm(tmp_path, rna):
     model = fit(rna, rna, use_rep=("frame", None), layer=(None, "twice"))
     assert (model.feature_names_x_, model.feature_names_y_) == (("a", "b", "c"), NAMES)
