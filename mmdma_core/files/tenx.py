@@ -1,7 +1,7 @@
 """10x Genomics' counts, of CellRanger 2 and of 3 and later: folders with a matrix.mtx, and .h5 files.
 
-Features are in rows there; here cells are. No reader of another package is used: that of scanpy brings some thirty
-packages and reads the matrix with scipy.io.mmread, which damaged files crash.
+Features are in rows there; here cells are. No reader of another package is used: scanpy's needs umap-learn, statsmodels
+and more, and reads the matrix with scipy.io.mmread, which damaged files crash.
 """
 
 from __future__ import annotations
