@@ -44,6 +44,7 @@ __all__ = [
     "Unsupported",
     "Variant",
     "compose",
+    "match",
     "reference_gradients",
     "reference_loss",
     "register",
@@ -58,6 +59,7 @@ __all__ = [
 _LATE = {
     "MMDMA": "mmdma_core.matching.estimator.MMDMA",
     "io": "mmdma_core.files.io",
+    "match": "mmdma_core.matching.scverse.match",
     "metrics": "mmdma_core.matching.metrics",
 }
 

@@ -77,13 +77,14 @@ def _add_views(parser: argparse.ArgumentParser, required: bool) -> None:
 
 
 def _add_view(parser: argparse.ArgumentParser, name: str, prefix: str, required: bool) -> None:
-    formats = ".h5ad .h5mu .npy .npz .csv .tsv .txt .mtx .mtx.gz .pt"
+    formats = "a 10x folder or .h5, .h5ad .h5mu .zarr .npy .npz .csv .tsv .txt .mtx (also .gz) .pt"
     fallback = "; default: the file of --x" if name == "y" else ""
     parser.add_argument(f"--{name}", type=Path, required=required, help=f"{formats}{fallback}")
     group = parser.add_argument_group(f"what to read of --{name}")
     group.add_argument(f"--{prefix}layer", help="layer of an AnnData file")
     group.add_argument(f"--{prefix}obsm", help="entry of obsm of an AnnData file")
     group.add_argument(f"--{prefix}modality", help="modality of a MuData file")
+    group.add_argument(f"--{prefix}feature-type", help="features of this type alone, such as 'Antibody Capture' of 10x")
     group.add_argument(f"--{prefix}transpose", action="store_true", help="the file has features in rows")
 
 

@@ -74,7 +74,7 @@ def test_fit_writes_into_copies_of_anndata_files_and_matches_by_name(folder, cap
     assert (folder / "x.h5ad").read_bytes() == before
     x, y = (anndata.read_h5ad(folder / "out" / name) for name in ("x.h5ad", "y.h5ad"))
     assert x.obsm["X_mmdma"].shape == (N, 2)
-    assert x.uns["mmdma"]["n_epochs"] == 20
+    assert x.uns["mmdma"]["params"]["n_epochs"] == 20
     assert "half" in y.layers
     model = MMDMA.load(folder / "out" / "model.npz")
     assert (model.n_features_in_, model.n_features_y_) == (4, 9)

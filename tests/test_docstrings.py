@@ -18,6 +18,7 @@ IGNORED = {
 SHOWN = {
     "mmdma_core.MMDMA",
     "mmdma_core.Settings",
+    "mmdma_core.match",
     "mmdma_core.reference_loss",
     "mmdma_core.simulate",
     "mmdma_core.start",
@@ -64,6 +65,7 @@ def test_the_names_are_those_that_are_public():
         "families.registry",
         "matching.estimator",
         "matching.metrics",
+        "matching.scverse",
         "objective.reference",
         "objective.settings",
         "simulation.simulate",

@@ -88,6 +88,27 @@ def test_what_scipy_writes_for_the_matrix_market(tmp_path, stored, options):
 
 
 @pytest.mark.parametrize(
+    ("stored", "options"),
+    [
+        (DENSE, {"precision": 17}),
+        (DENSE.astype(int), {}),
+        (np.arange(9).reshape(3, 3) + np.arange(9).reshape(3, 3).T, {"symmetry": "symmetric"}),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mtx", ".mtx.gz"])
+@pytest.mark.parametrize("end", ["", " "])
+def test_a_dense_matrix_of_the_matrix_market(tmp_path, stored, options, suffix, end):
+    file = io.BytesIO()
+    scipy.io.mmwrite(file, stored, **options)
+    text = file.getvalue() + end.encode()
+    (tmp_path / f"x{suffix}").write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
+    view = read_view(tmp_path / f"x{suffix}")
+    assert isinstance(view.matrix, np.ndarray)
+    np.testing.assert_array_equal(view.matrix, stored)
+    np.testing.assert_array_equal(read_view(tmp_path / f"x{suffix}", transpose=True).matrix, stored.T)
+
+
+@pytest.mark.parametrize(
     ("stored", "dtype"),
     [
         (torch.tensor(DENSE, requires_grad=True), np.float64),
@@ -133,7 +154,7 @@ def write_planted(path, form, plant):
         torch.save({"x": plant}, path, _use_new_zipfile_serialization=form == "torch")
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".mtx", ".csv", ".h5ad"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".mtx", ".csv", ".h5", ".h5ad"])
 @pytest.mark.parametrize("form", ["pickle", "npy", "npz", "sparse", "torch", "old torch"])
 def test_no_file_runs_code(tmp_path, suffix, form):
     path, planted = tmp_path / f"x{suffix}", tmp_path / "planted"
@@ -178,11 +199,11 @@ NAN = np.array([[1, np.nan], [2, 3]])
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("x.xlsx", b"", ["the suffix must be one of .h5ad, .h5mu, .npy", ".mtx.gz, .pt, got '.xlsx'"]),
+        ("x.xlsx", b"", ["the suffix must be one of .h5ad,", ".mtx.gz, .pt, or it is a 10x folder, got '.xlsx'"]),
         ("x", b"", ["got ''"]),
         ("x.npy", b"1,2\n3,4\n", ["cannot be read as a NumPy array"]),
         ("x.npy", npy(DENSE)[:-9], ["cannot be read as a NumPy array"]),
-        ("x.npy", b"", ["cannot be read as a NumPy array"]),
+        ("x.npy", b"", ["is empty"]),
         ("x.npy", npz(x=DENSE), ["archive of arrays: name it .npz"]),
         ("x.npy", DENSE[0], ["must be a matrix", "1 dimension"]),
         ("x.npy", DENSE.astype(complex), ["real numbers", "complex128"]),
@@ -214,11 +235,16 @@ NAN = np.array([[1, np.nan], [2, 3]])
         ("x.mtx", MTX.replace(b"general", b"symmetric") + b"2 2 1\n1 2 1\n", ["lower triangle"]),
         ("x.mtx", MTX.replace(b"general", b"symmetric") + b"3 2 1\n2 1 1\n", ["Matrix Market"]),
         ("x.mtx", MTX.replace(b"real", b"complex") + b"2 2 1\n1 1 1 1\n", ["must be real", "it is complex general"]),
-        ("x.mtx", MTX.replace(b"coordinate", b"array") + b"2 2\n1\n1\n1\n1\n", ["of coordinates", "matrix array real"]),
-        ("x.mtx.gz", b"%%MatrixMarket", ["Matrix Market"]),
+        ("x.mtx", MTX.replace(b"coordinate", b"array") + b"2 2\n1\n1\n1\n", ["must have 4 lines of 1 number"]),
+        ("x.mtx", MTX.replace(b"coordinate", b"array") + b"2 2\n1 1\n1 1\n", ["it has (2, 2)"]),
+        ("x.mtx", MTX.replace(b"coordinate", b"array") + b"2 2 4\n1\n1\n1\n1\n", ["Matrix Market"]),
+        ("x.mtx", MTX.replace(b"coordinate real", b"array pattern") + b"2 2\n", ["must be real or integer"]),
+        ("x.mtx", MTX.replace(b"coordinate", b"tensor") + b"2 2\n", ["its first line is"]),
+        ("x.mtx.gz", gzip.compress(b"%%MatrixMarket"), ["Matrix Market"]),
+        ("x.mtx.gz", gzip.compress(MTX + b"2 2 1\n1 1 1\n")[:-9], ["Matrix Market"]),
         ("x.gz", b"", ["got '.gz'"]),
         ("x.pt", b"1,2\n3,4\n", ["cannot be read as a tensor"]),
-        ("x.pt", b"", ["cannot be read as a tensor"]),
+        ("x.pt", b"", ["is empty"]),
         ("x.pt", {"a": torch.ones(2, 2), "b": 1}, ["must hold one tensor, it holds a dict with the keys a, b"]),
         ("x.pt", [torch.ones(2, 2)], ["it holds a list"]),
         ("x.pt", torch.ones(3), ["must be a matrix", "1 dimension"]),
@@ -242,15 +268,15 @@ def test_a_file_that_is_not_there(tmp_path):
     refused(lambda: read_view(tmp_path), str(tmp_path), "a folder")
 
 
-@pytest.mark.parametrize("option", ["layer", "obsm", "modality"])
+@pytest.mark.parametrize("option", ["layer", "obsm", "modality", "feature_type"])
 def test_keys_are_for_annotated_files(tmp_path, option):
     np.save(tmp_path / "x.npy", DENSE)
-    refused(lambda: read_view(tmp_path / "x.npy", **{option: "k"}), f"{option} 'k' is for .h5ad and .h5mu", ".npy file")
+    refused(lambda: read_view(tmp_path / "x.npy", **{option: "k"}), f"{option} 'k' is for ", ".h5mu", ".npy file")
 
 
 @pytest.mark.parametrize(("package", "name"), [("anndata", "x.h5ad"), ("mudata", "x.h5mu")])
 def test_without_the_packages(tmp_path, monkeypatch, package, name):
-    (tmp_path / name).touch()
+    (tmp_path / name).write_bytes(b"something")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependency, match=rf"needs {package}: pip install 'mmdma-benchmark\[anndata\]'"):
         read_view(tmp_path / name, modality="rna" if package == "mudata" else None)

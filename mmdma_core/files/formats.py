@@ -1,4 +1,4 @@
-"""Files that hold a bare matrix, by suffix: .npy, .npz, .csv, .tsv, .txt, .mtx, .mtx.gz, .pt.
+"""Files that hold a bare matrix, by suffix: .npy, .npz, .csv, .tsv, .txt, .mtx, these four also with .gz, and .pt.
 
 No file can run code here: NumPy reads without pickle, PyTorch with weights_only, and the formats of SciPy and pandas
 hold numbers and text alone.
@@ -27,12 +27,14 @@ import scipy.sparse
 import torch
 
 from mmdma_core.errors import MissingDependency
+from mmdma_core.files.standins import check_is_itself, check_is_there
 
 # What the libraries raise on damaged files, seen by damaging files at random.
 DAMAGED = (OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, AttributeError, TypeError)
 DAMAGED += (AssertionError, RuntimeError, SyntaxError, tokenize.TokenError)
 DAMAGED += (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
 _SAFE_TORCH = (2, 10)  # files can get round weights_only before: CVE-2025-32434 until 2.5.1, CVE-2026-24747 until 2.9
+_FIELDS = {"coordinate": ("real", "integer", "pattern"), "array": ("real", "integer")}  # of Matrix Market
 _MISSING = ("", "na", "n/a", "nan", "<na>", "none", "null")  # a field like this is no name
 
 
@@ -54,7 +56,8 @@ class _Text(TextIOWrapper):
         return text
 
 
-def _open(path: Path) -> _Text:
+def open_text(path: Path) -> _Text:
+    """The text of a file, unpacked if its name ends in .gz."""
     file = gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb")
     return _Text(file, encoding="utf-8-sig", newline="")
 
@@ -66,19 +69,22 @@ def reading(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if "allow_pickle" in reason or "Python objects" in reason:
+            # NumPy's own words advise to run what the file brings.
+            reason = "it is of another format, or holds Python objects, which could run code: save numbers"
         raise ValueError(f"{path} cannot be read as {kind}: {reason}") from error
 
 
 def existing(path: str | Path) -> Path:
-    """The path of a file that is there. Raises ValueError."""
+    """The path of a file that is there and no stand-in for one. Raises ValueError."""
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    check_is_there(path)
+    check_is_itself(path)
     return path
 
 
 def suffix(path: Path) -> str:
-    """The suffix in lower case, '.mtx.gz' in one."""
+    """The suffix in lower case, '.mtx.gz' and its like in one."""
     ending = path.suffix.lower()
     return Path(path.stem).suffix.lower() + ending if ending == ".gz" else ending
 
@@ -111,26 +117,49 @@ def _read_npz(path: Path) -> Table:
 
 
 def _read_mtx(path: Path) -> Table:
-    """A Matrix Market file of coordinates. Entries of the same place are summed.
+    """A Matrix Market file of coordinates, of which entries of the same place are summed, or of an array.
 
     scipy.io.mmread is not used: its parser reads beyond its buffer, so that a trailing blank can crash the process.
+    Version 1.17.1 still does.
     """
-    with reading(path, "a Matrix Market file of coordinates", *DAMAGED), _open(path) as file:
+    with reading(path, "a Matrix Market file", *DAMAGED), open_text(path) as file:
         banner = file.readline().lower().split()
-        if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or len(banner) != 5:
+        if banner[:2] != ["%%matrixmarket", "matrix"] or len(banner) != 5 or banner[2] not in _FIELDS:
             raise ValueError(f"its first line is {' '.join(banner)[:80]!r}")
-        field, symmetry = banner[3:]
-        if field not in ("real", "integer", "pattern") or symmetry not in ("general", "symmetric"):
-            raise ValueError(f"it must be real, integer or pattern, general or symmetric, it is {field} {symmetry}")
+        form, field, symmetry = banner[2:]
+        if field not in _FIELDS[form] or symmetry not in ("general", "symmetric"):
+            fields = " or ".join(_FIELDS[form])
+            raise ValueError(f"it must be {fields}, general or symmetric, it is {field} {symmetry}")
         sizes = next((line for line in file if line.strip() and not line.startswith("%")), "").split()
-        n_rows, n_columns, n_entries = map(int, sizes)
-        rows, columns, values = _triplets(file, n_entries, field)
-        matrix = scipy.sparse.coo_array((values, (rows, columns)), shape=(n_rows, n_columns))
-        if symmetry == "symmetric":
-            if np.any(rows < columns):
-                raise ValueError("it is symmetric and must hold the lower triangle alone")
-            matrix = matrix + scipy.sparse.tril(matrix, -1).T
-    return Table(matrix)
+        read = _coordinates if form == "coordinate" else _entries
+        return Table(read(file, [int(size) for size in sizes], field, symmetry == "symmetric"))
+
+
+def _coordinates(file: TextIO, sizes: list[int], field: str, symmetric: bool) -> scipy.sparse.sparray:
+    n_rows, n_columns, n_entries = sizes
+    rows, columns, values = _triplets(file, n_entries, field)
+    matrix = scipy.sparse.coo_array((values, (rows, columns)), shape=(n_rows, n_columns))
+    if not symmetric:
+        return matrix
+    if np.any(rows < columns):
+        raise ValueError("it is symmetric and must hold the lower triangle alone")
+    return matrix + scipy.sparse.tril(matrix, -1).T
+
+
+def _entries(file: TextIO, sizes: list[int], _: str, symmetric: bool) -> np.ndarray:
+    """A dense matrix: one number a line, column by column; of a symmetric one the lower triangle."""
+    n_rows, n_columns = sizes
+    if symmetric and n_rows != n_columns:
+        raise ValueError(f"it is symmetric and must be square, it is {n_rows} x {n_columns}")
+    n_entries = n_rows * (n_rows + 1) // 2 if symmetric else n_rows * n_columns
+    frame = pd.read_csv(file, sep=r"\s+", header=None, dtype=np.float64, keep_default_na=False)
+    if frame.shape != (n_entries, 1):
+        raise ValueError(f"it must have {n_entries} lines of 1 number, it has {frame.shape}")
+    if not symmetric:
+        return frame[0].to_numpy().reshape(n_columns, n_rows).T
+    upper = np.zeros((n_rows, n_rows))
+    upper[np.triu_indices(n_rows)] = frame[0]  # row by row, as the lower triangle goes column by column
+    return upper + np.triu(upper, 1).T
 
 
 def _triplets(file: TextIO, n_entries: int, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -202,7 +231,7 @@ def _read_text(path: Path) -> Table:
 def _first_rows(path: Path) -> tuple[str, list[str], list[str], int]:
     """The separator, the fields of the first two rows that are not empty, the line on which the first of them ends."""
     rows, ends = [], []
-    with reading(path, "a table of text", UnicodeError, csv.Error), _open(path) as file:
+    with reading(path, "a table of text", UnicodeError, csv.Error), open_text(path) as file:
         line = next((line for line in file if line.strip()), "")
         separator = next((mark for mark in "\t;," if mark in line), " ")
         file.seek(0)
@@ -223,12 +252,12 @@ def _numbers(path: Path, columns: tuple[str, ...] | None, named: bool, options: 
     """The table of numbers below and beside the names. Raises ValueError that names the first field of text."""
     types = defaultdict(lambda: np.float64, {0: str}) if named else np.float64
     try:
-        with _open(path) as file:
+        with open_text(path) as file:
             frame = pd.read_csv(file, dtype=types, **options)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
         raise ValueError(f"{path} cannot be read as a table of text: {str(error).strip()}") from error
     except ValueError:
-        with _open(path) as file:
+        with open_text(path) as file:
             frame = pd.read_csv(file, dtype=str, **options).astype(object)
         row, column = np.argwhere(~frame.map(_is_number).to_numpy())[0]
         where = place(frame.index if named else None, row, columns, column)
@@ -259,8 +288,11 @@ READERS = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".csv": _read_text,
+    ".csv.gz": _read_text,
     ".tsv": _read_text,
+    ".tsv.gz": _read_text,
     ".txt": _read_text,
+    ".txt.gz": _read_text,
     ".mtx": _read_mtx,
     ".mtx.gz": _read_mtx,
     ".pt": _read_pt,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mmdma_core.files.annotated import as_stored
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import existing, read_array, reading, suffix
 from mmdma_core.files.views import View, read_view
@@ -235,7 +235,7 @@ def write_embedding(view: View, embedding: np.ndarray, path: str | Path, paramet
         with the view.
     """
     path, embedding = Path(path), np.asarray(embedding)
-    allowed = (".npy",) if view.source is None else (".npy", suffix(view.path))
+    allowed = (".npy", suffix(view.path)) if view.copied else (".npy",)
     if suffix(path) not in allowed:
         raise ValueError(f"{path}: an embedding of {view.path} is written to {' or '.join(allowed)}")
     n = view.matrix.shape[0]
@@ -243,7 +243,7 @@ def write_embedding(view: View, embedding: np.ndarray, path: str | Path, paramet
         raise ValueError(f"embedding must be {n} rows of floats, got {embedding.dtype} of shape {embedding.shape}")
     if not np.isfinite(embedding).all():
         raise ValueError("embedding must be finite, it holds NaN or infinity")
-    stored = _as_stored("parameters", parameters)
+    stored = as_stored("parameters", parameters)
     with atomically(path) as part:
         if suffix(path) == ".npy":
             np.save(part, embedding)
@@ -260,21 +260,3 @@ def _add_elements(path: Path, group: str, embedding: np.ndarray, parameters: dic
     with h5py.File(path, "r+") as file:
         write_elem(file, f"{group}obsm/X_mmdma", embedding)
         write_elem(file, f"{group}uns/mmdma", parameters)
-
-
-def _as_stored(name: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str) or not key or "/" in key:
-                raise ValueError(f"{name} must have names without '/' as keys, got {key!r}")
-        return {key: _as_stored(f"{name}[{key!r}]", entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        kinds = {type(entry) for entry in value}
-        if len(kinds) == 1 and issubclass(*kinds, (str, bool, int, float, np.generic)):
-            value = np.array(value)
-    if not isinstance(value, (list, tuple)) and np.asarray(value).dtype.kind in "biufU":
-        return value
-    try:
-        return json.dumps(value)
-    except TypeError:
-        raise ValueError(f"{name} must be text, numbers, lists or mappings of them, got {value!r}") from None

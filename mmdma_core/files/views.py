@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
+import gzip
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from mmdma_core.errors import MissingDependency
-from mmdma_core.files.formats import DAMAGED, READERS, existing, place, reading, suffix
+from mmdma_core.files import tenx
+from mmdma_core.files.annotated import ANNOTATED, Keys, read_annotated
+from mmdma_core.files.formats import READERS, Table, existing, place, reading, suffix
+from mmdma_core.files.standins import check_is_there
 
-# Suffix -> the package that reads it, and what every such file has at its top.
-_ANNOTATED = {".h5ad": ("anndata", ("obs", "var")), ".h5mu": ("mudata", ("mod",))}
+# Key of read_view -> the kinds that it is for, and in words.
+_TAKE = {
+    "layer": (tuple(ANNOTATED), ".h5ad, .h5mu and .zarr"),
+    "obsm": (tuple(ANNOTATED), ".h5ad, .h5mu and .zarr"),
+    "modality": ((".h5mu",), ".h5mu files"),
+    "feature_type": ((tenx.FOLDER, tenx.FILE, *ANNOTATED), "10x folders, .h5, .h5ad, .h5mu and .zarr"),
+    "transpose": (tuple(READERS), "bare matrices"),
+}
+_COPIED = (".h5ad", ".h5mu")  # a copy of such a file takes the embedding
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +60,11 @@ class View:
         """The AnnData object of the cells: the source, or its modality; None for a bare matrix."""
         return self.source if self.modality is None else self.source.mod[self.modality]
 
+    @property
+    def copied(self) -> bool:
+        """Whether the embedding goes into a copy of the file, else into a .npy file."""
+        return self.source is not None and suffix(self.path) in _COPIED
+
 
 def read_view(
     path: str | Path,
@@ -59,34 +72,44 @@ def read_view(
     layer: str | None = None,
     obsm: str | None = None,
     modality: str | None = None,
+    feature_type: str | None = None,
     transpose: bool = False,
+    least: int = 2,
 ) -> View:
     """Read and check the view in a file; no file brings code that is run.
 
-    The suffix says what is read. .h5ad (AnnData): X, or the named layer, or the named entry of obsm. .h5mu (MuData):
-    the same of the named modality. .npy: an array. .npz: a sparse matrix of scipy.sparse.save_npz, or an archive of
-    exactly one array. .mtx, .mtx.gz: Matrix Market, in coordinates. .pt: one PyTorch tensor, dense or sparse; it needs
-    PyTorch 2.10.
+    The suffix says what is read. .h5ad, .h5ad.gz, .zarr (AnnData): X, or the named layer, or the named entry of obsm.
+    .h5mu (MuData): the same of the named modality. .npy: an array. .npz: a sparse matrix of scipy.sparse.save_npz, or
+    an archive of exactly one array. .mtx, .mtx.gz: Matrix Market, in coordinates or an array. .pt: one PyTorch tensor,
+    dense or sparse; it needs PyTorch 2.10.
 
-    .csv, .tsv, .txt: text, the separator found by itself. The first row is one of names if none of its fields is a
-    number or missing, the first column if its first entry below is neither; the corner may be empty or left out. A
-    purely numeric file has no names. Features with numbers for names need the empty corner.
+    10x Genomics: a folder with matrix.mtx, barcodes.tsv and features.tsv (genes.tsv, peaks.bed), each .gz or not, or a
+    .h5 file; features lie in rows there and are named by their ids. Where features of several types are in it, such as
+    'Gene Expression' and 'Antibody Capture', feature_type must say which.
+
+    .csv, .tsv, .txt, also with .gz: text, the separator found by itself. The first row is one of names if none of its
+    fields is a number or missing, the first column if its first entry below is neither; the corner may be empty or left
+    out. A purely numeric file has no names. Features with numbers for names need the empty corner.
 
     Sparse matrices stay sparse, in float32; float64 stays float64; all else becomes float32. Text is float64. A damaged
-    .h5ad or .h5mu file is mostly refused, but it can crash the HDF5 library and with it the process.
+    file of HDF5 is mostly refused, but it can crash the HDF5 library and with it the process.
 
     Parameters
     ----------
     path : str or Path
-        The file.
+        The file or folder.
     layer : str, optional
         A layer of AnnData in the place of X.
     obsm : str, optional
         An entry of obsm of AnnData in the place of X.
     modality : str, optional
         Of MuData, where it is required.
+    feature_type : str, optional
+        Of 10x, or of AnnData the value in var["feature_types"]: only the features of this type.
     transpose : bool
-        The file has features in rows, as the .mtx files of 10x have; only for bare matrices.
+        The file has features in rows; only for bare matrices.
+    least : int
+        Cells that it must have at least.
 
     Returns
     -------
@@ -98,82 +121,57 @@ def read_view(
     ValueError
         Of one line that names the file, the key and what is there instead: for a file that is missing or not of its
         format, for a key that it does not have or cannot have, for cell names that occur twice, for entries that are
-        not finite real numbers, for fewer than 2 cells or 1 feature.
+        not finite real numbers, for fewer than `least` cells or 1 feature.
     MissingDependency
-        Without anndata or mudata, and for .pt with a PyTorch before 2.10, whose weights_only is not safe.
+        Without anndata or mudata; for HDF5's chunks that hdf5plugin alone can read; and for .pt with a PyTorch before
+        2.10, whose weights_only is not safe.
     """
-    path = existing(path)
-    kind = suffix(path)
-    if kind not in _ANNOTATED and kind not in READERS:
-        raise ValueError(f"{path}: the suffix must be one of {', '.join((*_ANNOTATED, *READERS))}, got {kind!r}")
-    if kind in _ANNOTATED:
-        if transpose:
-            raise ValueError(f"{path}: transpose is for bare matrices, the cells of a {kind} file are its obs")
-        return _read_annotated(path, kind, layer, obsm, modality)
-    for name, key in (("layer", layer), ("obsm", obsm), ("modality", modality)):
-        if key is not None:
-            raise ValueError(f"{path}: {name} {key!r} is for {' and '.join(_ANNOTATED)} files, this is a {kind} file")
-    matrix, rows, columns = READERS[kind](path)
-    if transpose:
-        matrix, rows, columns = matrix.T, columns, rows
-    return _checked(str(path), View(matrix, rows, columns, None, path))
-
-
-def _read_annotated(path: Path, kind: str, layer: str | None, obsm: str | None, modality: str | None) -> View:
+    path = Path(path)
+    kind = _kind(path)
+    keys = Keys(layer, obsm, modality, feature_type)
+    for name, key in (keys._asdict() | {"transpose": transpose or None}).items():
+        kinds, words = _TAKE[name]
+        if key is not None and kind not in kinds:
+            this = kind if path.is_dir() else f"{kind} file"
+            raise ValueError(f"{path}: {name if key is True else f'{name} {key!r}'} is for {words}, this is a {this}")
     if layer is not None and obsm is not None:
         raise ValueError(f"{path}: give layer or obsm, not both, got {layer!r} and {obsm!r}")
-    if kind == ".h5ad" and modality is not None:
-        raise ValueError(f"{path}: modality {modality!r} is for .h5mu files, this is a .h5ad file")
-    package = _package(_ANNOTATED[kind][0], path)
-    modalities = _contents(path, kind)
-    if kind == ".h5mu" and modality not in modalities:
-        got = "none was given" if modality is None else f"there is no {modality!r}"
-        raise ValueError(f"{path}: modality must be one of {_listed(modalities)}; {got}")
-    from anndata._io.specs.registry import IORegistryError  # it has no public name
-
-    read = package.read_h5ad if kind == ".h5ad" else package.read_h5mu
-    with (
-        reading(path, f"a {kind} file", *DAMAGED, IORegistryError),
-        warnings.catch_warnings(category=FutureWarning, action="ignore"),  # of mudata, about its own next version
-    ):
-        source = read(path)
-    data = source if modality is None else source.mod[modality]
-    where = f"{path}, modality {modality!r}" if modality is not None else str(path)
-    where, matrix, features = _chosen(where, data, layer, obsm)
-    return _checked(where, View(matrix, _names(data.obs_names), features, source, path, modality))
+    if kind in ANNOTATED:
+        (where, matrix, features), cells, source = read_annotated(path, kind, keys)
+        return _checked(where, View(matrix, cells, features, source, path, modality), least)
+    with reading(
+        path, f"a {kind} file", EOFError, zlib.error, gzip.BadGzipFile
+    ):  # an end that is cut off, and the like
+        matrix, rows, columns = _table(path, kind, feature_type)
+    if transpose:
+        matrix, rows, columns = matrix.T, columns, rows
+    return _checked(str(path), View(matrix, rows, columns, None, path), least)
 
 
-def _contents(path: Path, kind: str) -> list[str]:
-    """The modalities of a .h5mu file, none for .h5ad. Raises ValueError for a file that is neither."""
-    import h5py  # comes with anndata
-
-    package, needed = _ANNOTATED[kind]
-    with reading(path, f"a {kind} file", *DAMAGED), h5py.File(path, "r") as file:
-        there = list(file)
-        modalities = list(file["mod"]) if kind == ".h5mu" and "mod" in there else []
-    if not set(needed) <= set(there):
-        raise ValueError(f"{path} is no file of {package}: it has no {' and '.join(needed)}, it has {_listed(there)}")
-    return modalities
-
-
-def _chosen(where: str, data: Any, layer: str | None, obsm: str | None) -> tuple[str, Any, tuple[str, ...] | None]:
-    """What the errors call it, the matrix, and the names of its features."""
-    for name, key, held in (("layer", layer, data.layers), ("obsm", obsm, data.obsm)):
-        keys = [key for key in held if key is not None]
-        if key is not None and key not in keys:
-            raise ValueError(f"{where}: there is no {name} {key!r}; {name}: {_listed(keys)}")
-    if obsm is not None:
-        matrix = data.obsm[obsm]
-        names = _names(matrix.columns) if isinstance(matrix, pd.DataFrame) else None
-        return f"{where}, obsm {obsm!r}", matrix, names
-    if layer is not None:
-        return f"{where}, layer {layer!r}", data.layers[layer], _names(data.var_names)
-    if data.X is None:
-        raise ValueError(f"{where}: X is empty; layer: {_listed(data.layers)}; obsm: {_listed(data.obsm)}")
-    return where, data.X, _names(data.var_names)
+def _kind(path: Path) -> str:
+    """The suffix, or 10x folder, of what is there. Raises ValueError."""
+    kinds = (*ANNOTATED, tenx.FILE, *READERS)
+    if path.is_dir():
+        return ".zarr" if suffix(path) == ".zarr" else tenx.FOLDER
+    check_is_there(path)
+    kind = suffix(path)
+    if kind not in kinds:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(kinds)}, or it is a 10x folder, got {kind!r}")
+    existing(path)
+    if kind == ".zarr":
+        raise ValueError(f"{path} must be a folder, it is a file")
+    return kind
 
 
-def _checked(where: str, view: View) -> View:
+def _table(path: Path, kind: str, feature_type: str | None) -> Table:
+    if kind == tenx.FOLDER:
+        return tenx.read_tenx_folder(path, feature_type)
+    if kind == tenx.FILE:
+        return tenx.read_tenx_file(path, feature_type)
+    return READERS[kind](path)
+
+
+def _checked(where: str, view: View, least: int) -> View:
     """The view with its matrix as floats, once it is seen to be one of finite real numbers."""
     if view.cells is not None and len(set(view.cells)) < len(view.cells):
         double = pd.Index(view.cells)[pd.Index(view.cells).duplicated()][0]
@@ -185,8 +183,9 @@ def _checked(where: str, view: View) -> View:
         raise ValueError(f"{where} must hold real numbers, it holds {matrix.dtype}")
     if matrix.ndim != 2:
         raise ValueError(f"{where} must be a matrix (cells, features), it has {matrix.ndim} dimension(s)")
-    if matrix.shape[0] < 2 or matrix.shape[1] < 1:
-        raise ValueError(f"{where} must have at least 2 cells and 1 feature, its shape is {matrix.shape}")
+    if matrix.shape[0] < least or matrix.shape[1] < 1:
+        cells = f"{least} cell{'s' if least > 1 else ''}"
+        raise ValueError(f"{where} must have at least {cells} and 1 feature, its shape is {matrix.shape}")
     matrix = _floats(where, matrix)
     _check_finite(where, matrix, view)
     return replace(view, matrix=matrix)
@@ -217,18 +216,3 @@ def _floats(where: str, matrix: Any) -> np.ndarray | scipy.sparse.csr_array:
             except ValueError as error:
                 raise ValueError(f"{where} is no valid sparse matrix: {error}") from error
         return scipy.sparse.csr_array(matrix).astype(np.float32, copy=False)
-
-
-def _package(name: str, path: Path) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"{path} needs {error.name}: pip install 'mmdma-benchmark[anndata]'") from error
-
-
-def _names(index: pd.Index) -> tuple[str, ...]:
-    return tuple(map(str, index))
-
-
-def _listed(keys: Any) -> str:
-    return ", ".join(repr(key) for key in keys if key is not None) or "none"

@@ -15,7 +15,7 @@ import pandas as pd
 
 from mmdma_core.files import io
 from mmdma_core.files.atomic import atomically
-from mmdma_core.matching import metrics, pictures
+from mmdma_core.matching import metrics, model_file, pictures
 from mmdma_core.matching.estimator import MMDMA
 from mmdma_core.simulation.simulate import simulate as simulate_views
 
@@ -62,7 +62,7 @@ def fit(options: argparse.Namespace) -> int:
 def transform(options: argparse.Namespace) -> int:
     """The embedding of new cells, in a file."""
     _keep_file(options.out, options.overwrite)
-    view = io.read_view(options.cells, **_keys(options, ""))
+    view = io.read_view(options.cells, **_keys(options, ""), least=1)
     model = MMDMA.load(options.model)
     _check_features(view, getattr(model, f"feature_names_{options.view}_"))
     embedding = model.transform(view.matrix, view=options.view)
@@ -114,13 +114,16 @@ def _read_views(options: argparse.Namespace) -> list[io.View]:
     views = [io.read_view(getattr(options, name), **_keys(options, f"{name}_")) for name in "xy"]
     same = options.x == options.y and _keys(options, "x_") == _keys(options, "y_")
     if same:
-        raise ValueError(f"{options.x}: x and y are the same; give --y, or --x-modality and --y-modality")
+        raise ValueError(
+            f"{options.x}: x and y are the same; give --y, or --x-modality and --y-modality, "
+            "or --x-feature-type and --y-feature-type"
+        )
     return views
 
 
 def _keys(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
     """What to read of a view: its own options, else those of both."""
-    keys = ("layer", "obsm", "modality", "transpose")
+    keys = ("layer", "obsm", "modality", "feature_type", "transpose")
     found = {key: getattr(options, f"{prefix}{key}") or getattr(options, key, None) for key in keys}
     if getattr(options, f"{prefix}layer") or getattr(options, f"{prefix}obsm"):  # one of its own replaces both
         found |= {key: getattr(options, f"{prefix}{key}") for key in ("layer", "obsm")}
@@ -152,22 +155,22 @@ def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
 def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], truth: Truth, seconds: float) -> None:
     out = options.out
     embeddings = model.embedding_x_, model.embedding_y_
-    known = {k: v for k, v in model.get_params().items() if k not in ("callbacks", "checkpoint", "verbose")}
-    used = known | {"variant": model.variant_, "sigma": model.sigma_, "random_state": int(model.starts_["seed"][0])}
+    about = model_file.described(model)
     paths = _embedding_paths(out, views)
     for k, (view, path, embedding) in enumerate(zip(views, paths, embeddings, strict=True)):
         if k == 1 and path == paths[0]:  # the second modality goes into the copy that holds the first
             view = dataclasses.replace(view, path=path)
-        io.write_embedding(view, embedding, path, used)
+        io.write_embedding(view, embedding, path, about)
     model.save(out / "model.npz")
     _write_table(model.loss_history_, out / "loss.csv")
     _write_table(model.starts_, out / "starts.csv")
     found = _metrics(*embeddings, truth, options)
     if found.overlap is not None:
         _write_table(_overlap(found), out / "overlap.csv")
-    fitted = {"loss": float(model.starts_["loss"].min()), "n_epochs": model.n_iter_, "seconds": round(seconds, 3)}
+    fitted = {"loss": about["loss"], "n_epochs": model.n_iter_, "seconds": round(seconds, 3)}
+    fitted["parameters"] = about["params"]
     with atomically(out / "metrics.json") as part:
-        part.write_text(json.dumps(_written(found) | {"fit": fitted | {"parameters": used}}, indent=1) + "\n")
+        part.write_text(json.dumps(_written(found) | {"fit": fitted}, indent=1) + "\n")
     pictures.draw_loss(model.loss_history_, model.starts_, out / "loss.png")
     pictures.draw_embedding(*embeddings, truth.labels_x, truth.labels_y, out / "embedding.png")
     _LOG.info("%s: loss %.4g after %d epochs", model.variant_, fitted["loss"], model.n_iter_)
@@ -183,10 +186,7 @@ def _embedding_paths(out: Path, views: list[io.View]) -> list[Path]:
 
     Two modalities of one MuData file share a copy. Raises ValueError if a copy would take an input's place.
     """
-    names = [
-        f"embedding_{name}.npy" if view.source is None else view.path.name
-        for name, view in zip("xy", views, strict=True)
-    ]
+    names = [view.path.name if view.copied else f"embedding_{name}.npy" for name, view in zip("xy", views, strict=True)]
     files, modalities = {view.path.resolve() for view in views}, {view.modality for view in views}
     if names[0] == names[1] and not (len(files) == 1 and len(modalities) == 2):
         names = [f"{name}_{file}" for name, file in zip("xy", names, strict=True)]

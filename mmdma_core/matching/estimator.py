@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,26 +9,24 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.sparse
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.preprocessing import normalize
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from mmdma_core.families import advice, registry
+from mmdma_core.families import registry
 from mmdma_core.fused.compose import in_batches
 from mmdma_core.matching import model_file
 from mmdma_core.matching.checking import check_parameters
-from mmdma_core.matching.preparing import Matrix, as_rows, centred, column_names, digest
-from mmdma_core.matching.starts import batch_size, median_sigma, run_starts
+from mmdma_core.matching.preparing import Matrix, as_rows, centred, digest
+from mmdma_core.matching.starts import batch_size, choose_variant, draw_seeds, median_sigma, run_starts
+from mmdma_core.matching.taking import Pair, is_annotated, take, take_both
 from mmdma_core.objective.inputs import Kernel, as_device
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms
 from mmdma_core.training.epochs import Callback, Checkpoint, History, Stopping, train
 from mmdma_core.training.run import AdamRun, Run
 
-_LOG = logging.getLogger("mmdma_core")
 _SETTINGS = ("n_components", "lambda1", "lambda2", "learning_rate", "unbiased", "init", "amsgrad")
 
 
@@ -117,7 +114,9 @@ class MMDMA(BaseEstimator):
     n_features_in_, n_features_y_ : int
         p_x, p_y.
     feature_names_x_, feature_names_y_ : tuple of str or None
-        Of data frames, else None.
+        Of data frames and AnnData, else None.
+    representation_x_, representation_y_ : tuple or None
+        (use_rep, layer) that `fit` took of AnnData.
 
     Notes
     -----
@@ -188,15 +187,19 @@ class MMDMA(BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, Y: Any) -> MMDMA:
+    def fit(self, X: Any, Y: Any, *, use_rep: Pair = "X", layer: Pair = None) -> MMDMA:
         """Learn both embeddings.
 
         Parameters
         ----------
-        X : array or data frame or sparse matrix
-            (n_x, p_x), rows are cells; with kernel="precomputed" (n_x, n_x).
-        Y : array or data frame or sparse matrix
+        X : array or data frame or sparse matrix or AnnData
+            (n_x, p_x), rows are cells; with kernel="precomputed" (n_x, n_x). In memory, or in a file of HDF5 or zarr.
+        Y : array or data frame or sparse matrix or AnnData
             (n_y, p_y), likewise.
+        use_rep : str or pair of str
+            Of AnnData: "X", or an entry of obsm such as "X_pca"; a pair is for X and Y.
+        layer : str or pair of str, optional
+            Of AnnData: a layer in the place of X.
 
         Returns
         -------
@@ -212,12 +215,14 @@ class MMDMA(BaseEstimator):
         """
         check_parameters(self)
         self._settings(1.0 if self.sigma == "median" else self.sigma)
-        views = [self._prepared(view, name, fitting=True) for name, view in (("x", X), ("y", Y))]
+        taken = take_both(X, Y, use_rep, layer)
+        views = [self._prepared(view.matrix, name, fitting=True) for name, view in zip("xy", taken, strict=True)]
         self.n_features_in_, self.n_features_y_ = (view.shape[1] for view in views)
-        self.feature_names_x_, self.feature_names_y_ = column_names(X), column_names(Y)
+        self.feature_names_x_, self.feature_names_y_ = (view.features for view in taken)
+        self.representation_x_, self.representation_y_ = (view.representation for view in taken)
         self.device_ = self._device()
-        self.variant_ = self._choose(*views)
-        seeds = self._seeds()
+        self.variant_ = choose_variant(self, *views)
+        seeds = draw_seeds(self.random_state, self.n_starts)
         self.sigma_ = self._sigma(views, seeds[0])
         settings = self._settings(self.sigma_)
         self.starts_, self.interrupted_ = run_starts(
@@ -228,33 +233,41 @@ class MMDMA(BaseEstimator):
         )
         return self
 
-    def fit_transform(self, X: Any, Y: Any) -> tuple[np.ndarray, np.ndarray]:
+    def fit_transform(self, X: Any, Y: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
         """Learn both embeddings, and return them; raises what `fit` raises.
 
         Parameters
         ----------
-        X : array or data frame or sparse matrix
-            (n_x, p_x), rows are cells; with kernel="precomputed" (n_x, n_x).
-        Y : array or data frame or sparse matrix
+        X : array or data frame or sparse matrix or AnnData
+            (n_x, p_x), as for `fit`.
+        Y : array or data frame or sparse matrix or AnnData
             (n_y, p_y), likewise.
+        **options : str or pair of str
+            `use_rep` and `layer` of `fit`.
 
         Returns
         -------
         tuple of numpy.ndarray
             (embedding_x_, embedding_y_).
         """
-        self.fit(X, Y)
+        self.fit(X, Y, **options)
         return self.embedding_x_, self.embedding_y_
 
-    def transform(self, X: Any, view: Literal["x", "y"] = "x") -> np.ndarray:
-        """Embed cells of a view, new or not.
+    def transform(
+        self, X: Any, view: Literal["x", "y"] = "x", *, use_rep: str | None = None, layer: str | None = None
+    ) -> np.ndarray:
+        """Embed cells of a view, new or not; one is enough.
 
         Parameters
         ----------
-        X : array or data frame or sparse matrix
+        X : array or data frame or sparse matrix or AnnData
             (m, p), rows are cells; with kernels (m, n), new cells against those of `fit`.
         view : {'x', 'y'}
             Which view the cells are of.
+        use_rep : str, optional
+            Of AnnData, as for `fit`; with neither this nor `layer`, what `fit` took.
+        layer : str, optional
+            Of AnnData, as for `fit`.
 
         Returns
         -------
@@ -269,10 +282,13 @@ class MMDMA(BaseEstimator):
         check_is_fitted(self, "embedding_x_")
         if view not in ("x", "y"):
             raise ValueError(f"view must be 'x' or 'y', got {view!r}")
-        fitted, given = getattr(self, f"feature_names_{view}_"), column_names(X)
+        if use_rep is None and layer is None and is_annotated(X):
+            use_rep, layer = getattr(self, f"representation_{view}_") or (None, None)
+        matrix, given, _ = take(X, "X", use_rep, layer)
+        fitted = getattr(self, f"feature_names_{view}_")
         if fitted is not None and given is not None and fitted != given:
             raise ValueError(f"view {view!r} was fitted with other features, or in another order")
-        return np.asarray(self._prepared(X, view, fitting=False) @ getattr(self, f"weights_{view}_"))
+        return np.asarray(self._prepared(matrix, view, fitting=False) @ getattr(self, f"weights_{view}_"))
 
     def save(self, path: str | Path) -> None:
         """Write the fitted model to an .npz file without pickled objects.
@@ -330,23 +346,6 @@ class MMDMA(BaseEstimator):
     def _device(self) -> torch.device:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return as_device(name)
-
-    def _choose(self, x: Matrix, y: Matrix) -> str:
-        if self.variant != "auto":
-            return registry.variant(self.variant).name
-        n, p = (max(sizes) for sizes in zip(x.shape, y.shape, strict=True))
-        sparse = scipy.sparse.issparse(x) or scipy.sparse.issparse(y)
-        form = "kernel" if self.kernel == "precomputed" else "sparse" if sparse else "dense"
-        epochs = self.n_epochs * self.n_starts
-        choice = advice.choose_for_fit(n, p, self.n_components, epochs, self.device_, form=form)
-        _LOG.info("variant: %s", choice)
-        return choice.variant
-
-    def _seeds(self) -> list[int]:
-        first = self.random_state
-        if not isinstance(first, (int, np.integer)):
-            first = check_random_state(first).randint(2**31 - self.n_starts)
-        return [int(first) + k for k in range(self.n_starts)]
 
     def _start(self, views: list[Matrix], settings: Settings, seed: int) -> Run:
         given = [Kernel(view) for view in views] if self.kernel == "precomputed" else views

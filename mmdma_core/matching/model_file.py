@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +15,12 @@ from sklearn.base import BaseEstimator
 
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import DAMAGED
+from mmdma_core.files.standins import check_is_itself
 
 _ARRAYS = ("embedding_x_", "embedding_y_", "weights_x_", "weights_y_")
 _MEANS = ("mean_x_", "mean_y_")  # None without `center`
 _SCALARS = ("feature_names_x_", "feature_names_y_", "n_features_in_", "n_features_y_", "n_iter_", "sigma_", "variant_")
+_REPRESENTATIONS = ("representation_x_", "representation_y_")  # None in files from before there was AnnData
 _TABLES = ("loss_history_", "starts_")
 _NOT_SAVED = ("callbacks", "checkpoint")
 
@@ -27,7 +31,7 @@ def save(model: BaseEstimator, path: Path) -> None:
     parameters |= {"random_state": int(model.starts_["seed"][0]), "device": str(parameters["device"])}
     content = {
         "parameters": parameters,
-        "scalars": {name: getattr(model, name) for name in _SCALARS},
+        "scalars": {name: getattr(model, name) for name in (*_SCALARS, *_REPRESENTATIONS)},
         "device": str(model.device_),
         "tables": {name: _as_json(getattr(model, name)) for name in _TABLES},
     }
@@ -40,7 +44,7 @@ def save(model: BaseEstimator, path: Path) -> None:
 def load(model: BaseEstimator, path: Path) -> BaseEstimator:
     """Fill an empty model from the file. Raises ValueError for a file that is no model, OSError if there is none."""
     with path.open("rb"):  # a file that is not there is no damaged one
-        pass
+        check_is_itself(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             content = json.loads(str(file["mmdma"]))
@@ -56,12 +60,26 @@ def load(model: BaseEstimator, path: Path) -> BaseEstimator:
                 setattr(model, name, arrays.get(name))
             for name in _SCALARS:
                 setattr(model, name, tuple(scalars[name]) if isinstance(scalars[name], list) else scalars[name])
+            for name in _REPRESENTATIONS:
+                setattr(model, name, tuple(scalars.get(name) or ()) or None)
             for name in _TABLES:
                 setattr(model, name, pd.read_json(StringIO(tables[name]), orient="table"))
             model.device_ = torch.device(content["device"])
     except DAMAGED as error:
         raise ValueError(f"{path} is no model of this program ({type(error).__name__})") from None
     return model
+
+
+def described(model: BaseEstimator) -> dict[str, Any]:
+    """What goes beside an embedding: the parameters as they were used, the loss and the version of this program."""
+    params = {k: v for k, v in model.get_params().items() if k not in (*_NOT_SAVED, "verbose")}
+    params |= {"variant": model.variant_, "sigma": model.sigma_, "random_state": int(model.starts_["seed"][0])}
+    params["device"] = str(params["device"])
+    try:
+        version = importlib.metadata.version("mmdma-benchmark")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        version = "unknown"
+    return {"params": params, "loss": float(model.starts_["loss"].min()), "version": version}
 
 
 def _as_json(table: pd.DataFrame) -> str:

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import scipy.sparse
-import torch
 from sklearn.utils import check_array
 
 Matrix = np.ndarray | scipy.sparse.csr_array | scipy.sparse.csr_matrix
@@ -19,9 +17,15 @@ _LOG = logging.getLogger("mmdma_core")
 
 
 def as_rows(view: Any, name: str, least: int) -> Matrix:
-    """The view as float32, dense or CSR, with at least so many rows. Raises ValueError of one line."""
-    if isinstance(view, torch.Tensor):
-        view = view.detach().cpu().numpy()
+    """The matrix as float32, dense or CSR, with at least so many rows. Raises ValueError of one line."""
+    shape = getattr(view, "shape", ())
+    if len(shape) == 1:
+        hint = ": one cell is a matrix with one row, such as X[:1]" if least == 1 else ": rows are cells"
+        raise ValueError(f"{name.upper()}: Expected 2D array, got 1D array{hint}")
+    if len(shape) == 2 and shape[0] < least:
+        raise ValueError(
+            f"{name.upper()} must have at least {least} cell{'s' if least > 1 else ''}, its shape is {shape}"
+        )
     options = {"accept_sparse": "csr", "dtype": np.float32, "input_name": name.upper(), "ensure_min_samples": least}
     try:
         return check_array(view, **options)
@@ -35,11 +39,6 @@ def centred(rows: Matrix, name: str, mean: np.ndarray) -> np.ndarray:
         _LOG.warning("center makes %s dense: %d bytes", name.upper(), 4 * rows.shape[0] * rows.shape[1])
         rows = rows.toarray()
     return rows - mean
-
-
-def column_names(view: Any) -> tuple[str, ...] | None:
-    """The columns of a data frame."""
-    return tuple(map(str, view.columns)) if isinstance(view, pd.DataFrame) else None
 
 
 def digest(asked: list, views: Sequence[Matrix]) -> str:

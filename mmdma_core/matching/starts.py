@@ -1,4 +1,4 @@
-"""Several starts of one problem, of which the lowest loss wins; and the sigma that the first one suggests."""
+"""Several starts of one problem, of which the lowest loss wins; their variant, seeds, and sigma by the first."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
 from mmdma_core.errors import Unsupported
+from mmdma_core.families import advice, registry
 from mmdma_core.fused.compose import takes_batches
 from mmdma_core.fused.run import FusedRun
+from mmdma_core.matching.preparing import Matrix
 from mmdma_core.training.epochs import History
 from mmdma_core.training.run import AdamRun, Run
 
@@ -86,6 +91,26 @@ def _loss_of_kept_parameters(run: Run, history: History) -> float:
         for parameter, best in zip(run.parameters, history.best, strict=True):
             parameter.copy_(best)
     return min(loss.total for loss in history.losses)
+
+
+def choose_variant(model: BaseEstimator, x: Matrix, y: Matrix) -> str:
+    """The variant that an estimator with a device names, or the one that "auto" takes, which the log tells."""
+    if model.variant != "auto":
+        return registry.variant(model.variant).name
+    n, p = (max(sizes) for sizes in zip(x.shape, y.shape, strict=True))
+    sparse = scipy.sparse.issparse(x) or scipy.sparse.issparse(y)
+    form = "kernel" if model.kernel == "precomputed" else "sparse" if sparse else "dense"
+    epochs = model.n_epochs * model.n_starts
+    choice = advice.choose_for_fit(n, p, model.n_components, epochs, model.device_, form=form)
+    _LOG.info("variant: %s", choice)
+    return choice.variant
+
+
+def draw_seeds(first: int | np.random.RandomState | None, n_starts: int) -> list[int]:
+    """A seed for each start, one after the other."""
+    if not isinstance(first, (int, np.integer)):
+        first = check_random_state(first).randint(2**31 - n_starts)
+    return [int(first) + k for k in range(n_starts)]
 
 
 def batch_size(asked: int | Literal["auto"] | None, run: Run) -> int | None:

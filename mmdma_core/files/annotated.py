@@ -1,0 +1,181 @@
+"""Cells with names in the containers of scverse: AnnData in .h5ad, .h5ad.gz and .zarr, MuData in .h5mu."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mmdma_core.files.formats import DAMAGED, existing, reading
+from mmdma_core.files.hdf5 import hdf5_filters, package
+from mmdma_core.files.tenx import of_type
+
+# Suffix -> the package that reads it, and what every such file has at its top.
+ANNOTATED = {
+    ".h5ad": ("anndata", ("obs", "var")),
+    ".h5ad.gz": ("anndata", ("obs", "var")),
+    ".h5mu": ("mudata", ("mod",)),
+    ".zarr": ("anndata", ("obs", "var")),
+}
+
+
+class Keys(NamedTuple):
+    """What to take of an object with annotation; None: X, all features."""
+
+    layer: str | None = None
+    obsm: str | None = None
+    modality: str | None = None
+    feature_type: str | None = None
+
+
+class Chosen(NamedTuple):
+    """A matrix of an object with annotation, the names of its features or None, and what errors call it."""
+
+    where: str
+    matrix: Any
+    features: tuple[str, ...] | None
+
+
+def read_annotated(path: Path, kind: str, keys: Keys) -> tuple[Chosen, tuple[str, ...], Any]:
+    """What the keys name in such a file, the names of the cells, and the whole object. Raises ValueError."""
+    name = ANNOTATED[kind][0]
+    what = f"a {kind} {'folder' if kind == '.zarr' else 'file'}"
+    module = package(name, path)
+    from anndata._io.specs.registry import IORegistryError  # it has no public name
+
+    with ExitStack() as stack:
+        file = stack.enter_context(_unpacked(path)) if kind.endswith(".gz") else path
+        if kind == ".zarr":
+            _check_codecs(path)
+        else:
+            stack.enter_context(hdf5_filters(path, file))
+        modalities = _contents(path, file, kind, what)
+        if kind == ".h5mu" and keys.modality not in modalities:
+            got = "none was given" if keys.modality is None else f"there is no {keys.modality!r}"
+            raise ValueError(f"{path}: modality must be one of {listed(modalities)}; {got}")
+        read = {".h5mu": "read_h5mu", ".zarr": "read_zarr"}.get(kind, "read_h5ad")
+        stack.enter_context(reading(path, what, *DAMAGED, SystemError, IORegistryError))
+        # of mudata, about its own next version
+        stack.enter_context(warnings.catch_warnings(category=FutureWarning, action="ignore"))
+        source = getattr(module, read)(file)
+    data = source if keys.modality is None else source.mod[keys.modality]
+    where = f"{path}, modality {keys.modality!r}" if keys.modality is not None else str(path)
+    return chosen(where, data, keys), names(data.obs_names), source
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """A temporary file of what is in a .gz file."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, path.stem)
+        with reading(path, "a .gz file", *DAMAGED), gzip.open(path) as packed, file.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked, 2**20)
+        yield file
+
+
+def _check_codecs(path: Path) -> None:
+    """Raises ValueError for a codec that unpickles: it would run code of the file."""
+    for folder, _, files in os.walk(path, followlinks=True):
+        for file in sorted(Path(folder, name) for name in files if name in (".zarray", ".zmetadata", "zarr.json")):
+            with reading(path, "a .zarr folder", json.JSONDecodeError, UnicodeError, RecursionError):
+                found = [name for name in _codecs(json.loads(existing(file).read_bytes())) if "pickle" in name.lower()]
+            if found:
+                raise ValueError(f"{path}: {file.relative_to(path)} has the codec {found[0]!r}, which could run code")
+
+
+def _codecs(value: Any) -> Iterator[str]:
+    """The names of codecs, and maybe others, in the metadata of zarr."""
+    if isinstance(value, dict):
+        yield from (value[key] for key in ("id", "name") if isinstance(value.get(key), str))
+        for key, entry in value.items():
+            if key != "attributes" and not key.endswith(".zattrs"):
+                yield from _codecs(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _codecs(entry)
+
+
+def _contents(path: Path, file: Path, kind: str, what: str) -> list[str]:
+    """The modalities of a .h5mu file, else none. Raises ValueError for a file that is none of the package's."""
+    package, needed = ANNOTATED[kind]
+    with reading(path, what, *DAMAGED):
+        if kind == ".zarr":
+            import zarr  # comes with anndata, as h5py does
+
+            there, modalities = sorted(zarr.open_group(file, mode="r").keys()), []
+        else:
+            import h5py
+
+            with h5py.File(file, "r") as opened:
+                there = list(opened)
+                modalities = list(opened["mod"]) if kind == ".h5mu" and "mod" in there else []
+    if not set(needed) <= set(there):
+        lacks = f"it has no {' and '.join(needed)}, it has {listed(there)}"
+        raise ValueError(f"{path} is no {what.split()[-1]} of {package}: {lacks}")
+    return modalities
+
+
+def chosen(where: str, data: Any, keys: Keys) -> Chosen:
+    """What the keys name in an AnnData object, its modality aside. Raises ValueError."""
+    layer, obsm = keys.layer, keys.obsm
+    for name, key, attribute in (("layer", layer, "layers"), ("obsm", obsm, "obsm")):
+        held = [held for held in getattr(data, attribute, ()) if held is not None]  # raw data have none
+        if key is not None and key not in held:
+            raise ValueError(f"{where}: there is no {name} {key!r}; {name}: {listed(held)}")
+    if obsm is not None:
+        if keys.feature_type is not None:
+            raise ValueError(f"{where}: feature_type is for X and layers, not for obsm {obsm!r}")
+        matrix = data.obsm[obsm]
+        return Chosen(
+            f"{where}, obsm {obsm!r}", matrix, names(matrix.columns) if isinstance(matrix, pd.DataFrame) else None
+        )
+    matrix = data.X if layer is None else data.layers[layer]
+    if matrix is None:
+        raise ValueError(f"{where}: X is empty; layer: {listed(data.layers)}; obsm: {listed(data.obsm)}")
+    where = where if layer is None else f"{where}, layer {layer!r}"
+    features = names(data.var_names)
+    if keys.feature_type is None:
+        return Chosen(where, matrix, features)
+    if "feature_types" not in data.var:
+        raise ValueError(f"{where}: there is no column 'feature_types' in var; columns: {listed(data.var)}")
+    taken = of_type(where, data.var["feature_types"].astype(str).to_numpy(), keys.feature_type)
+    return Chosen(where, matrix[:, taken], tuple(np.array(features, object)[taken]))
+
+
+def names(index: pd.Index) -> tuple[str, ...]:
+    """The names of an index as text."""
+    return tuple(map(str, index))
+
+
+def listed(keys: Any) -> str:
+    """Keys in words, for an error."""
+    return ", ".join(repr(key) for key in keys if key is not None) or "none"
+
+
+def as_stored(name: str, value: Any) -> Any:
+    """A parameter as AnnData can write it into uns, see io.write_embedding. Raises ValueError."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str) or not key or "/" in key:
+                raise ValueError(f"{name} must have names without '/' as keys, got {key!r}")
+        return {key: as_stored(f"{name}[{key!r}]", entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        kinds = {type(entry) for entry in value}
+        if len(kinds) == 1 and issubclass(*kinds, (str, bool, int, float, np.generic)):
+            value = np.array(value)
+    if not isinstance(value, (list, tuple)) and np.asarray(value).dtype.kind in "biufU":
+        return value
+    try:
+        return json.dumps(value)
+    except TypeError:
+        raise ValueError(f"{name} must be text, numbers, lists or mappings of them, got {value!r}") from None

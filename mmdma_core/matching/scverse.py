@@ -1,0 +1,114 @@
+"""scverse's objects in memory: what `match` learns is written into them, as scverse's tools do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmdma_core.files.annotated import as_stored, listed
+from mmdma_core.matching.estimator import MMDMA
+from mmdma_core.matching.model_file import described
+from mmdma_core.matching.taking import Pair, is_annotated
+
+
+def match(
+    data: Any,
+    other: Any = None,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+    use_rep: Pair = "X",
+    layer: Pair = None,
+    copy: bool = False,
+    **parameters: Any,
+) -> Any:
+    """Match two modalities of a MuData object, or two AnnData objects, in place.
+
+    Fits `MMDMA` and writes, into both modalities, the embedding as obsm["X_mmdma"] and uns["mmdma"] with `params` (what
+    `MMDMA` was given, use_rep and layer), `loss` and `version`. A view of AnnData becomes an object of its own, as
+    anndata does whenever it is written to.
+
+    Parameters
+    ----------
+    data : MuData or AnnData
+        Both modalities, or the first.
+    other : AnnData, optional
+        The second, where the first is AnnData; the cells need not be the same.
+    x : str, optional
+        Modality of MuData; of exactly two the first.
+    y : str, optional
+        Modality of MuData; of exactly two the second.
+    use_rep : str or pair of str
+        "X", or an entry of obsm such as "X_pca"; a pair is for the first and the second modality.
+    layer : str or pair of str, optional
+        A layer in the place of X.
+    copy : bool
+        Write into copies, in memory, and return them.
+    **parameters : object
+        Of `MMDMA`.
+
+    Returns
+    -------
+    None or MuData or tuple of AnnData
+        None, or with `copy` what has the embeddings.
+
+    Raises
+    ------
+    ValueError
+        For what is neither, for a modality, layer or entry of obsm that is not there, and what `MMDMA.fit` raises.
+
+    Examples
+    --------
+    >>> import anndata, mmdma_core
+    >>> x, y, _ = mmdma_core.simulate("branch", n=60, p=20)
+    >>> rna, protein = anndata.AnnData(x.numpy()), anndata.AnnData(y.numpy())
+    >>> mmdma_core.match(rna, protein, n_components=2, n_epochs=10, n_starts=1, random_state=0)
+    >>> rna.obsm["X_mmdma"].shape, sorted(protein.uns["mmdma"])
+    ((60, 2), ['loss', 'params', 'version'])
+    """
+    if copy:
+        data, other = _copied(data), None if other is None else _copied(other)
+    views = _both(data, other, x, y)
+    model = MMDMA(**parameters).fit(*views, use_rep=use_rep, layer=layer)
+    about = described(model)
+    taken = (model.representation_x_, model.representation_y_)
+    for view, embedding, (rep, of_layer) in zip(views, (model.embedding_x_, model.embedding_y_), taken, strict=True):
+        params = about["params"] | {"use_rep": rep} | ({"layer": of_layer} if of_layer is not None else {})
+        view.obsm["X_mmdma"] = embedding
+        view.uns["mmdma"] = as_stored("uns", about | {"params": params})
+    if not copy:
+        return None
+    return data if other is None else (data, other)
+
+
+def _both(data: Any, other: Any, x: str | None, y: str | None) -> tuple[Any, Any]:
+    """The two AnnData objects. Raises ValueError."""
+    if hasattr(data, "mod"):
+        if other is not None:
+            raise ValueError("give MuData with x and y, or two AnnData objects, not MuData and another object")
+        there = list(data.mod)
+        if x is None and y is None and len(there) == 2:
+            x, y = there
+        for name, modality in (("x", x), ("y", y)):
+            if modality not in there:
+                got = "none was given" if modality is None else f"there is no {modality!r}"
+                raise ValueError(f"{name} must be one of the modalities {listed(there)}; {got}")
+        views = data.mod[x], data.mod[y]
+    else:
+        if x is not None or y is not None:
+            raise ValueError(f"x and y are modalities of MuData, the first object is a {type(data).__name__}")
+        views = data, other
+    for place, view in zip(("first", "second"), views, strict=True):
+        if not is_annotated(view) or not hasattr(view, "obsm"):
+            raise ValueError(f"match takes MuData or two AnnData objects, the {place} is a {type(view).__name__}")
+    if views[0] is views[1]:
+        raise ValueError("both modalities are the same object, which has room for one embedding: give a copy of it")
+    return views
+
+
+def _copied(data: Any) -> Any:
+    """A copy in memory, of what may lie in a file. Raises ValueError."""
+    if not getattr(data, "isbacked", False):
+        return data.copy() if hasattr(data, "copy") else data
+    if not hasattr(data, "to_memory"):
+        raise ValueError("copy=True is not for MuData that lies in a file: read it without backed")
+    return data.to_memory()
