@@ -77,6 +77,7 @@ def evaluate(options: argparse.Namespace) -> int:
         _keep_file(options.out, options.overwrite)
     x, y = _read_views(options)
     found = _metrics(x.matrix, y.matrix, _read_truth(options, x, y), options)
+    _say_notes(found)
     text = json.dumps(_written(found), indent=1)
     if options.out:
         if found.overlap is not None:
@@ -175,6 +176,7 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
         _LOG.info("%s: %.4g%s", name, value, _sample(found, name))
     for name, reason in found.left_out.items():
         _LOG.info("%s: left out, %s", name, reason)
+    _say_notes(found)
     print(out)
 
 
@@ -206,6 +208,11 @@ def _written(found: metrics.Evaluation) -> dict[str, Any]:
     """What goes into metrics.json: all but the curve of overlap, which is a table of its own."""
     keys = ("values", "intervals", "sampled", "left_out", "notes")
     return {key: getattr(found, key) for key in keys}
+
+
+def _say_notes(found: metrics.Evaluation) -> None:
+    for note in found.notes:
+        _LOG.warning("note: %s", note)
 
 
 def _sample(found: metrics.Evaluation, name: str) -> str:
