@@ -31,6 +31,7 @@ __all__ = [
     "write_embedding",
 ]
 
+_ROOM = 2**16  # bytes of an HDF5 file that names and parameters take at most
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": None}
 
 
@@ -269,6 +270,8 @@ def write_embedding(view: View, embedding: np.ndarray, path: str | Path, paramet
         if not view.path.exists():
             raise FileNotFoundError(errno.ENOENT, f"{view.path}, which it is a copy of, is no longer there")
         shutil.copyfile(view.path, part)
+        with part.open("r+b") as file:  # HDF5 would complain at length of a disk that fills; it gives back what is left
+            os.posix_fallocate(file.fileno(), part.stat().st_size, embedding.nbytes + _ROOM)
         _add_elements(part, "" if view.modality is None else f"mod/{view.modality}/", embedding, stored)
 
 

@@ -159,7 +159,7 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
     for view, path, embedding in zip(views, _embedding_paths(out, views), embeddings, strict=True):
         of_path.setdefault(path, []).append((view, embedding))
     arrays = [path for path in of_path if path.suffix == ".npy"]
-    copies = sorted(of_path.keys() - arrays, key=lambda path: _file_size(of_path[path][0][0].path))
+    copies = sorted(set(of_path) - set(arrays), key=lambda path: (_file_size(of_path[path][0][0].path), path))
     for path in arrays:
         outputs.write(path.name, lambda path: _write_embeddings(of_path[path], path, used))
     outputs.write("model.npz", model.save)
