@@ -32,6 +32,8 @@ def write(found: Comparison, path: Path) -> None:
     """Draw the comparison to a file. Raises ValueError for a suffix other than SUFFIXES, or where it cannot write."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out {path}: No such file or directory")
     try:
         with atomically(path) as part:
             draw(found).savefig(part, bbox_inches="tight")

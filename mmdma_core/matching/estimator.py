@@ -23,6 +23,7 @@ from mmdma_core.matching import model_file
 from mmdma_core.matching.checking import check_parameters
 from mmdma_core.matching.preparing import Matrix, as_rows, centred, column_names, digest
 from mmdma_core.matching.starts import batch_size, median_sigma, run_starts
+from mmdma_core.models.memory import in_words
 from mmdma_core.objective.inputs import Kernel, as_device
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms
@@ -339,7 +340,8 @@ class MMDMA(BaseEstimator):
         form = "kernel" if self.kernel == "precomputed" else "sparse" if sparse else "dense"
         epochs = self.n_epochs * self.n_starts
         choice = advice.choose_for_fit(n, p, self.n_components, epochs, self.device_, form=form)
-        _LOG.info("variant: %s", choice)
+        needs = "" if choice.needs_bytes is None else f"; about {in_words(choice.needs_bytes)}"
+        _LOG.info("variant: %s: %s%s", choice.variant, choice.reason, needs)
         return choice.variant
 
     def _seeds(self) -> list[int]:
