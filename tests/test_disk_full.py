@@ -87,6 +87,7 @@ def test_a_copy_whose_source_has_gone_says_so(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # a traceback on stderr
 @pytest.mark.parametrize("suffix", ["npy", "h5ad"])
 def test_model_and_embeddings_are_there_where_the_rest_is_not(folder, capsys, suffix):
     with files_of_at_most(20_000):

@@ -8,6 +8,7 @@ from embeddings import random_views
 from mmdma_core.matching import blocks
 from mmdma_core.matching.match_ranks import match_ranks
 from mmdma_core.matching.metrics import evaluate, foscttm, label_transfer_accuracy
+from mmdma_core.matching.voting import transfer
 
 N = 200
 
@@ -39,6 +40,9 @@ def test_a_view_at_one_point_is_worth_chance(value, dtype):
     assert found.overlap == pytest.approx(np.arange(1, N + 1) / N)
     assert found.overlap[-1] == 1
     assert found.notes[0] == f"all {N} cells of x lie at one point: no metric can tell them apart"
+    turned = evaluate(y, x, np.arange(N))  # of every cell of y all cells of x are as far
+    assert turned.values == pytest.approx(found.values)
+    assert turned.overlap == pytest.approx(np.arange(1, N + 1) / N)
 
 
 def test_the_strict_value_counts_no_tie():
@@ -91,6 +95,17 @@ def test_equally_far_neighbours_share_the_votes():
     back = 1 / 3 * (3 + 4 * 0)  # of seven cells, each has all three cells of the other view: a wins
     accuracy = label_transfer_accuracy(here, there, of_here, of_there, n_neighbors=3)
     assert accuracy == pytest.approx((2 / 3 + 3 * back / 7) / 2)
+
+
+@pytest.mark.parametrize("dimensions", [3, 20])
+def test_neighbours_that_only_rounding_tells_apart_share_the_votes(dimensions):
+    """On every axis a tenth to both sides of one place; in most orders rounding would choose some of them."""
+    steps = np.concatenate([np.eye(dimensions), -np.eye(dimensions)]) / 10
+    codes = (np.arange(2 * dimensions) % 5 > 2).astype(int)
+    for seed in range(5):
+        order, place = np.random.default_rng(seed).permutation(len(steps)), np.random.default_rng(seed).normal()
+        predicted, shared = transfer(place + steps[order], codes[order], np.full((1, dimensions), place), 3)
+        assert (predicted.tolist(), shared) == ([0], 1)
 
 
 def test_a_collapsed_view_predicts_its_most_frequent_label():

@@ -54,16 +54,18 @@ class _Dropping:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except (OSError, ValueError):
-            _drop(self._stream)
+        self._try(self._stream.write, text)
+        self.flush()
         return len(text)
 
     def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, work: Callable[..., object], *text: str) -> None:
         try:
-            self._stream.flush()
+            work(*text)
+        except BlockingIOError:  # a pipe that is full now takes more later
+            pass
         except (OSError, ValueError):
             _drop(self._stream)
 
