@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.measuring import machine
@@ -13,30 +14,40 @@ from benchmarks.study import config as configuration
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 (cannot write), 2 (bad input) or 130 (interrupted).
+    """Run one command; the exit status is 0, 1 (cannot write), 2 (bad input), 130 (interrupted) or 141 (no reader).
 
     `compare` has 1 for slower cells, and 2 also where it cannot write.
     """
     options = _parser().parse_args(arguments)
     try:
+        if options.run is not _compare:
+            options.values = configuration.read(options.config, options.set)  # an experiment has keys of its own
+            _set_environment(options.values.get("cpu_threads", "auto"))
+    except ValueError as error:
+        return _refuse(error)
+    from mmdma_core.files import streams  # imports PyTorch, which reads the number of threads
+
+    return streams.run(lambda: _run(options), 2 if options.run is _compare else 1)
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
         if options.run is _compare:
             return _compare(options)
-        config = configuration.read(options.config, options.set)
-        _set_environment(config.get("cpu_threads", "auto"))
-        from benchmarks.study import study  # imports PyTorch, which reads the number of threads
+        from benchmarks.study import study
 
-        options.values = config  # an experiment has keys of its own
-        options.run(study.load(config), options)
+        options.run(study.load(options.values), options)
     except (ValueError, RuntimeError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        return _refuse(error)
     except KeyboardInterrupt:
         print("interrupted: every finished cell is on disk", file=sys.stderr)
         return 130
     return 0
+
+
+def _refuse(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def _check(study, options) -> None:  # noqa: ANN001
@@ -187,7 +198,13 @@ def _interrupt(number: int, frame: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _interrupt)
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    if sys.stdout is None:  # closed: what is written must fail, and no file may take its place
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    try:
+        status = main()
+    except SystemExit as end:  # of the parser, which prints its help
+        status = end.code
+    with suppress(OSError, AttributeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)  # PyTorch would take half a second to be torn down, in each of a study's many sweeps

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from mmdma_core.files import streams
 from mmdma_core.matching import commands
 from mmdma_core.matching.estimator import MMDMA
 
@@ -16,10 +17,13 @@ _TEXTS = ("variant", "device", "checkpoint")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 (cannot write), 2 (bad input) or 130 (interrupted)."""
+    """Run one command; the exit status is 0, 1 (cannot write), 2 (bad input), 130 (interrupted) or 141 (no reader)."""
+    return streams.run(lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.captureWarnings(True)
     try:
         return getattr(commands, options.command)(options)
     except (ValueError, TypeError, RuntimeError, ImportError, FloatingPointError, MemoryError) as error:
@@ -28,9 +32,6 @@ def main(arguments: list[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

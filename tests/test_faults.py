@@ -180,7 +180,8 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_no_part(faulty, projec
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == "error: output: File too large"
+    file = records.record_path(root.relative_to(project), "primal", 10, 100)
+    assert done.stderr.strip().splitlines()[-1] == f"error: {file}: File too large"
     assert "Traceback" not in done.stderr
     assert not [path for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
 

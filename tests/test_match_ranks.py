@@ -12,27 +12,32 @@ from mmdma_core.matching.metrics import foscttm, neighbourhood_overlap, top_k
 
 
 def counted(e_x, e_y, match):
-    """The ranks by the definition, one cell after the other: (of the matches of x, of those of y)."""
-    ranks = {}
+    """By the definition, one match after the other: lists of all ranks that it may have, (in the order of x, of y)."""
+
+    def ranks(cell, own, others):
+        squared = [((cell - other) ** 2).sum() for other in others]
+        closer = sum(other < own for other in squared)
+        return list(range(1 + closer, 1 + closer + sum(other == own for other in squared)))
+
+    found = {}
     for i, j in enumerate(match):
         if j >= 0:
-            own = np.sqrt(((e_x[i] - e_y[j]) ** 2).sum())
-            of_x = sum(np.sqrt(((e_x[i] - other) ** 2).sum()) < own for other in e_y)
-            of_y = sum(np.sqrt(((e_y[j] - other) ** 2).sum()) < own for other in e_x)
-            ranks[i] = 1 + of_x, j, 1 + of_y
-    return [rank for rank, _, _ in ranks.values()], [rank for _, _, rank in sorted(ranks.values(), key=lambda r: r[1])]
+            own = ((e_x[i] - e_y[j]) ** 2).sum()
+            found[i] = ranks(e_x[i], own, e_y), j, ranks(e_y[j], own, e_x)
+    return [of for of, _, _ in found.values()], [of for _, _, of in sorted(found.values(), key=lambda of: of[1])]
 
 
 def test_a_line_against_itself_reversed():
     """Points 0..3, matches mirrored: an end has all 3 others closer, an inner point only the match's neighbour, itself.
 
-    (An inner point is at 1 from its match; at 0 lies one cell, and the other at 1 does not count.)
+    (An inner point is at 1 from its match; at 0 lies one cell, and the other at 1 counts half.)
     """
     line = torch.arange(4.0)[:, None]
     match = [3, 2, 1, 0]
-    assert foscttm(line, line, match) == pytest.approx(2 / 3)
-    assert [top_k(line, line, match, k) for k in (1, 2, 3, 4)] == [0, 0.5, 0.5, 1]
-    assert neighbourhood_overlap(line, line, match).tolist() == [0, 0.5, 0.5, 1]
+    assert foscttm(line, line, match) == pytest.approx(3 / 4)
+    assert foscttm(line, line, match, ties=0) == pytest.approx(2 / 3)
+    assert [top_k(line, line, match, k) for k in (1, 2, 3, 4)] == [0, 0.25, 0.5, 1]
+    assert neighbourhood_overlap(line, line, match).tolist() == [0, 0.25, 0.5, 1]
     assert match_ranks.match_ranks(line, line, match).tied == 4  # the inner points, in both directions
 
 
@@ -61,14 +66,22 @@ def test_ranks_are_those_counted_one_by_one(n_x, n_y, known, grid, block, monkey
     match = partial_match(n_x, n_y, known)
     of_x, of_y = counted(x, y, match)
     ranks = match_ranks.match_ranks(x, y, match)
-    assert ranks.x.tolist() == of_x
-    assert ranks.y.tolist() == of_y
-    of_x, of_y = np.array(of_x), np.array(of_y)
-    assert foscttm(x, y, match) == pytest.approx(((of_x - 1).mean() / (n_y - 1) + (of_y - 1).mean() / (n_x - 1)) / 2)
-    assert top_k(x, y, match, 3) == pytest.approx(((of_x <= 3).mean() + (of_y <= 3).mean()) / 2)
-    expected = ((of_x <= n_y // 2).mean() + (of_y <= n_x // 2).mean()) / 2
+    for lowest, tied, of in ((ranks.x, ranks.tied_x, of_x), (ranks.y, ranks.tied_y, of_y)):
+        assert lowest.tolist() == [possible[0] for possible in of]
+        assert tied.tolist() == [len(possible) - 1 for possible in of]
+    assert ranks.tied == sum(len(possible) > 1 for possible in of_x + of_y)
+
+    def mean(value, ranks):
+        return np.mean([np.mean([value(rank) for rank in possible]) for possible in ranks])
+
+    expected = (mean(lambda rank: (rank - 1) / (n_y - 1), of_x) + mean(lambda rank: (rank - 1) / (n_x - 1), of_y)) / 2
+    assert foscttm(x, y, match) == pytest.approx(expected)
+    expected = (mean(lambda rank: rank <= 3, of_x) + mean(lambda rank: rank <= 3, of_y)) / 2
+    assert top_k(x, y, match, 3) == pytest.approx(expected)
+    expected = (mean(lambda rank: rank <= n_y // 2, of_x) + mean(lambda rank: rank <= n_x // 2, of_y)) / 2
     assert top_k(x, y, match, 50, percent=True) == pytest.approx(expected)
-    assert neighbourhood_overlap(x, y, match) == pytest.approx([(of_x <= k).mean() for k in range(1, n_y + 1)])
+    expected = [mean(lambda rank, k=k: rank <= k, of_x) for k in range(1, n_y + 1)]
+    assert neighbourhood_overlap(x, y, match) == pytest.approx(expected)
 
 
 def test_equal_cells_are_not_closer_than_the_true_match():
@@ -78,13 +91,14 @@ def test_equal_cells_are_not_closer_than_the_true_match():
     ranks = match_ranks.match_ranks(x, y, rng.permutation(40))
     assert (ranks.x == 1).all()
     assert (ranks.y == 1).all()
-    assert ranks.tied == 80
+    assert (ranks.tied_x == 39).all()
+    assert (ranks.tied_y == 39).all()
 
 
 @pytest.mark.parametrize(("k", "n", "fraction"), [(1, 199, 1 / 199), (5, 20, 1 / 20), (0.57, 10_000, 57 / 10_000)])
 def test_a_percentage_is_rounded_down_to_cells(k, n, fraction):
     every = np.arange(1, n + 1)
-    assert MatchRanks(every, every, n, n, 0).top_k(k, percent=True) == pytest.approx(fraction)
+    assert MatchRanks(every, every, n, n).top_k(k, percent=True) == pytest.approx(fraction)
 
 
 @pytest.mark.parametrize(

@@ -187,3 +187,21 @@ def test_the_frontier_is_a_command(capsys):
 
     assert main(["frontier", "--config", str(ROOT / "config.yaml"), "--gpu-memory-gib", "80"]) == 0
     assert "the last n that fits in 80 GiB, d = 10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (0.00068 * 2**30, "713 KiB"),
+        (1000 * 2**10, "1,000 KiB"),
+        (0.64 * 2**30, "655 MiB"),
+        (2**30 - 1, "1,024 MiB"),
+        (15.93 * 2**30, "15.9 GiB"),
+        (2345 * 2**30, "2,345 GiB"),
+    ],
+)
+def test_a_size_in_words(size, words):
+    assert memory.in_words(size) == words

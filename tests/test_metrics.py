@@ -57,8 +57,13 @@ def test_a_translation_changes_nothing(dtype, step, shift):
 def test_a_collapsed_embedding_is_all_ties_and_said_so():
     place = np.ones((6, 2))
     found = evaluate(place, place, np.arange(6))
-    assert found.values["foscttm"] == 0
-    assert found.notes == ("12 of 12 true matches are exactly as far as another cell, which does not count as closer",)
+    assert found.values == {"foscttm": 0.5, "top1_count": 1 / 6, "top5_count": 5 / 6}
+    assert found.overlap == pytest.approx(np.arange(1, 7) / 6)
+    assert found.notes == (
+        "all 6 cells of x lie at one point: no metric can tell them apart",
+        "all 6 cells of y lie at one point: no metric can tell them apart",
+        "12 of 12 true matches are as far as another cell: ties count half",
+    )
 
 
 def test_label_transfer_counted_by_hand():

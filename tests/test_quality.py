@@ -101,6 +101,14 @@ def test_absent_data_are_named_with_where_they_are_published(tmp_path):
         quality.run(QUICK | {"data": str(tmp_path)}, tmp_path / "results")
 
 
+def test_no_tie_counts_in_what_is_set_beside_published_values(tmp_path):
+    """Cells that coincide in both views, all of them: 0.5 with ties counted half."""
+    runs = quality._Runs(tmp_path / "runs.csv", QUICK, "cpu")
+    setting = {key: values[0] for key, values in QUICK["grid"].items()}
+    runs.fit("scgem", np.ones((6, 3)), np.ones((6, 4)), "primal", setting)
+    assert runs.table["foscttm"].max() == 0
+
+
 @pytest.mark.real_data
 def test_scgem_is_matched_as_well_as_published():
     """The best setting of the grid, few starts: the published 0.201 within what the starts scatter."""

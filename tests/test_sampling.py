@@ -161,7 +161,7 @@ def test_what_a_sample_takes_all_of_has_no_interval(case):
 def test_ties_are_counted_among_the_sampled():
     place = np.ones((60, 2))
     assert match_ranks(place, place, np.arange(60), 20).notes() == (
-        "40 of 40 sampled true matches are exactly as far as another cell, which does not count as closer",
+        "40 of 40 sampled true matches are as far as another cell: ties count half",
     )
 
 

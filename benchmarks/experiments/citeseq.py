@@ -23,6 +23,7 @@ from benchmarks.measuring.records import Record
 from benchmarks.study import sweep
 from benchmarks.study.config import ConfigError
 from benchmarks.study.study import Study, chosen_variants
+from mmdma_core.models.memory import in_words
 
 Row = dict[str, Any]  # of the table
 
@@ -160,7 +161,8 @@ def sentence(row: Row) -> str:
     times = f"{row['epochs']:,} epochs in {_time(row)}, {row['s_per_epoch']:.3g} s an epoch"
     if row is PUBLISHED:
         return f"{where}: {times}, on one V100"
-    peaks = [f"{row[f'peak_{kind}_gib']:.3g} GiB {kind}" for kind in ("device", "host") if row[f"peak_{kind}_gib"]]
+    held = {kind: row[f"peak_{kind}_gib"] for kind in ("device", "host")}
+    peaks = [f"{in_words(peak * GIB)} {kind}" for kind, peak in held.items() if peak]
     return f"{where}: {times}; peak {', '.join(peaks)}; {_matching(row)}"
 
 

@@ -33,6 +33,7 @@ from benchmarks.study.config import ConfigError
 from benchmarks.study.study import Study, answers, chosen_variants
 from mmdma_core import Settings
 from mmdma_core.fused.compose import EXACT_UP_TO
+from mmdma_core.models.memory import in_words
 
 _PEER_STYLES = (("#D62728", "X", ":"), ("#7F7F7F", "P", ":"))
 
@@ -171,9 +172,10 @@ def _row(fit: Fit, record: Record) -> dict[str, Any]:
 def _in_words(rows: pd.DataFrame) -> str:
     n, method = rows.name
     chosen = rows.loc[rows["loss"].idxmin(), "foscttm"]
+    peak = in_words(rows["peak_gib"].max() * GIB)
     return (
         f"n = {n:<8} {method:<26} {rows['seconds'].median():8.1f} s a start, FOSCTTM {chosen:.3f} at the lowest loss; "
-        f"all starts {', '.join(f'{value:.3f}' for value in rows['foscttm'])}; peak {rows['peak_gib'].max():.2f} GiB"
+        f"all starts {', '.join(f'{value:.3f}' for value in rows['foscttm'])}; peak {peak}"
     )
 
 

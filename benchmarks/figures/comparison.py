@@ -13,6 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from benchmarks.figures.style import grid_axes, style
 from benchmarks.reading.compare import VERDICTS, WORDS, Comparison
+from mmdma_core.files.atomic import atomically
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _COLORS = {  # safe for colour-blind readers; the darker the worse
@@ -31,8 +32,11 @@ def write(found: Comparison, path: Path) -> None:
     """Draw the comparison to a file. Raises ValueError for a suffix other than SUFFIXES, or where it cannot write."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out {path}: No such file or directory")
     try:
-        draw(found).savefig(path, bbox_inches="tight")
+        with atomically(path) as part:
+            draw(found).savefig(part, bbox_inches="tight")
     except OSError as error:
         raise ValueError(f"--out {path}: {error.strerror}") from None
 

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import mmdma_core
+from mmdma_core.files.atomic import atomically
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,6 @@ def grid_axes(axes: Axes, ns: Sequence[int], ps: Sequence[int]) -> None:
 
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write the figure as PNG and SVG."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", bbox_inches="tight")
-    figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+    for suffix, metadata in (("png", None), ("svg", {"Date": None})):
+        with atomically(folder / f"{name}.{suffix}") as part:
+            figure.savefig(part, bbox_inches="tight", metadata=metadata)

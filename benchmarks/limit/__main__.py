@@ -1,3 +1,6 @@
-from benchmarks.limit.limit import main
+import sys
 
-main()
+from benchmarks.limit.limit import main
+from mmdma_core.files import streams
+
+sys.exit(streams.run(main))

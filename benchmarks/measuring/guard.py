@@ -30,6 +30,7 @@ from benchmarks.measuring import cell as cell_module
 from benchmarks.measuring import memory
 from benchmarks.measuring.cell import Cell, Limits, Work
 from benchmarks.measuring.records import Record
+from mmdma_core.models.memory import in_words
 
 POLL_S = 0.05
 _GRACE_S = 2.0
@@ -153,9 +154,9 @@ def _broken_limit(watch: _Watch, cell: Cell, late: bool) -> tuple[str, str] | No
     if late:
         return "timeout", f"ended by its time limit during {stage}"
     if cell.device == "cpu" and watch.host_bytes > cell.limits.host_gib * memory.GIB:
-        return "oom", f"host memory over the limit of {cell.limits.host_gib:.3g} GiB during {stage}"
+        return "oom", f"host memory over the limit of {in_words(cell.limits.host_gib * memory.GIB)} during {stage}"
     if cell.limits.gpu_gib is not None and (watch.device_bytes or 0) > cell.limits.gpu_gib * memory.GIB:
-        return "oom", f"device memory over the limit of {cell.limits.gpu_gib:g} GiB during {stage}"
+        return "oom", f"device memory over the limit of {in_words(cell.limits.gpu_gib * memory.GIB)} during {stage}"
     return None
 
 
@@ -180,7 +181,7 @@ def _status_and_detail(watch: _Watch, exit_code: int, output: str, cell: Cell) -
         line = next(line for line in output[evidence.start() :].splitlines() if line)
         return "oom", f"during {stage}: {line[:300]}"
     if exit_code == -signal.SIGKILL and watch.host_bytes > 0.9 * cell.limits.host_gib * memory.GIB:
-        return "oom", f"killed during {stage} with {watch.host_bytes / memory.GIB:.3g} GiB of host memory in use"
+        return "oom", f"killed during {stage} with {in_words(watch.host_bytes)} of host memory in use"
     how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit status {exit_code}"
     return "error", f"{how} during {stage}\n{_last_words(output)}".strip()
 

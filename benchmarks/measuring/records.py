@@ -115,13 +115,13 @@ def write(record: Record, path: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replace path's content in one step. Raises OSError (a full disk, a folder that is not writable)."""
     with atomically(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
 
 def read(path: Path) -> Record:
     """The record in a file. Raises UnreadableRecord."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UnreadableRecord(f"{path}: {error}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:

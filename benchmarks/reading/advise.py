@@ -12,6 +12,7 @@ from benchmarks.reading.table import to_frame
 from benchmarks.study.plan import duration, machine_memory
 from benchmarks.study.study import Study
 from mmdma_core.families import advice
+from mmdma_core.models.memory import in_words
 
 _QUALITY = (
     "its starts end within 1 % of the exact loss and 0.01 in FOSCTTM of their exact twins on SNARE-seq and branch data "
@@ -36,7 +37,7 @@ def describe(study: Study, n: int, p: int, gpu_gib: float | None = None) -> str:
     device = torch.device(kind) if gpu_gib is None else None
     choice, linear = advice.choose(n, p, d, device, limit, measured=measured), advice.LINEAR_IN_N["dense"]
     lines = [
-        f"n = {n:,} cells, p = {p:,} features, d = {d}, {limit / memory.GIB:.3g} GiB of {kind} memory; "
+        f"n = {n:,} cells, p = {p:,} features, d = {d}, {in_words(limit)} of {kind} memory; "
         f"{len(measured)} measured cells {where}",
         f"take {choice.variant}: {_words(study, choice.estimate)}{_needs(choice)}",
         f"this rests on {choice.estimate.basis}",
@@ -60,7 +61,7 @@ def _words(study: Study, estimate: advice.Estimate) -> str:
 
 
 def _needs(choice: advice.Choice) -> str:
-    return "" if choice.needs_bytes is None else f", {choice.needs_bytes / memory.GIB:.2g} GiB with the data"
+    return "" if choice.needs_bytes is None else f", {in_words(choice.needs_bytes)} with the data"
 
 
 def _measured(study: Study, kind: str) -> tuple[list[advice.Measured], str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from mmdma_core.files.atomic import atomically
+
 MMD_TOLERANCE = 1e-4  # absolute: MMD2 is a difference of means of numbers up to 1, some of them from float32 distances
 NORM_TOLERANCE = 1e-3  # a float32 norm over n^2 numbers, as `dual` takes it, was off by 2e-4 at n = 2,000
 _NORMS = ("pen_x", "pen_y", "dis_x", "dis_y")
@@ -29,9 +31,9 @@ def losses(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_losses(table: pd.DataFrame, root: Path) -> Path:
     """Write losses.csv of results/MACHINE from its table; returns the path."""
-    part, path = root / ".losses.csv.part", root / "losses.csv"
-    losses(table).to_csv(part, index=False)
-    part.replace(path)
+    path = root / "losses.csv"
+    with atomically(path) as part:
+        losses(table).to_csv(part, index=False)
     return path
 
 

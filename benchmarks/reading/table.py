@@ -9,6 +9,7 @@ import pandas as pd
 
 from benchmarks.measuring.records import STATUSES, Record, read_all
 from benchmarks.reading.spread import median_interval
+from mmdma_core.files.atomic import atomically
 
 _NESTED = ("epoch_s", "losses", "metrics", "limits", "machine")
 
@@ -50,9 +51,8 @@ def write_summary(root: Path) -> pd.DataFrame:
     if frame.empty:
         raise ValueError(f"{root / 'records'} holds no readable record: run a sweep first")
     for suffix, save in (("csv", frame.to_csv), ("parquet", frame.to_parquet)):
-        part = root / f".summary.{suffix}.part"
-        save(part, index=False)
-        part.replace(root / f"summary.{suffix}")
+        with atomically(root / f"summary.{suffix}") as part:
+            save(part, index=False)
     return frame
 
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pandas as pd
 
 import mmdma_core
-from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, download, paragraph, part, table
 from benchmarks.report.words import cells, listing, number
+from mmdma_core.models.memory import in_words
 
 
 def machine(evidence: Evidence) -> Section | None:
@@ -33,13 +33,13 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
     yield "measured on", {"cuda": "GPU", "cpu": "CPU"}[record.device]
     if gpu:
         yield "GPU", gpu["name"]
-        yield "GPU memory", f"{gpu['memory_bytes'] / GIB:.1f} GiB" if gpu.get("memory_bytes") else "not told"
+        yield "GPU memory", in_words(gpu["memory_bytes"]) if gpu.get("memory_bytes") else "not told"
         yield "driver", str(gpu.get("driver"))
         yield "highest clock, MHz", str(gpu.get("max_sm_clock_mhz"))
         yield "memory clock, MHz", str(gpu.get("memory_clock_mhz"))
     yield "CPU", str(machine.get("cpu"))
     yield "CPU threads", str(machine.get("cpu_threads"))
-    yield "host memory", f"{machine['memory_bytes'] / GIB:.1f} GiB" if machine.get("memory_bytes") else "not told"
+    yield "host memory", in_words(machine["memory_bytes"]) if machine.get("memory_bytes") else "not told"
     yield "operating system", str(machine.get("os"))
     yield "Python", str(machine.get("python"))
     for package, version in machine.get("versions", {}).items():

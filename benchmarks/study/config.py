@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 def read(path: Path = DEFAULT_CONFIG, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The configuration of a file, with overrides 'key=value' or 'key.of.a.mapping=value' in YAML. Not checked yet."""
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except yaml.YAMLError as error:
@@ -49,7 +49,7 @@ def read(path: Path = DEFAULT_CONFIG, overrides: Iterable[str] = ()) -> dict[str
 
 def overrides(config: dict[str, Any], path: Path = DEFAULT_CONFIG) -> str:
     """What differs from the file, as command line options: the way from `snakemake --config` to our own commands."""
-    base = yaml.safe_load(path.read_text())
+    base = yaml.safe_load(path.read_text(encoding="utf-8"))
     changed = {key: value for key, value in config.items() if base.get(key) != value}
     return " ".join(f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in changed.items())
 

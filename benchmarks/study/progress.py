@@ -6,9 +6,9 @@ import sys
 
 from tqdm import tqdm
 
-from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
 from benchmarks.study.plan import Plan, duration
+from mmdma_core.models.memory import in_words
 
 tqdm.monitor_interval = 0  # no monitor thread: this process forks
 
@@ -49,6 +49,6 @@ def line(record: Record) -> str:
     held = record.peak_host_bytes if record.peak_device_bytes is None else record.peak_device_bytes
     how = "extrapolated" if record.extrapolated else "measured"
     return (
-        f"{point} {record.median_epoch_s:10.3e} s/epoch  {held / GIB:8.3f} GiB"
+        f"{point} {record.median_epoch_s:10.3e} s/epoch  {in_words(held):>10}"
         f"  {record.epochs} epochs: {record.runtime_s:9.3g} s ({how})"
     )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+class Unwritten(OSError):
+    """A file could not be written; filename is the file that was to be."""
 
 
 @contextmanager
@@ -24,15 +28,19 @@ def atomically(path: Path) -> Iterator[Path]:
 
     Raises
     ------
-    OSError
-        For a full disk, a folder that is not writable.
+    Unwritten
+        An OSError that names the file: for a full disk, a folder that is not writable.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}.part.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split()) or "it cannot be written"
+        raise Unwritten(error.errno, reason, str(path)) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be gone
+            part.unlink(missing_ok=True)

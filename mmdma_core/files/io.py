@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +27,11 @@ __all__ = [
     "read_match",
     "read_vector",
     "read_view",
+    "write_array",
     "write_embedding",
 ]
 
+_ROOM = 2**16  # bytes of an HDF5 file that names and parameters take at most
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": None}
 
 
@@ -208,6 +213,20 @@ def align_by_name(x: View, y: View) -> np.ndarray | None:
     return match.astype(np.int64) if np.any(match >= 0) else None
 
 
+def write_array(array: np.ndarray, path: str | Path) -> None:
+    """Write a .npy file in one step.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        Of numbers.
+    path : str or Path
+        The file.
+    """
+    with atomically(Path(path)) as part, part.open("w+b") as file:  # opened so, NumPy says why it cannot write
+        np.save(file, array)
+
+
 def write_embedding(view: View, embedding: np.ndarray, path: str | Path, parameters: Mapping[str, Any]) -> None:
     """Write the embedding of a view's cells in one step, in the format of the path's suffix.
 
@@ -244,12 +263,16 @@ def write_embedding(view: View, embedding: np.ndarray, path: str | Path, paramet
     if not np.isfinite(embedding).all():
         raise ValueError("embedding must be finite, it holds NaN or infinity")
     stored = as_stored("parameters", parameters)
+    if suffix(path) == ".npy":
+        write_array(embedding, path)
+        return
     with atomically(path) as part:
-        if suffix(path) == ".npy":
-            np.save(part, embedding)
-        else:
-            shutil.copyfile(view.path, part)
-            _add_elements(part, "" if view.modality is None else f"mod/{view.modality}/", embedding, stored)
+        if not view.path.exists():
+            raise FileNotFoundError(errno.ENOENT, f"{view.path}, which it is a copy of, is no longer there")
+        shutil.copyfile(view.path, part)
+        with part.open("r+b") as file:  # HDF5 would complain at length of a disk that fills; it gives back what is left
+            os.posix_fallocate(file.fileno(), part.stat().st_size, embedding.nbytes + _ROOM)
+        _add_elements(part, "" if view.modality is None else f"mod/{view.modality}/", embedding, stored)
 
 
 def _add_elements(path: Path, group: str, embedding: np.ndarray, parameters: dict) -> None:
@@ -257,6 +280,11 @@ def _add_elements(path: Path, group: str, embedding: np.ndarray, parameters: dic
     import h5py
     from anndata.io import write_elem
 
-    with h5py.File(path, "r+") as file:
-        write_elem(file, f"{group}obsm/X_mmdma", embedding)
-        write_elem(file, f"{group}uns/mmdma", parameters)
+    try:
+        with h5py.File(path, "r+") as file:
+            write_elem(file, f"{group}obsm/X_mmdma", embedding)
+            write_elem(file, f"{group}uns/mmdma", parameters)
+    except (OSError, RuntimeError, ValueError) as error:  # HDF5 has the system's reason among many words, if any
+        number = re.search(r"errno = (\d+)", str(error))
+        reason = os.strerror(int(number[1])) if number else str(error).partition("\n")[0]
+        raise OSError(int(number[1]) if number else None, reason) from error

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from scipy.spatial.distance import cdist
 
+_EPSILONS = 8  # of float64, what a few operations on coordinates round off
 _BLOCK_ELEMENTS = 2**18  # distances that a thread holds at a time, 2 MiB, which a cache holds too
 
 Found = TypeVar("Found")
@@ -30,3 +31,9 @@ def distances(e: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     if e.device.type == "cpu":
         return torch.from_numpy(cdist(e.numpy(), others.numpy()))
     return torch.cdist(e, others, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def rounding(*views: torch.Tensor) -> float:
+    """Distances between points of these views are equal if they differ by no more: what float64 rounds off."""
+    largest = max(float(view.abs().max()) for view in views)
+    return _EPSILONS * torch.finfo(torch.float64).eps * largest

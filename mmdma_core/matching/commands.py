@@ -17,6 +17,7 @@ from mmdma_core.files import io
 from mmdma_core.files.atomic import atomically
 from mmdma_core.matching import metrics, model_file, pictures
 from mmdma_core.matching.estimator import MMDMA
+from mmdma_core.matching.outputs import Outputs
 from mmdma_core.simulation.simulate import simulate as simulate_views
 
 _LOG = logging.getLogger("mmdma_core")
@@ -77,13 +78,13 @@ def evaluate(options: argparse.Namespace) -> int:
         _keep_file(options.out, options.overwrite)
     x, y = _read_views(options)
     found = _metrics(x.matrix, y.matrix, _read_truth(options, x, y), options)
+    _say_notes(found)
     text = json.dumps(_written(found), indent=1)
+    print(text)
     if options.out:
+        _write_text(text, options.out)
         if found.overlap is not None:
             _write_table(_overlap(found), options.out.with_name(f"{options.out.stem}_overlap.csv"))
-        with atomically(options.out) as part:
-            part.write_text(text + "\n")
-    print(text)
     return 0
 
 
@@ -92,8 +93,7 @@ def simulate(options: argparse.Namespace) -> int:
     _make_folder(options.out, options.overwrite)
     x, y, match = simulate_views(options.shape, options.n, options.p, options.seed, p_y=options.p_y)
     for name, array in (("x", x.numpy()), ("y", y.numpy()), ("match", match)):
-        with atomically(options.out / f"{name}.npy") as part:
-            np.save(part, array)
+        io.write_array(array, options.out / f"{name}.npy")
         print(options.out / f"{name}.npy")
     return 0
 
@@ -153,32 +153,53 @@ def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
 
 
 def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], truth: Truth, seconds: float) -> None:
-    out = options.out
+    """What took the time first: embeddings and model; then tables, pictures, and copies of a person's files."""
+    out, outputs = options.out, Outputs(options.out)
     embeddings = model.embedding_x_, model.embedding_y_
     about = model_file.described(model)
-    paths = _embedding_paths(out, views)
-    for k, (view, path, embedding) in enumerate(zip(views, paths, embeddings, strict=True)):
-        if k == 1 and path == paths[0]:  # the second modality goes into the copy that holds the first
-            view = dataclasses.replace(view, path=path)
-        io.write_embedding(view, embedding, path, about)
-    model.save(out / "model.npz")
-    _write_table(model.loss_history_, out / "loss.csv")
-    _write_table(model.starts_, out / "starts.csv")
+    of_path: dict[Path, list[tuple[io.View, np.ndarray]]] = {}
+    for view, path, embedding in zip(views, _embedding_paths(out, views), embeddings, strict=True):
+        of_path.setdefault(path, []).append((view, embedding))
+    arrays = [path for path in of_path if path.suffix == ".npy"]
+    copies = sorted(set(of_path) - set(arrays), key=lambda path: (_file_size(of_path[path][0][0].path), path))
+    for path in arrays:
+        outputs.write(path.name, lambda path: _write_embeddings(of_path[path], path, about))
+    outputs.write("model.npz", model.save)
+    outputs.write("starts.csv", lambda path: _write_table(model.starts_, path))
+    outputs.write("loss.csv", lambda path: _write_table(model.loss_history_, path))
     found = _metrics(*embeddings, truth, options)
-    if found.overlap is not None:
-        _write_table(_overlap(found), out / "overlap.csv")
     fitted = {"loss": about["loss"], "n_epochs": model.n_iter_, "seconds": round(seconds, 3)}
-    fitted["parameters"] = about["params"]
-    with atomically(out / "metrics.json") as part:
-        part.write_text(json.dumps(_written(found) | {"fit": fitted}, indent=1) + "\n")
-    pictures.draw_loss(model.loss_history_, model.starts_, out / "loss.png")
-    pictures.draw_embedding(*embeddings, truth.labels_x, truth.labels_y, out / "embedding.png")
-    _LOG.info("%s: loss %.4g after %d epochs", model.variant_, fitted["loss"], model.n_iter_)
+    text = json.dumps(_written(found) | {"fit": fitted | {"parameters": about["params"]}}, indent=1)
+    outputs.write("metrics.json", lambda path: _write_text(text, path))
+    if found.overlap is not None:
+        outputs.write("overlap.csv", lambda path: _write_table(_overlap(found), path))
+    outputs.write("loss.png", lambda path: pictures.draw_loss(model.loss_history_, model.starts_, path))
+    labels = truth.labels_x, truth.labels_y
+    outputs.write("embedding.png", lambda path: pictures.draw_embedding(*embeddings, *labels, path))
+    for path in copies:
+        outputs.write(path.name, lambda path: _write_embeddings(of_path[path], path, about))
+    _report_fit(model, found)
+    outputs.check()
+    print(out)
+
+
+def _write_embeddings(of: list[tuple[io.View, np.ndarray]], path: Path, about: dict[str, Any]) -> None:
+    """A second modality goes into the copy that holds the first, which does not stay without it."""
+    for k, (view, embedding) in enumerate(of):
+        try:
+            io.write_embedding(dataclasses.replace(view, path=path) if k else view, embedding, path, about)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _report_fit(model: MMDMA, found: metrics.Evaluation) -> None:
+    _LOG.info("%s: loss %.4g after %d epochs", model.variant_, model.starts_["loss"].min(), model.n_iter_)
     for name, value in found.values.items():
         _LOG.info("%s: %.4g%s", name, value, _sample(found, name))
     for name, reason in found.left_out.items():
         _LOG.info("%s: left out, %s", name, reason)
-    print(out)
+    _say_notes(found)
 
 
 def _embedding_paths(out: Path, views: list[io.View]) -> list[Path]:
@@ -208,6 +229,11 @@ def _written(found: metrics.Evaluation) -> dict[str, Any]:
     return {key: getattr(found, key) for key in keys}
 
 
+def _say_notes(found: metrics.Evaluation) -> None:
+    for note in found.notes:
+        _LOG.warning("note: %s", note)
+
+
 def _sample(found: metrics.Evaluation, name: str) -> str:
     """How well a sample of cells tells a metric, in words; nothing where it is over all cells."""
     if name not in found.intervals:
@@ -226,6 +252,15 @@ def _overlap(found: metrics.Evaluation) -> pd.DataFrame:
     rises = np.diff(found.overlap, prepend=0) > 0
     rises[-1] = True
     return table[rises]
+
+
+def _file_size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _write_text(text: str, path: Path) -> None:
+    with atomically(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:

@@ -21,6 +21,7 @@ from mmdma_core.matching.checking import check_parameters
 from mmdma_core.matching.preparing import Matrix, as_rows, centred, digest
 from mmdma_core.matching.starts import batch_size, choose_variant, draw_seeds, median_sigma, run_starts
 from mmdma_core.matching.taking import Pair, is_annotated, take, take_both
+from mmdma_core.matching.warned import at_the_caller
 from mmdma_core.objective.inputs import Kernel, as_device
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms
@@ -349,7 +350,8 @@ class MMDMA(BaseEstimator):
 
     def _start(self, views: list[Matrix], settings: Settings, seed: int) -> Run:
         given = [Kernel(view) for view in views] if self.kernel == "precomputed" else views
-        run = registry.start(self.variant_, *given, settings, self.device_, seed)
+        with at_the_caller():
+            run = registry.start(self.variant_, *given, settings, self.device_, seed)
         size = batch_size(self.batch_size, run)
         if size is not None:
             in_batches(run, size, self.n_epochs)

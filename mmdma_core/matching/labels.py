@@ -12,12 +12,12 @@ import pandas as pd
 import sklearn
 import torch
 from sklearn.metrics import silhouette_score
-from sklearn.neighbors import KNeighborsClassifier
 
 from mmdma_core.matching import sampling
 from mmdma_core.matching.blocks import distances, in_blocks
 from mmdma_core.matching.match_ranks import Undefined, Vector, as_array
 from mmdma_core.matching.sampling import Estimate
+from mmdma_core.matching.voting import transfer
 
 _WORKING_MEMORY_MIB = 32  # of scikit-learn, for its own blocks of distances
 
@@ -40,17 +40,23 @@ def transfer_accuracy(
         raise Undefined("no label occurs in both views")
     views, rng = _centred(e_x, e_y), np.random.default_rng(seed)
     sampled = [sampling.draw(len(view), sample, rng) for view in views]
-    accuracies = [
-        KNeighborsClassifier(n_neighbors).fit(views[k], codes[k]).score(views[j][asked], codes[j][asked])
-        for j, k, asked in ((1, 0, sampled[1]), (0, 1, sampled[0]))
-    ]
     counts = len(sampled[0]), len(sampled[1])
-    value = float(np.mean(accuracies))
+    accuracies, shared = [], 0
+    for j, k in ((1, 0), (0, 1)):
+        predicted, tied = transfer(views[k], codes[k], views[j][sampled[j]], n_neighbors)
+        accuracies.append(np.mean(predicted == codes[j][sampled[j]]))
+        shared += tied
+    value, notes = float(np.mean(accuracies)), []
+    if 2 * n_neighbors > smaller:
+        notes.append(f"n_neighbors = {n_neighbors} is more than half of the {smaller} cells of the smaller view")
+    if shared:
+        further = f"further neighbours as far as number {n_neighbors}"
+        notes.append(f"{shared} of {sum(counts)} cells have {further}: these share its vote")
     if counts == (len(e_x), len(e_y)):
-        return Estimate(value, counts)
+        return Estimate(value, counts, None, tuple(notes))
     sizes = (counts[1], len(e_y)), (counts[0], len(e_x))
     ends = [sampling.of_fraction(hit, *size) for hit, size in zip(accuracies, sizes, strict=True)]
-    return Estimate(value, counts, sampling.of_both(accuracies, ends))
+    return Estimate(value, counts, sampling.of_both(accuracies, ends), tuple(notes))
 
 
 def silhouette(

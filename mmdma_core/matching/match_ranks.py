@@ -2,11 +2,13 @@
 
 e_x (n_x, d) and e_y (n_y, d) are the embedded views, rows are cells; distances are Euclidean. match (n_x,) says that
 row i of e_x is the same cell as row match[i] of e_y, -1 that its match is not there; it is one-to-one, and n_x and n_y
-may differ. The rank of a true match is 1 + the number of cells of the other view that are strictly closer to the cell.
-So ties count for the match: embeddings that put all cells in one place have rank 1 throughout, and `tied` tells.
+may differ. The rank of a true match is 1 + the number of cells of the other view that are closer to the cell. Of t
+others that are as far as the match it is any of t + 1 ranks, each as likely: the metrics are expected values under that
+choice, so embeddings that put all cells in one place are worth what random ones are.
 
-Distances are differences of coordinates in float64, so that large norms cost no rank, and are formed in blocks of rows:
-memory is O(n), time O(n^2 d); of a sample of m cells, each against all cells of the other view, O(m n d).
+Distances are differences of coordinates in float64, so that large norms cost no rank and coinciding cells are equally
+far; they are equal if they differ by no more than rounding. They are formed in blocks of rows: memory is O(n), time
+O(n^2 d); of a sample of m cells, each against all cells of the other view, O(m n d).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 
 from mmdma_core.matching import sampling
-from mmdma_core.matching.blocks import distances, in_blocks
+from mmdma_core.matching.blocks import distances, in_blocks, rounding
 
 Matrix = np.ndarray | torch.Tensor
 Vector = np.ndarray | torch.Tensor | Sequence
@@ -36,32 +38,55 @@ class Undefined(ValueError):
 class MatchRanks:
     """The ranks of the true matches of m cells, in both directions.
 
-    x         (m,) rank of the match among all cells of y, for the matched cells of x in the order of e_x
-    y         (m,) rank of the match among all cells of x, for the matched cells of y in the order of e_y
-    n_x, n_y  number of cells of each view
-    tied      how many of the 2 m matches are exactly as far from their cell as another cell is
-    matched   how many cells of each view have a match, of which x and y are a sample; None: they are all
+    x             (m,) lowest rank of the match among all cells of y, for the matched cells of x in the order of e_x
+    y             (m,) lowest rank of the match among all cells of x, for the matched cells of y in the order of e_y
+    n_x, n_y      number of cells of each view
+    tied_x        (m,) how many other cells of y are as far from the cell of x as its match is; 0: none of any
+    tied_y        (m,) likewise of x
+    matched       how many cells of each view have a match, of which x and y are a sample; None: they are all
     """
 
     x: np.ndarray
     y: np.ndarray
     n_x: int
     n_y: int
-    tied: int
+    tied_x: np.ndarray | int = 0
+    tied_y: np.ndarray | int = 0
     matched: int | None = None
 
-    def foscttm(self) -> float:
+    @property
+    def tied(self) -> int:
+        """How many of the 2 m matches are as far from their cell as another cell is."""
+        return np.count_nonzero(self.tied_x) + np.count_nonzero(self.tied_y)
+
+    def foscttm(self, ties: float = 0.5) -> float:
         """See `mmdma_core.metrics.foscttm`."""
-        return float((self.x - 1).mean() / (self.n_y - 1) + (self.y - 1).mean() / (self.n_x - 1)) / 2
+        return float(np.mean([fractions.mean() for fractions in self._closer(ties)]))
 
     def top_k(self, k: float, percent: bool = False) -> float:
         """See `mmdma_core.metrics.top_k`."""
-        among_y, among_x = (_neighbours(k, n, percent) for n in (self.n_y, self.n_x))
-        return float((self.x <= among_y).mean() + (self.y <= among_x).mean()) / 2
+        return float(np.mean(self._hits(k, percent)))
 
     def overlap(self) -> np.ndarray:
         """See `mmdma_core.metrics.neighbourhood_overlap`."""
-        return np.bincount(self.x - 1, minlength=self.n_y).cumsum() / len(self.x)
+        first, last = self.x - 1, self.x + self.tied_x  # each of the ranks between is as likely
+        weight = 1 / (1 + np.broadcast_to(self.tied_x, first.shape))
+        begun, ended = (np.bincount(at, of, self.n_y + 1) for at, of in ((first, weight), (last, weight)))
+        open_ = (np.bincount(first, minlength=self.n_y + 1) - np.bincount(last, minlength=self.n_y + 1)).cumsum()
+        curve = np.where(open_ > 0, (begun - ended).cumsum(), 0)[:-1].cumsum() / len(self.x)
+        curve[-1] = 1
+        return np.minimum(curve, 1)
+
+    def _closer(self, ties: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+        """In both directions the fraction of the other cells that are closer than the match, of tied ones a part."""
+        x, y = self.x - 1 + ties * self.tied_x, self.y - 1 + ties * self.tied_y
+        return x / (self.n_y - 1), y / (self.n_x - 1)
+
+    def _hits(self, k: float, percent: bool) -> list[float]:
+        """In both directions how often the match is expected among the k nearest."""
+        among_y, among_x = (_neighbours(k, n, percent) for n in (self.n_y, self.n_x))
+        ways = (self.x, self.tied_x, among_y), (self.y, self.tied_y, among_x)
+        return [np.clip((among - ranks + 1) / (tied + 1), 0, 1).mean() for ranks, tied, among in ways]
 
     def of_sample(self) -> bool:
         """Whether some matched cells have no rank here."""
@@ -71,7 +96,7 @@ class MatchRanks:
         """The 95 % interval of `foscttm` over all matched cells; None if it is over all already."""
         if not self.of_sample():
             return None
-        closer = [(ranks - 1) / (n - 1) for ranks, n in ((self.x, self.n_y), (self.y, self.n_x))]
+        closer = self._closer()
         ends = [sampling.of_mean(fractions, self.matched) for fractions in closer]
         return sampling.of_both([fractions.mean() for fractions in closer], ends)
 
@@ -79,8 +104,7 @@ class MatchRanks:
         """The same of `top_k`."""
         if not self.of_sample():
             return None
-        counts = (_neighbours(k, n, percent) for n in (self.n_y, self.n_x))
-        hits = [(ranks <= among).mean() for ranks, among in zip((self.x, self.y), counts, strict=True)]
+        hits = self._hits(k, percent)
         return sampling.of_both(hits, [sampling.of_fraction(hit, len(self.x), self.matched) for hit in hits])
 
     def overlap_interval(self) -> np.ndarray | None:
@@ -95,8 +119,7 @@ class MatchRanks:
             notes.append(f"{absent} have no match: no mean includes them")
         if self.tied:
             which = "sampled true matches" if self.of_sample() else "true matches"
-            tied = f"{self.tied} of {2 * len(self.x)} {which} are exactly as far as another cell"
-            notes.append(f"{tied}, which does not count as closer")
+            notes.append(f"{self.tied} of {2 * len(self.x)} {which} are as far as another cell: ties count half")
         return tuple(notes)
 
 
@@ -121,25 +144,30 @@ def match_ranks(
     there, back = (torch.from_numpy(of).to(e_x.device) for of in drawn)
     x, tied_x = _ranks(e_x, e_y, *there)
     y, tied_y = _ranks(e_y, e_x, *back)
-    return MatchRanks(x, y, len(e_x), len(e_y), tied_x + tied_y, len(known))
+    return MatchRanks(x, y, len(e_x), len(e_y), tied_x, tied_y, len(known))
 
 
-def _ranks(e: torch.Tensor, others: torch.Tensor, cells: torch.Tensor, matches: torch.Tensor) -> tuple[np.ndarray, int]:
-    """For each cell, a row of e, the rank among all others of its match, a row of others; and how many are tied.
+def _ranks(
+    e: torch.Tensor, others: torch.Tensor, cells: torch.Tensor, matches: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each cell, a row of e, the lowest rank among all others of its match, a row of others; how many are tied.
 
     The match's distance is read from the block, so that no rounding makes it closer than itself.
     """
+    slack = rounding(e, others)
 
     def counted(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         block = distances(e[cells[rows]], others)
         own = block.gather(1, matches[rows, None])
         if block.device.type == "cpu":  # NumPy row by row: PyTorch starts threads of its own in each thread
             block, own = block.numpy(), own.numpy()
-            return tuple(torch.tensor([np.count_nonzero(row) for row in rows]) for rows in (block < own, block == own))
-        return torch.count_nonzero(block < own, dim=1), torch.count_nonzero(block == own, dim=1)
+            within = block < own - slack, block <= own + slack
+            return tuple(torch.tensor([np.count_nonzero(row) for row in rows]) for rows in within)
+        return torch.count_nonzero(block < own - slack, dim=1), torch.count_nonzero(block <= own + slack, dim=1)
 
-    closer, as_far = (torch.cat(counts) for counts in zip(*in_blocks(len(cells), len(others), counted), strict=True))
-    return 1 + closer.cpu().numpy(), int((as_far > 1).sum())
+    counts = zip(*in_blocks(len(cells), len(others), counted), strict=True)
+    closer, up_to = (torch.cat(of).cpu().numpy() for of in counts)
+    return 1 + closer, up_to - closer - 1
 
 
 def _neighbours(k: float, n: int, percent: bool) -> int:

@@ -1,7 +1,7 @@
 """How well two embeddings match, where the truth is known: from the ranks of the true matches, and from labels.
 
 e_x (n_x, d) and e_y (n_y, d) are the embedded views, rows are cells; match (n_x,) says that row i of e_x is the same
-cell as row match[i] of e_y. What match may be, and how ties count, is said in match_ranks.py. Memory is O(n)
+cell as row match[i] of e_y. What match may be, and that ties count half, is said in match_ranks.py. Memory is O(n)
 throughout, time O(n^2 d). The single metrics take all cells; `evaluate` takes a sample of many, and says how well
 it tells the metrics, see sampling.py.
 """
@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from mmdma_core.matching import labels
+from mmdma_core.matching import coinciding, labels
 from mmdma_core.matching.match_ranks import MatchRanks, Matrix, Undefined, Vector, as_embeddings, match_ranks
 from mmdma_core.matching.sampling import Estimate, Sample, sample_size
 
@@ -32,7 +32,8 @@ class Evaluation:
     left_out : dict
         Metric -> why it has no value.
     notes : tuple of str
-        What a reader of the values must know: cells without match, ties, that cells are a sample.
+        What a reader of the values must know: cells that coincide or have no match, ties, few neighbours, that cells
+        are a sample.
     sampled : dict
         Metric -> how many cells of x and of y its mean is over; without those that are over all cells.
     intervals : dict
@@ -50,11 +51,14 @@ class Evaluation:
     overlap_interval: np.ndarray | None = None
 
 
-def foscttm(e_x: Matrix, e_y: Matrix, match: Vector) -> float:
+def foscttm(e_x: Matrix, e_y: Matrix, match: Vector, ties: float = 0.5) -> float:
     """Fraction of samples closer than the true match, 0 (best) to 1; about 0.5 for a random embedding.
 
     ((mean of rank_x - 1) / (n_y - 1) + (mean of rank_y - 1) / (n_x - 1)) / 2: the mean over matched cells, and over
-    both directions, of the fraction of the other cells of the other view that are strictly closer than the true match.
+    both directions, of the fraction of the other cells of the other view that are closer than the true match. A cell
+    that is as far as the true match counts half, so that cells in one place are worth what random ones are. In the
+    definition of the reference, which the package lsmmdma computes, it does not count: that is ties=0. The two differ
+    only where distances are equal.
 
     Parameters
     ----------
@@ -64,6 +68,8 @@ def foscttm(e_x: Matrix, e_y: Matrix, match: Vector) -> float:
         Embedding of the second view, (n_y, d).
     match : array of int
         (n_x,): row i of e_x is the same cell as row match[i] of e_y; -1: not known.
+    ties : float
+        What a cell counts that is as far as the true match, 0 to 1.
 
     Returns
     -------
@@ -73,7 +79,7 @@ def foscttm(e_x: Matrix, e_y: Matrix, match: Vector) -> float:
     Raises
     ------
     ValueError
-        For embeddings or a match that cannot be, see match_ranks.py.
+        For embeddings or a match that cannot be, see match_ranks.py, and for other ties.
 
     References
     ----------
@@ -87,13 +93,16 @@ def foscttm(e_x: Matrix, e_y: Matrix, match: Vector) -> float:
     >>> metrics.foscttm(e, e, np.arange(3))
     0.0
     """
-    return match_ranks(e_x, e_y, match).foscttm()
+    if not 0 <= ties <= 1:
+        raise ValueError(f"ties must be a number from 0 to 1, got {ties!r}")
+    return match_ranks(e_x, e_y, match).foscttm(ties)
 
 
 def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = False) -> float:
     """Fraction of matched cells whose true match is among the k nearest cells of the other view, mean of both ways.
 
-    (mean of [rank_x <= k] + mean of [rank_y <= k]) / 2, where [.] is 1 if so, else 0, and ranks count from 1.
+    (mean of [rank_x <= k] + mean of [rank_y <= k]) / 2, where [.] is 1 if so, else 0, and ranks count from 1. A match
+    that is as far as t other cells has any of t + 1 ranks, and [.] is the fraction of these that are so.
 
     Parameters
     ----------
@@ -128,7 +137,8 @@ def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = Fal
 def neighbourhood_overlap(e_x: Matrix, e_y: Matrix, match: Vector) -> np.ndarray:
     """For every k the fraction of matched cells of x whose true match is among their k nearest cells of y.
 
-    Entry k - 1 is the mean of [rank_x <= k], where [.] is 1 if so, else 0, and ranks count from 1.
+    Entry k - 1 is the mean of [rank_x <= k], where [.] is 1 if so, else 0, and ranks count from 1; of tied matches a
+    fraction, as in `top_k`.
 
     Parameters
     ----------
@@ -161,8 +171,9 @@ def label_transfer_accuracy(
 ) -> float:
     """Accuracy with which the labels of one view are predicted from the other, mean of both directions.
 
-    A cell's label is predicted by the vote of its n_neighbors nearest cells of the other view (scikit-learn's
-    KNeighborsClassifier: of tied labels the first in order).
+    A cell's label is predicted by the vote of its n_neighbors nearest cells of the other view; of tied labels it is the
+    first in order, as in scikit-learn's KNeighborsClassifier. Cells that are as far as the last of these neighbours
+    share the votes that are left for them, so that the order of cells does not count.
 
     Parameters
     ----------
@@ -291,7 +302,8 @@ def evaluate(
     ValueError
         For bad input as the single metrics do; what is `Undefined` there is left out here.
     """
-    e_x, e_y = as_embeddings(e_x, e_y)
+    given, (e_x, e_y) = (e_x, e_y), as_embeddings(e_x, e_y)
+    notes = coinciding.note(e_x, given[0], "x") + coinciding.note(e_y, given[1], "y")
     size = sample_size(sample, len(e_x), len(e_y))
     ranks, metrics, left_out = None, {}, {}
     if match is None:
@@ -316,7 +328,7 @@ def evaluate(
             found[name] = metric()
         except Undefined as reason:
             left_out[name] = str(reason)
-    return _evaluation(found, ranks, left_out)
+    return _evaluation(found, ranks, left_out, notes)
 
 
 def _of_ranks(ranks: MatchRanks) -> dict[str, Callable[[], Estimate]]:
@@ -328,15 +340,18 @@ def _of_ranks(ranks: MatchRanks) -> dict[str, Callable[[], Estimate]]:
     return found
 
 
-def _evaluation(found: dict[str, Estimate], ranks: MatchRanks | None, left_out: dict[str, str]) -> Evaluation:
+def _evaluation(
+    found: dict[str, Estimate], ranks: MatchRanks | None, left_out: dict[str, str], notes: tuple[str, ...]
+) -> Evaluation:
     values = {name: estimate.value for name, estimate in found.items()}
     intervals = {name: estimate.interval for name, estimate in found.items() if estimate.interval is not None}
     sampled = {name: found[name].sampled for name in intervals}
-    overlap, overlap_interval, notes = None, None, ()
+    overlap, overlap_interval = None, None
     if ranks is not None:
-        overlap, overlap_interval, notes = ranks.overlap(), ranks.overlap_interval(), ranks.notes()
+        overlap, overlap_interval, notes = ranks.overlap(), ranks.overlap_interval(), notes + ranks.notes()
         if overlap_interval is not None:
             sampled["neighbourhood_overlap"] = len(ranks.x), 0
+    notes += tuple(note for estimate in found.values() for note in estimate.notes)
     if sampled:
         notes += ("metrics in sampled are means over cells drawn at random, with 95 % intervals",)
     return Evaluation(values, overlap, left_out, notes, sampled, intervals, overlap_interval)

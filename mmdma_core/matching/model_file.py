@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,10 @@ def save(model: BaseEstimator, path: Path) -> None:
     }
     arrays = {name: getattr(model, name) for name in _ARRAYS}
     arrays |= {name: getattr(model, name) for name in _MEANS if getattr(model, name) is not None}
-    with atomically(path) as part, part.open("wb") as file:
-        np.savez(file, mmdma=json.dumps(content, default=_plain), **arrays)
+    archive = BytesIO()  # the archive of a file that cannot be written would complain when it is let go
+    np.savez(archive, mmdma=json.dumps(content, default=_plain), **arrays)
+    with atomically(path) as part:
+        part.write_bytes(archive.getbuffer())
 
 
 def load(model: BaseEstimator, path: Path) -> BaseEstimator:

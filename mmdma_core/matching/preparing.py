@@ -12,6 +12,8 @@ import numpy as np
 import scipy.sparse
 from sklearn.utils import check_array
 
+from mmdma_core.models.memory import in_words
+
 Matrix = np.ndarray | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 _LOG = logging.getLogger("mmdma_core")
 
@@ -36,7 +38,8 @@ def as_rows(view: Any, name: str, least: int) -> Matrix:
 def centred(rows: Matrix, name: str, mean: np.ndarray) -> np.ndarray:
     """The rows less the mean; a sparse view becomes dense, and the log says how large."""
     if scipy.sparse.issparse(rows):
-        _LOG.warning("center makes %s dense: %d bytes", name.upper(), 4 * rows.shape[0] * rows.shape[1])
+        size = 4 * rows.shape[0] * rows.shape[1]
+        _LOG.warning("center makes %s dense: %d bytes (%s)", name.upper(), size, in_words(size))
         rows = rows.toarray()
     return rows - mean
 

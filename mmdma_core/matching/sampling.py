@@ -37,11 +37,13 @@ class Estimate:
     value     the mean over the cells drawn
     sampled   how many of them are of x, and of y
     interval  with 95 % confidence the value over all cells lies in it; None where all cells were drawn
+    notes     what a reader of the value must know
     """
 
     value: float
     sampled: tuple[int, int]
     interval: Interval | None = None
+    notes: tuple[str, ...] = ()
 
 
 def sample_size(sample: Sample, n_x: int, n_y: int) -> int | None:

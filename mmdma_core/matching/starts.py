@@ -23,6 +23,7 @@ from mmdma_core.families import advice, registry
 from mmdma_core.fused.compose import takes_batches
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.matching.preparing import Matrix
+from mmdma_core.models.memory import in_words
 from mmdma_core.training.epochs import History
 from mmdma_core.training.run import AdamRun, Run
 
@@ -102,7 +103,8 @@ def choose_variant(model: BaseEstimator, x: Matrix, y: Matrix) -> str:
     form = "kernel" if model.kernel == "precomputed" else "sparse" if sparse else "dense"
     epochs = model.n_epochs * model.n_starts
     choice = advice.choose_for_fit(n, p, model.n_components, epochs, model.device_, form=form)
-    _LOG.info("variant: %s", choice)
+    needs = "" if choice.needs_bytes is None else f"; about {in_words(choice.needs_bytes)}"
+    _LOG.info("variant: %s: %s%s", choice.variant, choice.reason, needs)
     return choice.variant
 
 

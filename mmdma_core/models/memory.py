@@ -24,6 +24,15 @@ MemoryModel = Callable[[int, int, int], int]  # (n, p, d) -> bytes
 SINGLE, DOUBLE = 4, 8  # bytes of a number
 
 
+def in_words(size: float) -> str:
+    """Bytes as a text: in GiB, below one in MiB, below one in KiB, with three digits."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            number = size / unit
+            return f"{number:,.0f} {name}" if number >= 999.5 else f"{number:.3g} {name}"
+    return f"{size:.0f} bytes"
+
+
 @dataclass(frozen=True)
 class FormulationMemory:
     """Bytes of the two views in a formulation.

@@ -1,0 +1,41 @@
+"""The files of a fit, written one after the other: one that cannot be written costs none of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from mmdma_core.files.atomic import Unwritten
+
+
+class Outputs:
+    """What has been written into a folder, and what could not be."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._saved: list[str] = []
+        self._lost: list[str] = []
+        self._first: Unwritten | None = None
+
+    def write(self, name: str, write: Callable[[Path], None]) -> None:
+        """Have a file written; where that fails an older one of its name, which it was to replace, goes too."""
+        path = self._folder / name
+        try:
+            write(path)
+        except Unwritten as error:
+            self._first = self._first or error
+            self._lost.append(str(path))
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        else:
+            self._saved.append(name)
+
+    def check(self) -> None:
+        """Raises Unwritten with all files that could not be written, the first reason, and what has been saved."""
+        if self._first is None:
+            return
+        saved = f"saved: {', '.join(self._saved)}" if self._saved else "nothing could be saved"
+        if "model.npz" in self._saved:
+            saved += "; model.npz has both embeddings"
+        raise Unwritten(self._first.errno, f"{self._first.strerror}; {saved}", ", ".join(self._lost)) from self._first
