@@ -178,7 +178,7 @@ NAN = np.array([[1, np.nan], [2, 3]])
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("x.xlsx", b"", ["the suffix must be one of .h5ad, .h5mu, .npy", ".mtx.gz, .pt, got '.xlsx'"]),
+        ("x.xlsx", b"", ["the suffix must be one of .h5ad, .h5mu, .npy", ".mtx.gz, .pt, .csv", ".txt.gz, got '.xlsx'"]),
         ("x", b"", ["got ''"]),
         ("x.npy", b"1,2\n3,4\n", ["cannot be read as a NumPy array"]),
         ("x.npy", npy(DENSE)[:-9], ["cannot be read as a NumPy array"]),

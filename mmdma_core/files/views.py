@@ -14,8 +14,10 @@ import pandas as pd
 import scipy.sparse
 
 from mmdma_core.errors import MissingDependency
-from mmdma_core.files.formats import DAMAGED, READERS, existing, place, reading, suffix
+from mmdma_core.files import formats, tables
+from mmdma_core.files.formats import DAMAGED, existing, place, reading, suffix
 
+READERS = formats.READERS | tables.READERS
 # Suffix -> the package that reads it, and what every such file has at its top.
 _ANNOTATED = {".h5ad": ("anndata", ("obs", "var")), ".h5mu": ("mudata", ("mod",))}
 
@@ -68,9 +70,10 @@ def read_view(
     exactly one array. .mtx, .mtx.gz: Matrix Market, in coordinates. .pt: one PyTorch tensor, dense or sparse; it needs
     PyTorch 2.10.
 
-    .csv, .tsv, .txt: text, the separator found by itself. The first row is one of names if none of its fields is a
-    number or missing, the first column if its first entry below is neither; the corner may be empty or left out. A
-    purely numeric file has no names. Features with numbers for names need the empty corner.
+    .csv, .tsv, .txt, also with .gz: text, the separator found by itself. The first row is one of names if none of its
+    fields is a number or missing, the first column if its first entry below is neither; the corner may be empty or left
+    out. Numbers are names under an empty or usual corner (gene, cell_id) and in quotes where other numbers have none;
+    what may be read in two ways is refused.
 
     Sparse matrices stay sparse, in float32; float64 stays float64; all else becomes float32. Text is float64. A damaged
     .h5ad or .h5mu file is mostly refused, but it can crash the HDF5 library and with it the process.
