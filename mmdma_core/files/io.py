@@ -14,12 +14,14 @@ import pandas as pd
 
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import existing, read_array, reading, suffix
+from mmdma_core.files.names import align_by_name, compare_names
 from mmdma_core.files.views import View, read_view
 
 __all__ = [
     "View",
     "align_by_name",
     "atomically",
+    "compare_names",
     "read_labels",
     "read_match",
     "read_vector",
@@ -181,31 +183,6 @@ def _column(where: str, column: pd.Series) -> np.ndarray:
         raise ValueError(f"{where}: {gaps.size} cells have no label, the first is {column.index[gaps[0]]!r}")
     labels = np.asarray(column)
     return labels if labels.dtype.kind in "biuf" else labels.astype(str)
-
-
-def align_by_name(x: View, y: View) -> np.ndarray | None:
-    """The match of cells that have the same name in both views.
-
-    Parameters
-    ----------
-    x : View
-        The first view.
-    y : View
-        The second view.
-
-    Returns
-    -------
-    numpy.ndarray or None
-        (n_x,), -1 for a cell that y lacks. None if a view has no names or names that occur twice, or if no name is in
-        both.
-    """
-    if x.cells is None or y.cells is None:
-        return None
-    names_x, names_y = pd.Index(x.cells), pd.Index(y.cells)
-    if not (names_x.is_unique and names_y.is_unique):
-        return None
-    match = names_y.get_indexer(names_x)
-    return match.astype(np.int64) if np.any(match >= 0) else None
 
 
 def write_embedding(view: View, embedding: np.ndarray, path: str | Path, parameters: Mapping[str, Any]) -> None:
