@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Mapping
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from mmdma_core.files.atomic import atomically
-from mmdma_core.files.formats import existing, read_array, reading, suffix
+from mmdma_core.files.formats import suffix
+from mmdma_core.files.labels import read_labels, read_vector
 from mmdma_core.files.names import align_by_name, compare_names
 from mmdma_core.files.views import View, read_view
 
@@ -28,74 +27,6 @@ __all__ = [
     "read_view",
     "write_embedding",
 ]
-
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": None}
-
-
-def read_vector(path: str | Path, name: str) -> np.ndarray:
-    """The values of a .npy file, or of a .txt, .csv or .tsv file with one value a line and no heading.
-
-    Integers (in whatever notation) are int64, other numbers float64; if one value is no number, all are text.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-    name : str
-        What is read, for errors.
-
-    Returns
-    -------
-    numpy.ndarray
-        The values, in one dimension.
-
-    Raises
-    ------
-    ValueError
-        For a file that is missing, of another suffix or damaged, for more than one value a line, an empty line, and
-        numbers that are not finite.
-    """
-    path = existing(path)
-    if suffix(path) == ".npy":
-        values = read_array(path)
-        if values.ndim == 2 and values.shape[1] == 1:
-            values = values[:, 0]
-        if values.ndim != 1 or values.dtype.kind not in "biufU":
-            raise ValueError(f"{path}: {name} must be a vector, it is {values.dtype} of shape {values.shape}")
-    elif suffix(path) in _DELIMITERS:
-        values = _parsed(_lines(path, name))
-    else:
-        raise ValueError(f"{path}: {name} must be a .npy, .txt, .csv or .tsv file")
-    if values.dtype.kind == "f":
-        wrong = np.flatnonzero(~np.isfinite(values))
-        if wrong.size:
-            raise ValueError(f"{path}: {name} must be finite, entry {wrong[0] + 1} is {values[wrong[0]]}")
-        if np.all(values == np.round(values)) and np.all(np.abs(values) < 2**53):
-            values = values.astype(np.int64)
-    return values
-
-
-def _lines(path: Path, name: str) -> list[str]:
-    """The value on each line; in .csv and .tsv files it may be quoted, in .txt it is the whole line."""
-    delimiter = _DELIMITERS[suffix(path)]
-    with reading(path, "text", UnicodeError, csv.Error), path.open(encoding="utf-8-sig", newline="") as file:
-        rows = (
-            list(csv.reader(file, delimiter=delimiter)) if delimiter else [[line] for line in file.read().splitlines()]
-        )
-    for number, row in enumerate(rows, 1):
-        if len(row) != 1 or not row[0].strip():
-            count = len(row) if any(row) else "none"
-            raise ValueError(f"{path}: {name} must have one value a line, line {number} has {count}")
-    return [row[0].strip() for row in rows]
-
-
-def _parsed(texts: list[str]) -> np.ndarray:
-    for kind in (np.int64, np.float64):
-        try:
-            return np.array(texts).astype(kind)
-        except (ValueError, OverflowError):
-            continue
-    return np.array(texts)
 
 
 def read_match(path: str | Path, n_x: int, n_y: int) -> np.ndarray:
@@ -120,7 +51,7 @@ def read_match(path: str | Path, n_x: int, n_y: int) -> np.ndarray:
     ValueError
         Unless it has an integer for each row of x, in -1 ... n_y - 1, with no row of y twice.
     """
-    match = read_vector(path, "match vector")
+    match = read_vector(path, "match vector", n_x)
     if len(match) != n_x:
         raise ValueError(f"{path}: match vector has {len(match)} entries, x has {n_x} cells: is x transposed?")
     if match.dtype.kind not in "iu":
@@ -138,51 +69,6 @@ def read_match(path: str | Path, n_x: int, n_y: int) -> np.ndarray:
         row, count = rows[twice[0]], counts[twice[0]]
         raise ValueError(f"{path}: match vector must be one to one, row {row} of y is the match of {count} cells")
     return match
-
-
-def read_labels(source: str | Path, n: int, view: View | None = None) -> np.ndarray:
-    """A label for each cell: a column of obs, if the view is from AnnData and has it, else a file.
-
-    Parameters
-    ----------
-    source : str or Path
-        Name of the column, or the file.
-    n : int
-        Cells of the view.
-    view : View, optional
-        The view that the labels are of.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,), numbers or text.
-
-    Raises
-    ------
-    ValueError
-        For a column that is absent or has gaps, for what `read_vector` refuses, and if there are not n.
-    """
-    data = None if view is None else view.annotated
-    if data is not None and source in data.obs.columns:
-        labels = _column(f"{view.path}, obs {source!r}", data.obs[source])
-    elif data is not None and not Path(source).exists():
-        raise ValueError(
-            f"labels {str(source)!r}: neither a file nor a column of obs in {view.path}; "
-            f"columns: {', '.join(map(repr, data.obs.columns)) or 'none'}"
-        )
-    else:
-        labels = read_vector(source, "labels")
-    if len(labels) != n:
-        raise ValueError(f"labels {str(source)!r}: {len(labels)} labels for {n} cells")
-    return labels
-
-
-def _column(where: str, column: pd.Series) -> np.ndarray:
-    gaps = np.flatnonzero(column.isna())
-    if gaps.size:
-        raise ValueError(f"{where}: {gaps.size} cells have no label, the first is {column.index[gaps[0]]!r}")
-    labels = np.asarray(column)
-    return labels if labels.dtype.kind in "biuf" else labels.astype(str)
 
 
 def write_embedding(view: View, embedding: np.ndarray, path: str | Path, parameters: Mapping[str, Any]) -> None:

@@ -15,9 +15,9 @@ _APART = re.compile(r"[-_.:#|/ ]+")
 # What a sample, a run or a program may have changed: each takes the parts of a name and leaves what may be its own.
 _STRIPPED = {
     "but for case and separators": lambda parts: [part.lower() for part in parts],
-    "without a prefix": lambda parts: parts[1:],
-    "without a suffix": lambda parts: parts[:-1],
-    "without prefix and suffix": lambda parts: parts[1:-1],
+    "without a prefix": lambda parts: parts[1:] or parts,
+    "without a suffix": lambda parts: parts[:-1] or parts,
+    "without prefix and suffix": lambda parts: parts[1:-1] or parts,
     "by their longest part alone": lambda parts: [max(parts, key=len)],
 }
 

@@ -55,7 +55,7 @@ def read_table(path: Path) -> Table:
     above the table that begin with # are left out, but the last of them may hold the names, as numpy.savetxt writes
     them. The text is UTF-8, or UTF-16 with its mark. Raises ValueError of one line that names the place.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         form = _form(path, file)
         n = sum(number >= form.begin for number, _ in _lines(file))
         if n == 0:
@@ -71,8 +71,9 @@ def read_table(path: Path) -> Table:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    refused = f"{path} cannot be read as a table of text"
+def opened(path: Path, kind: str = "a table of text") -> Iterator[TextIO]:
+    """The text of a file, unpacked if its name ends in .gz. Raises ValueError for what is no text."""
+    refused = f"{path} cannot be read as {kind}"
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             encoding = "utf-16" if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
