@@ -79,6 +79,7 @@ def test_names_that_are_numbers(tmp_path, text, genes, cells):
     [
         ("clone,1,2,3\nSOX2,5,0,1\n", ["first row, 'clone', '1', '2', ..., may be names or numbers", "'clone' empty"]),
         ("clone,1,2,3\n17,5,0,1\n", ["first row, 'clone'", "write 'id' for 'clone'"]),
+        ("time,0.5,0.5,2\nA,5,0,1\n", ["first row, 'time', '0.5', '0.5'", "leave 'time' empty"]),
         ("sample,1,1,2\nA,5,0,1\n", ["first row, 'sample', '1', '1'", "leave 'sample' empty"]),
         (",71,67\n12,5,1\n17,0,2\n", ["first row, '', '71', '67'", "for names write 'id' into its empty field"]),
         ("cell_id,A,B\n1.5,5,0\n2,0,2\n", ["first column, 'cell_id', '1.5', '2'", "leave 'cell_id' empty"]),
@@ -103,6 +104,7 @@ def test_what_the_refusals_say_to_write_is_read(tmp_path):
     "text",
     [
         "# by X\n# in 2020\ncell,g1,g2,g3\nc1,5,0,1\nc2,0,2,7\n",
+        "sep=;\ncell;g1;g2;g3\nc1;5;0;1\nc2;0;2;7\n",
         "#cell\tg1\tg2\tg3\r\nc1\t5\t0\t1\r\nc2\t0\t2\t7\r\n",
         "# g1, g2, g3\nc1,5,0,1\nc2,0,2,7\n",
         "cell,g1,g2,g3,\nc1,5,0,1,\nc2,0,2,7,\n",
@@ -127,6 +129,8 @@ def test_names_with_the_characters_of_comments_and_separators(tmp_path):
     assert view.cells == ("#1", "#2", "S1#A")
     view = read_view(write(tmp_path / "x.csv", '"a ""b""",.5\n"c, d",.5\n'))
     assert view.cells == ('a "b"', "c, d")
+    view = read_view(write(tmp_path / "x.csv", "E1,.5\nE2,.5\n1-2,3\n1.2.3,4\n"))
+    assert view.cells == ("E1", "E2", "1-2", "1.2.3")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -146,7 +150,16 @@ def test_encodings_with_a_mark(tmp_path, encoding, suffix):
         ("cell,gé1\nc1,1\nc2,3\n".encode("cp1252"), ["byte 0xe9 is not UTF-8, save it as UTF-8"]),
         ("c1,1\nc2,3\ncé3,1\n".encode("cp1252"), ["byte 0xe9 is not UTF-8, save it as UTF-8"]),
         ("1,2\n3,4\n".encode("utf-16-le"), ["NUL", "UTF-16 needs its mark"]),
-        (b"cell;g1\nc1;2,5\nc2;3\n", ["row 'c1', column 'g1' holds '2,5': write decimals with a point"]),
+        (b"cell;g1\nc1;2,5\nc2;3\n", ["row 'c1', column 'g1' holds '2,5': write numbers like -1234.5, with a point"]),
+        (b"1,5\t2,5\n3,0\t4,1\n", ["row 1, column 1 holds '1,5': write numbers like"]),
+        (b'"1,5","2"\n"3,1","4"\n', ["row 1, column 1 holds '1,5': write numbers like"]),
+        (b"1.234,5;2\n3;4\n", ["row 1, column 1 holds '1.234,5': write numbers like"]),
+        (b"1 234;2\n3;4\n", ["row 1, column 1 holds '1 234': write numbers like"]),
+        ("\u22121,2\n3,4\n".encode(), ["row 1, column 1 holds '\u22121': write numbers like"]),
+        (b"5%,2\n3,4\n", ["row 1, column 1 holds '5%': write numbers like"]),
+        (b"g1,g2\n.5,2\n-,3\n", ["row 2, column 'g1' holds '-': fill it"]),
+        (b"cell,g1\nc1,1\n,2\n", ["in line 3 the name is empty: fill it"]),
+        (b",g1\n,1\n,2\n", ["in line 2 the name is empty: fill it"]),
         (b"cell,g1,g2\nc1,1,2\nc2,NA,3\n", ["row 'c2', column 'g1' holds 'NA': fill it, or leave out its row or its"]),
         (b"g1,g2\n.5,2\n3,\n", ["row 2, column 'g2' holds '': fill it"]),
         (b"1,2\n3,4\n# end\n", ["line 3 has fields: 1, those before it: 2: comments may stand above the table alone"]),

@@ -1,7 +1,7 @@
 """What a table of text takes for names: its first row, its first column, both or neither.
 
-A field is a name if it is neither a number nor missing. Names that are numbers are known by what stands around them:
-the corner, quotes, a count. What may be read in two ways is refused with what to write.
+A field is a name if it is neither a number, in whatever notation, nor missing. Names that are numbers are known by what
+stands around them: the corner, quotes, a count. What may be read in two ways is refused with what to write.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ _CORNER = re.compile(
     re.IGNORECASE,
 )
 _QUOTED = re.compile(r'(?:"[^"]*")+')
+# A number in another notation than is read: 1,5; 1.234,5; 1 234; 5 %; a typographic minus.
+_NOTATION = re.compile(
+    r"[-+\u2212]?[$€£]?(?=[.,]?\d)(\d{1,3}([., '\u00a0]\d{3})+|\d*)([.,]\d+)?(e[-+\u2212]?\d+)?\s*%?", re.IGNORECASE
+)
 _BARCODE = re.compile("[ACGTN]{6,}")
 _COUNTED_FROM = 5  # so many fields that count 0, 1, 2, ... are no measurement
 
@@ -40,8 +44,13 @@ def is_number(field: str) -> bool:
 
 
 def is_name(field: str) -> bool:
-    """Whether it is neither a number nor missing."""
-    return not is_number(field) and field.lower() not in MISSING
+    """Whether it is neither a number, in whatever notation, nor missing."""
+    return not is_number(field) and not is_notation(field) and field.lower() not in MISSING
+
+
+def is_notation(field: str) -> bool:
+    """Whether it is a number in a notation that is not read."""
+    return not is_number(field) and bool(_NOTATION.fullmatch(field))
 
 
 def counts(fields: list[str]) -> bool:
@@ -119,7 +128,9 @@ def _is_numbered(path: Path, first: list[str], below: list[list[str]], lines: li
         return False
     if quoted:
         return True
-    if any(_shape(corner) == _shape(name) for name in column) or not (distinct or is_corner(corner)):
+    if any(_shape(corner) == _shape(name) for name in column):
+        return False
+    if not (distinct or is_corner(corner) or _are_sorted(others)):
         return False
     if distinct and is_corner(corner):
         return True
@@ -162,6 +173,12 @@ def _ambiguous(path: Path, what: str, fields: list[str], names: str, otherwise: 
 def _are_distinct(fields: list[str]) -> bool:
     """Whether they are whole numbers, no two the same."""
     return all(field.isdecimal() for field in fields) and len(set(fields)) == len(fields)
+
+
+def _are_sorted(fields: list[str]) -> bool:
+    """Whether they rise, as measurements hardly do."""
+    values = [float(field) for field in fields]
+    return len(values) > 2 and values == sorted(values) and values[0] < values[-1]
 
 
 def _shape(name: str) -> str:

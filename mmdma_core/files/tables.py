@@ -20,11 +20,11 @@ from typing import NamedTuple, TextIO
 import numpy as np
 
 from mmdma_core.files.formats import Table, place
-from mmdma_core.files.headings import MISSING, is_name, is_number, layout
+from mmdma_core.files.headings import MISSING, is_name, is_notation, is_number, layout
 
 _SAMPLE = 10  # rows from which the layout is read
 _BLOCK = 2**22  # entries that are parsed at once
-_DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
+_COMMENT = re.compile("#|sep=.$", re.IGNORECASE)  # Excel takes the separator from a line like sep=;
 
 Line = tuple[int, str]  # counted from 1, and the text without its end
 
@@ -105,7 +105,7 @@ def _form(path: Path, file: TextIO) -> _Form:
     """The form of the table, from its first lines."""
     comments, lines = deque(maxlen=_SAMPLE), []
     for number, line in _lines(file):
-        (comments if line.startswith("#") and not lines else lines).append((number, line))
+        (comments if _COMMENT.match(line) and not lines else lines).append((number, line))
         if len(lines) == _SAMPLE:
             break
     if not lines:
@@ -169,7 +169,7 @@ def _parsed(path: Path, block: list[Line], form: _Form, done: int) -> tuple[list
         )
     except ValueError:
         return _parsed_slowly(path, block, form, done)
-    if values.shape != (len(block), form.width) or np.isnan(values).any():
+    if values.shape != (len(block), form.width) or np.isnan(values).any() or "" in names:
         return _parsed_slowly(path, block, form, done)
     return names, values[:, form.named :]
 
@@ -191,6 +191,8 @@ def _parsed_slowly(path: Path, block: list[Line], form: _Form, done: int) -> tup
             hint = ": comments may stand above the table alone" if line.startswith("#") else ""
             wrong = f"line {number} has fields: {len(fields)}, those before it: {form.width}"
             raise ValueError(f"{path} cannot be read as a table of text: {wrong}{hint}")
+        if form.named and not fields[0]:
+            raise ValueError(f"{path}: in line {number} the name is empty: fill it, or leave the column of names out")
         names += fields[:1] if form.named else []
         numbers = fields[form.named :]
         for column, field in enumerate(numbers):
@@ -209,12 +211,12 @@ def _check_quotes(path: Path, line: Line) -> None:
 
 def _hint(field: str, first: bool) -> str:
     """What to do about a field that is no number; first: it stands in a first row that is not one of names."""
-    if _DECIMAL_COMMA.fullmatch(field):
-        return ": write decimals with a point"
-    if first and field:
-        return ": if this row holds names, leave its first field empty"
-    if field.lower() in MISSING:
+    if is_notation(field):
+        return ": write numbers like -1234.5, with a point for decimals"
+    if field.lower() in MISSING or not any(char.isalnum() for char in field) or field.startswith("#"):
         return ": fill it, or leave out its row or its column"
+    if first:
+        return ": if this row holds names, leave its first field empty"
     return ": names stand in the first row and the first column alone"
 
 
