@@ -40,6 +40,7 @@ def read(tmp_path, name, text, cells=CELLS, encoding="utf-8"):
         ("l.txt", '"x"\n"1" "T cell"\n"2" "B"\n"3" "B"\n"4" "T cell"\n', ["T cell", "B", "B", "T cell"]),
         ("l.txt", '"T cell"\n"B"\n"B"\n"T cell"\n', ["T cell", "B", "B", "T cell"]),
         ("l.csv", ",leiden\n0,5\n1,5\n2,\n3,2\n", [5, 5, None, 2]),  # pandas
+        ("l.txt", "x\n1 T cell\n2 B\n3 B\n4 T cell\n", ["T cell", "B", "B", "T cell"]),  # R, without quotes
         ("l.csv.gz", "T\nB\nB\nT\n", ["T", "B", "B", "T"]),
     ],
 )
@@ -60,6 +61,8 @@ def test_labels_in_the_order_of_the_cells(tmp_path, name, text, labels, cells):
         ),
         ("l.csv", "cell;type\nc3;\nc1;T\nc4;B\nc2;T\n", ["T", "T", None, "B"], ["1 of 4 cells have none"]),
         ("l.txt", '"x"\n"c2" "T 1"\n"c1" "B"\n"c3" "B"\n"c4" "B"\n', ["B", "T 1", "B", "B"], []),
+        ("l.txt", "c2 T 1\nc1 B\nc3 B\nc4 B\n", ["B", "T 1", "B", "B"], []),
+        ("l.txt", "name,type\nc2,T 1\nc1,B\nc3,B\nc4,B\n", ["B", "T 1", "B", "B"], ["'name', 'type', is a heading"]),
         ("l.txt", "c2\tT\nc1\tB\nc3\tB\nc4\tB\n", ["B", "T", "B", "B"], []),
         ("l.csv", "name,cluster\nc2,1\nc1,0\n", [0, 1, None, None], ["2 of 4 cells have none"]),
     ],

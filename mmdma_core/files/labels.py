@@ -114,6 +114,7 @@ def _labels(path: Path, n: int, cells: Sequence[str] | None) -> np.ndarray:
     rows = _rows(path, "labels")
     while rows and not any(rows[-1]) and len(rows) > n:
         rows.pop()
+    rows = _divided(rows, cells)
     widths = [len(row) for row in rows if any(row)]
     if widths and widths[0] <= 2 and set(widths[1:]) == {2}:
         texts = _of_names(path, [row for row in rows if any(row)], n, cells)
@@ -159,6 +160,20 @@ def _rows(path: Path, name: str) -> list[list[str]]:
         return [[field.strip() for field in row] for row in csv.reader(lines, delimiter=delimiter)]
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as text: {error}") from error
+
+
+def _divided(rows: list[list[str]], cells: Sequence[str] | None) -> list[list[str]]:
+    """Lines of one field, if they begin with names of cells or count rows: these apart from the labels."""
+    lines = [row[0] for row in rows if any(row)]
+    if any(len(row) > 1 for row in rows) or len(lines) < 2:
+        return rows
+    held = set(cells or ())
+    for mark in "\t,; ":
+        begins = [line.partition(mark)[0] for line in lines]
+        known = held.issuperset(begins[1:]) or counts(begins) or counts(begins[1:])
+        if known and all(mark in line for line in lines[1:]):
+            return [[part.strip() for part in line.split(mark, 1)] for line in lines]
+    return rows
 
 
 def _without_heading(path: Path, texts: list[str], n: int | None) -> list[str]:
