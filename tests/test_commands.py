@@ -81,6 +81,46 @@ def test_fit_writes_into_copies_of_anndata_files_and_matches_by_name(folder, cap
     assert "foscttm" in json.loads((folder / "out" / "metrics.json").read_text())["values"]
 
 
+def test_what_was_read_is_said_before_the_training(folder, caplog):
+    pd.DataFrame(Y.numpy().T, [f"p{i}" for i in range(9)], [f"cell{i}" for i in range(N)]).to_csv("y.csv")
+    with caplog.at_level("INFO"):
+        fit("--x", "x.npz", "--y", "y.csv", "--y-transpose")
+        run("transform", "--model", "out/model.npz", "--cells", "x.h5ad", "--out", "new.npy")
+        run("evaluate", "--x", "out/embedding_x.npy", "--y", "out/embedding_y.npy", "--same-cells")
+    said = [line for line in caplog.messages if " features, " in line]
+    assert said == [
+        "x: 40 cells x 12 features, sparse, no cell names, no feature names",
+        "y: 40 cells x 9 features, dense, first cell 'cell0', first feature 'p0'",
+        f"cells: 40 cells x 12 features, dense, first cell 'cell{MATCH[0]}', first feature '0'",
+        "x: 40 cells x 2 features, dense, no cell names, no feature names",
+        "y: 40 cells x 2 features, dense, no cell names, no feature names",
+    ]
+    assert caplog.messages.index(said[1]) == 1
+
+
+def test_no_match_is_made_of_default_names(folder, caplog):
+    for name, view in (("x", X), ("y", Y[:30])):
+        anndata.AnnData(view.numpy()).write_h5ad(f"{name}.h5ad")
+    with caplog.at_level("INFO"):
+        fit("--x", "x.h5ad", "--y", "y.h5ad")
+    assert "match: none is made of names, the cells of x are only numbered ('0', '1', ...): --same-cells" in caplog.text
+    assert json.loads((folder / "out/metrics.json").read_text())["left_out"]["foscttm"] == "no match given"
+    fit("--x", "x.h5ad", "--y", "y.npy", "--same-cells", "--overwrite")
+    assert "foscttm" in json.loads((folder / "out/metrics.json").read_text())["values"]
+
+
+def test_labels_with_gaps_are_counted(folder, caplog):
+    lines = [f"cell{i},{'' if i < 3 else 'ab'[i % 2]}" for i in range(N)]
+    (folder / "labels.csv").write_text("\n".join(["barcode,type", *lines]))
+    with caplog.at_level("INFO"):
+        fit("--x", "x.h5ad", "--y", "y.h5ad", "--labels", "labels.csv")
+    assert caplog.text.count("labels 'labels.csv': 3 of 40 cells have none") == 2
+    found = json.loads((folder / "out/metrics.json").read_text())
+    assert "3 of 40 cells of x and 3 of 40 cells of y have no label: metrics of labels leave them out" in found["notes"]
+    assert set(found["values"]) >= {"label_transfer_accuracy", "label_silhouette"}
+    assert (folder / "out/embedding.png").exists()
+
+
 def test_overwriting_takes_the_input_as_it_is_now(folder):
     fit("--x", "x.h5ad", "--y", "y.h5ad")
     changed = anndata.read_h5ad("x.h5ad")[:30]

@@ -185,12 +185,12 @@ def test_labels_of_obs_and_of_files(tmp_path, h5ad, h5mu):
         assert labels.tolist() == TYPES
         assert labels.dtype.kind == "U"
     assert read_labels("stage", 4, view).tolist() == [1, 2, 2, 1]
+    assert read_labels("gap", 4, view).tolist() == ["u", None, "v", "v"]
 
 
 def test_labels_that_are_refused(tmp_path, h5ad):
     view = read_view(h5ad)
     refused(lambda: read_labels("kind", 4, view), "'kind'", str(h5ad), "columns: 'type', 'stage', 'gap'")
-    refused(lambda: read_labels("gap", 4, view), "obs 'gap': 1 cells have no label, the first is 'c2'")
     refused(lambda: read_labels("type", 4, bare()), "type: no such file")
     (tmp_path / "labels.txt").write_text("a\nb\n")
     refused(lambda: read_labels(tmp_path / "labels.txt", 4), "labels.txt", "2 labels for 4 cells")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from mmdma_core.files.io import View, align_by_name, read_match, read_vector
+from mmdma_core.files.io import View, align_by_name, compare_names, read_match, read_vector
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_vectors_of_numpy(tmp_path, array):
         ("v.txt", b"1\n\n2\n", ["labels must have one value a line, line 2 has none"]),
         ("v.csv", b"1\n2,3\n", ["labels must have one value a line, line 2 has 2"]),
         ("v.txt", b"1\nnan\n", ["labels must be finite, entry 2 is nan"]),
-        ("v.txt", b"\xff\xfe\x00\n", ["cannot be read as text"]),
+        ("v.txt", b"\xff\x00\n", ["cannot be read as text"]),
         ("v.json", b"[]", ["labels must be a .npy, .txt, .csv or .tsv file"]),
         ("v.npy", b"1\n2\n", ["cannot be read as a NumPy array"]),
         ("v.npy", np.ones((2, 2)), ["labels must be a vector", "(2, 2)"]),
@@ -79,6 +79,13 @@ def test_matches_that_are_refused(tmp_path, values, parts):
     refused(lambda: read_match(tmp_path / "m.npy", 4, 4), str(tmp_path / "m.npy"), *parts)
 
 
+def test_a_match_below_a_heading(tmp_path):
+    (tmp_path / "m.csv").write_text("row_of_y\n1\n0\n2\n")
+    assert read_match(tmp_path / "m.csv", 3, 3).tolist() == [1, 0, 2]
+    (tmp_path / "m.csv").write_text("3\n1\n0\n2\n")
+    refused(lambda: read_match(tmp_path / "m.csv", 3, 4), "match vector has 4 entries, x has 3 cells")
+
+
 def named(cells):
     return View(np.zeros((4, 2)), cells, None, None, "x.npy")
 
@@ -91,6 +98,13 @@ def named(cells):
         (("a", "b"), ("c", "d"), None),
         (("a", "a"), ("a", "d"), None),
         (("a", "b"), ("a", "a"), None),
+        (("0", "1", "2"), ("0", "1"), None),  # numbers that AnnData and pandas give
+        (("2", "0", "1"), ("7", "3"), None),
+        (("1", "2", "3"), ("1", "2", "3"), None),  # R
+        (("a", "1"), ("0", "1"), None),
+        (("0-0", "1-0", "0-1"), ("0-0", "1-0"), None),  # AnnData after a concatenation
+        (("7157", "672"), ("672", "7157"), [1, 0]),
+        (("01", "02"), ("02", "01"), [1, 0]),
         (None, ("a", "b"), None),
         (("a", "b"), None, None),
     ],
@@ -98,3 +112,44 @@ def named(cells):
 def test_align_by_name(x, y, match):
     found = align_by_name(named(x), named(y))
     assert found is match if match is None else found.tolist() == match
+
+
+CODES = ("AACGTTAC", "CCGATAGT", "GGTTACAC", "TACGATTG")
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        ("{}-1", "{}-1", "4 of 4 cells of x have a namesake in y"),
+        ("{}-1", "{}_2", "0 of 4 cells * 4 would without a suffix, as 'AACGTTAC-1' in x and 'AACGTTAC_2' in y; only"),
+        ("{}-1", "{}", "0 of 4 cells * 4 would without a suffix, as 'AACGTTAC-1' in x and 'AACGTTAC' in y; only"),
+        ("S1_{}-1", "{}-1", "0 of 4 cells * 4 would without a prefix, as 'S1_AACGTTAC-1' in x and 'AACGTTAC-1' in y"),
+        ("S1#{}-1", "S2#{}-1", "0 of 4 cells * 4 would without a prefix, as 'S1#AACGTTAC-1' in x and 'S2#AACGTTAC-1'"),
+        ("S1#{}-1", "S1_{}-1", "0 of 4 cells * 4 would but for case and separators, as 'S1#AACGTTAC-1' in x and 'S1_"),
+        ("rna_run_1:{}", "{}-1-0", "0 of 4 cells * 4 would by their longest part alone, as 'rna_run_1:AACGTTAC' in x"),
+        ("{}", "cell{:.2}", "0 of 4 cells of x have a namesake in y: 'AACGTTAC' in x, 'cellAA' in y; give --match, or"),
+    ],
+)
+def test_how_many_names_agree(x, y, said):
+    found = compare_names(*(named(tuple(map(form.format, CODES))) for form in (x, y)))
+    begin, _, end = said.partition(" * ")
+    assert found.startswith(begin)
+    assert end in found
+    assert "\n" not in found
+
+
+def test_how_many_names_agree_in_part():
+    x, y = CODES, (CODES[1], CODES[0] + "-1", "other")
+    assert compare_names(named(x), named(y)).startswith(
+        "1 of 4 cells of x have a namesake in y, 2 would without a suffix"
+    )
+    assert compare_names(named(CODES), named(CODES[1:])) == "3 of 4 cells of x have a namesake in y"
+    assert compare_names(named(CODES), named((*CODES[1:], "other"))) == "3 of 4 cells of x have a namesake in y"
+
+
+def test_names_that_are_only_numbers():
+    found = compare_names(named(CODES), named(("0", "1", "2")))
+    assert found.startswith(
+        "none is made of names, the cells of y are only numbered ('0', '1', ...): --same-cells says"
+    )
+    assert compare_names(named(None), named(CODES)) is None

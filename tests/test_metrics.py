@@ -148,6 +148,29 @@ def test_what_cannot_be_said_is_left_out_with_its_reason():
     assert of_each_its_own["label_silhouette"].startswith("every cell has a label of its own")
 
 
+@pytest.mark.parametrize("gap", [None, np.nan])
+@pytest.mark.parametrize("kind", [str, int])
+def test_cells_without_a_label_are_left_out(gap, kind):
+    """The metrics are those of the other cells alone, and the gaps are counted."""
+    rng = np.random.default_rng(0)
+    x, y = random_views(40, 30, 3)
+    full = [rng.integers(0, 3, len(e)).astype(kind) for e in (x, y)]
+    gaps = np.arange(40) % 5 == 1, np.arange(30) < 3
+    labels = [
+        [gap if none else label for none, label in zip(*pair, strict=True)] for pair in zip(gaps, full, strict=True)
+    ]
+    kept = [e[~none] for e, none in zip((x, y), gaps, strict=True)]
+    expected = evaluate(*kept, None, *(of[~none] for of, none in zip(full, gaps, strict=True)))
+    found = evaluate(x, y, None, *(np.array(of, dtype=object) for of in labels))
+    assert found.values == expected.values
+    assert set(found.values) == {"label_transfer_accuracy", "label_silhouette"}
+    note = "8 of 40 cells of x and 3 of 30 cells of y have no label: metrics of labels leave them out"
+    assert (note in found.notes, note in expected.notes) == (True, False)
+    assert label_silhouette(x, y, *labels) == expected.values["label_silhouette"]
+    left_out = evaluate(x, y, None, [gap] * 40, labels[1]).left_out
+    assert left_out["label_silhouette"] == left_out["label_transfer_accuracy"] == "no cell of x has a label"
+
+
 @pytest.mark.parametrize(
     ("labels_x", "labels_y", "n_neighbors", "message"),
     [
@@ -158,8 +181,8 @@ def test_what_cannot_be_said_is_left_out_with_its_reason():
             r"labels_x must have one entry for each of the 5 rows of e_x, got shape \(4,\)",
         ),
         (list("ababa"), "abab", 3, r"labels_y must have one entry for each of the 4 rows of e_y, got shape \(\)"),
-        (["a", None, "b", "a", "b"], list("abab"), 3, "labels_x must have no missing entry, row 1 has none"),
-        ([0, 1, 0, 1, 0], [0, 1, 1, np.nan], 3, "labels_y must have no missing entry, row 3 has none"),
+        ([None] * 5, list("abab"), 3, "no cell of x has a label"),
+        ([0, 1, 0, 1, 0], [0, 1, 1, np.nan], 4, "n_neighbors = 4 exceeds the 3 cells of the smaller view"),
         ([0, 1, 0, 1, 0], list("0101"), 3, "no label occurs in both views"),
         (list("ababa"), list("abab"), 0, "n_neighbors must be an integer of at least 1, got 0"),
         (list("ababa"), list("abab"), 2.0, "n_neighbors must be an integer of at least 1, got 2.0"),

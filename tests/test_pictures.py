@@ -47,7 +47,7 @@ def test_every_cell_is_in_a_bin_and_every_panel_has_one_range():
     assert np.diff(grid.across) == pytest.approx(np.diff(grid.up)[0])
     corner = np.column_stack([grid.across[[0, 1]] + 0.01, grid.up[[2, 3]] + 0.01])
     assert np.argwhere(grid.counts(corner)).tolist() == [[2, 0], [3, 1]]  # up, across
-    _, panels = pictures._draw_density(parts, (LABELS[0].astype(str), LABELS[1]))
+    _, panels = pictures._draw_density(parts, tuple(map(pictures._labelled, parts, LABELS)))
     assert len({(axes.get_xlim(), axes.get_ylim()) for axes, _ in panels}) == 1
     assert len(panels) == 5
 

@@ -53,7 +53,7 @@ def test_text(tmp_path, text, cells, features, suffix):
         ("1,\n3,4\n", ["row 1, column 2 holds ''"]),
         ("NA,2\n3,4\n", ["row 1, column 1 holds 'NA'"]),  # no row of names: a row of data would be lost
         ("x1,2,g3\n1,2,3\n", ["row 'x1', column 2 holds 'g3'"]),
-        ("1,2\n3,4\n5\n", ["row 3, column 2 holds ''"]),
+        ("1,2\n3,4\n5\n", ["cannot be read as a table", "line 3 has fields: 1, those before it: 2"]),
         ("1,2\n3,1_0\n", ["row 2, column 2 holds '1_0'"]),
         ("1,2\n3,True\n", ["row 2, column 2 holds 'True'"]),
         ("1;2,5\n3;4\n5;6\n", ["row 1, column 2 holds '2,5'"]),  # nor for this

@@ -199,7 +199,7 @@ NAN = np.array([[1, np.nan], [2, 3]])
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("x.xlsx", b"", ["the suffix must be one of .h5ad,", ".mtx.gz, .pt, or it is a 10x folder, got '.xlsx'"]),
+        ("x.xlsx", b"", ["the suffix must be one of .h5ad,", ".mtx.gz, .pt, .csv", "a 10x folder, got '.xlsx'"]),
         ("x", b"", ["got ''"]),
         ("x.npy", b"1,2\n3,4\n", ["cannot be read as a NumPy array"]),
         ("x.npy", npy(DENSE)[:-9], ["cannot be read as a NumPy array"]),

@@ -1,4 +1,4 @@
-"""Files that hold a bare matrix, by suffix: .npy, .npz, .csv, .tsv, .txt, .mtx, these four also with .gz, and .pt.
+"""Files that hold a bare matrix, by suffix: .npy, .npz, .mtx, .mtx.gz, .pt; tables of text are in tables.py.
 
 No file can run code here: NumPy reads without pickle, PyTorch with weights_only, and the formats of SciPy and pandas
 hold numbers and text alone.
@@ -6,15 +6,12 @@ hold numbers and text alone.
 
 from __future__ import annotations
 
-import csv
 import gzip
-import math
 import pickle
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -35,7 +32,6 @@ DAMAGED += (AssertionError, RuntimeError, SyntaxError, tokenize.TokenError)
 DAMAGED += (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
 _SAFE_TORCH = (2, 10)  # files can get round weights_only before: CVE-2025-32434 until 2.5.1, CVE-2026-24747 until 2.9
 _FIELDS = {"coordinate": ("real", "integer", "pattern"), "array": ("real", "integer")}  # of Matrix Market
-_MISSING = ("", "na", "n/a", "nan", "<na>", "none", "null")  # a field like this is no name
 
 
 class Table(NamedTuple):
@@ -197,74 +193,6 @@ def _read_pt(path: Path) -> Table:
         return Table(scipy.sparse.coo_array((tensor.values().numpy(), tensor.indices().numpy()), shape=tensor.shape))
 
 
-def _read_text(path: Path) -> Table:
-    """A table of numbers, float64, with an optional row and an optional column of names.
-
-    Separator: of tab, semicolon and comma the first that occurs in the first line, else white space.
-    Row of names: the first row, if no field is a number or missing, the corner aside, which may be empty; or if the
-    corner is empty and the row goes on 0, 1, 2, ... (pandas) or there is a name below it.
-    Column of names: the first column, if its first entry below the row of names is neither a number nor missing, or if
-    the corner above it is empty or, as R has it, left out.
-    So a purely numeric file has no names, and features with numbers for names need the empty corner.
-    """
-    separator, first, second, end_of_first = _first_rows(path)
-    worded = (first[0] == "" or _is_name(first[0])) and all(map(_is_name, first[1:]))
-    shorter = worded and len(second) == len(first) + 1
-    counted = first[0] == "" and first[1:] == [str(i) for i in range(len(first) - 1)]
-    header = worded or counted or (first[0] == "" and any(map(_is_name, second[:1])))
-    named = (header and (shorter or first[0] == "")) or any(map(_is_name, (second if header else first)[:1]))
-    if header and not shorter and len(second) not in (0, len(first)):
-        raise ValueError(f"{path}: the first row has {len(first)} fields and the second {len(second)}")
-    columns = None
-    if header:
-        columns = tuple(first if shorter or not named else first[1:])
-    options = {
-        "sep": separator,
-        "header": None,
-        "index_col": 0 if named else None,
-        "skiprows": end_of_first if header else 0,
-        "keep_default_na": False,
-    }
-    return _numbers(path, columns, named, options)
-
-
-def _first_rows(path: Path) -> tuple[str, list[str], list[str], int]:
-    """The separator, the fields of the first two rows that are not empty, the line on which the first of them ends."""
-    rows, ends = [], []
-    with reading(path, "a table of text", UnicodeError, csv.Error), open_text(path) as file:
-        line = next((line for line in file if line.strip()), "")
-        separator = next((mark for mark in "\t;," if mark in line), " ")
-        file.seek(0)
-        reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
-        for row in reader:
-            fields = [field.strip() for field in row if separator != " " or field.strip()]
-            if any(fields):
-                rows.append(fields)
-                ends.append(reader.line_num)
-            if len(rows) == 2:
-                break
-    if not rows:
-        raise ValueError(f"{path} is empty")
-    return r"\s+" if separator == " " else separator, rows[0], rows[1] if len(rows) == 2 else [], ends[0]
-
-
-def _numbers(path: Path, columns: tuple[str, ...] | None, named: bool, options: dict) -> Table:
-    """The table of numbers below and beside the names. Raises ValueError that names the first field of text."""
-    types = defaultdict(lambda: np.float64, {0: str}) if named else np.float64
-    try:
-        with open_text(path) as file:
-            frame = pd.read_csv(file, dtype=types, **options)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
-        raise ValueError(f"{path} cannot be read as a table of text: {str(error).strip()}") from error
-    except ValueError:
-        with open_text(path) as file:
-            frame = pd.read_csv(file, dtype=str, **options).astype(object)
-        row, column = np.argwhere(~frame.map(_is_number).to_numpy())[0]
-        where = place(frame.index if named else None, row, columns, column)
-        raise ValueError(f"{path} must hold numbers, {where} holds {frame.iat[row, column]!r}") from None
-    return Table(frame.to_numpy(), tuple(str(name).strip() for name in frame.index) if named else None, columns)
-
-
 def place(rows: object, row: int, columns: object, column: int) -> str:
     """In words where an entry is: by name where there are names, else counted from 1."""
     at = [names[i] if names is not None else None for names, i in ((rows, row), (columns, column))]
@@ -272,27 +200,9 @@ def place(rows: object, row: int, columns: object, column: int) -> str:
     return f"row {texts[0]}, column {texts[1]}"
 
 
-def _is_number(field: object) -> bool:
-    text = str(field)
-    try:
-        return not math.isnan(float(text)) and text.isascii() and "_" not in text
-    except ValueError:
-        return False
-
-
-def _is_name(field: str) -> bool:
-    return not _is_number(field) and field.lower() not in _MISSING
-
-
 READERS = {
     ".npy": _read_npy,
     ".npz": _read_npz,
-    ".csv": _read_text,
-    ".csv.gz": _read_text,
-    ".tsv": _read_text,
-    ".tsv.gz": _read_text,
-    ".txt": _read_text,
-    ".txt.gz": _read_text,
     ".mtx": _read_mtx,
     ".mtx.gz": _read_mtx,
     ".pt": _read_pt,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import re
@@ -12,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from mmdma_core.files.annotated import as_stored
 from mmdma_core.files.atomic import atomically
-from mmdma_core.files.formats import existing, read_array, reading, suffix
+from mmdma_core.files.formats import suffix
+from mmdma_core.files.labels import read_labels, read_vector
+from mmdma_core.files.names import align_by_name, compare_names
 from mmdma_core.files.views import View, read_view
 
 __all__ = [
     "View",
     "align_by_name",
     "atomically",
+    "compare_names",
     "read_labels",
     "read_match",
     "read_vector",
@@ -32,73 +33,6 @@ __all__ = [
 ]
 
 _ROOM = 2**16  # bytes of an HDF5 file that names and parameters take at most
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": None}
-
-
-def read_vector(path: str | Path, name: str) -> np.ndarray:
-    """The values of a .npy file, or of a .txt, .csv or .tsv file with one value a line and no heading.
-
-    Integers (in whatever notation) are int64, other numbers float64; if one value is no number, all are text.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-    name : str
-        What is read, for errors.
-
-    Returns
-    -------
-    numpy.ndarray
-        The values, in one dimension.
-
-    Raises
-    ------
-    ValueError
-        For a file that is missing, of another suffix or damaged, for more than one value a line, an empty line, and
-        numbers that are not finite.
-    """
-    path = existing(path)
-    if suffix(path) == ".npy":
-        values = read_array(path)
-        if values.ndim == 2 and values.shape[1] == 1:
-            values = values[:, 0]
-        if values.ndim != 1 or values.dtype.kind not in "biufU":
-            raise ValueError(f"{path}: {name} must be a vector, it is {values.dtype} of shape {values.shape}")
-    elif suffix(path) in _DELIMITERS:
-        values = _parsed(_lines(path, name))
-    else:
-        raise ValueError(f"{path}: {name} must be a .npy, .txt, .csv or .tsv file")
-    if values.dtype.kind == "f":
-        wrong = np.flatnonzero(~np.isfinite(values))
-        if wrong.size:
-            raise ValueError(f"{path}: {name} must be finite, entry {wrong[0] + 1} is {values[wrong[0]]}")
-        if np.all(values == np.round(values)) and np.all(np.abs(values) < 2**53):
-            values = values.astype(np.int64)
-    return values
-
-
-def _lines(path: Path, name: str) -> list[str]:
-    """The value on each line; in .csv and .tsv files it may be quoted, in .txt it is the whole line."""
-    delimiter = _DELIMITERS[suffix(path)]
-    with reading(path, "text", UnicodeError, csv.Error), path.open(encoding="utf-8-sig", newline="") as file:
-        rows = (
-            list(csv.reader(file, delimiter=delimiter)) if delimiter else [[line] for line in file.read().splitlines()]
-        )
-    for number, row in enumerate(rows, 1):
-        if len(row) != 1 or not row[0].strip():
-            count = len(row) if any(row) else "none"
-            raise ValueError(f"{path}: {name} must have one value a line, line {number} has {count}")
-    return [row[0].strip() for row in rows]
-
-
-def _parsed(texts: list[str]) -> np.ndarray:
-    for kind in (np.int64, np.float64):
-        try:
-            return np.array(texts).astype(kind)
-        except (ValueError, OverflowError):
-            continue
-    return np.array(texts)
 
 
 def read_match(path: str | Path, n_x: int, n_y: int) -> np.ndarray:
@@ -123,7 +57,7 @@ def read_match(path: str | Path, n_x: int, n_y: int) -> np.ndarray:
     ValueError
         Unless it has an integer for each row of x, in -1 ... n_y - 1, with no row of y twice.
     """
-    match = read_vector(path, "match vector")
+    match = read_vector(path, "match vector", n_x)
     if len(match) != n_x:
         raise ValueError(f"{path}: match vector has {len(match)} entries, x has {n_x} cells: is x transposed?")
     if match.dtype.kind not in "iu":
@@ -141,76 +75,6 @@ def read_match(path: str | Path, n_x: int, n_y: int) -> np.ndarray:
         row, count = rows[twice[0]], counts[twice[0]]
         raise ValueError(f"{path}: match vector must be one to one, row {row} of y is the match of {count} cells")
     return match
-
-
-def read_labels(source: str | Path, n: int, view: View | None = None) -> np.ndarray:
-    """A label for each cell: a column of obs, if the view is from AnnData and has it, else a file.
-
-    Parameters
-    ----------
-    source : str or Path
-        Name of the column, or the file.
-    n : int
-        Cells of the view.
-    view : View, optional
-        The view that the labels are of.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,), numbers or text.
-
-    Raises
-    ------
-    ValueError
-        For a column that is absent or has gaps, for what `read_vector` refuses, and if there are not n.
-    """
-    data = None if view is None else view.annotated
-    if data is not None and source in data.obs.columns:
-        labels = _column(f"{view.path}, obs {source!r}", data.obs[source])
-    elif data is not None and not Path(source).exists():
-        raise ValueError(
-            f"labels {str(source)!r}: neither a file nor a column of obs in {view.path}; "
-            f"columns: {', '.join(map(repr, data.obs.columns)) or 'none'}"
-        )
-    else:
-        labels = read_vector(source, "labels")
-    if len(labels) != n:
-        raise ValueError(f"labels {str(source)!r}: {len(labels)} labels for {n} cells")
-    return labels
-
-
-def _column(where: str, column: pd.Series) -> np.ndarray:
-    gaps = np.flatnonzero(column.isna())
-    if gaps.size:
-        raise ValueError(f"{where}: {gaps.size} cells have no label, the first is {column.index[gaps[0]]!r}")
-    labels = np.asarray(column)
-    return labels if labels.dtype.kind in "biuf" else labels.astype(str)
-
-
-def align_by_name(x: View, y: View) -> np.ndarray | None:
-    """The match of cells that have the same name in both views.
-
-    Parameters
-    ----------
-    x : View
-        The first view.
-    y : View
-        The second view.
-
-    Returns
-    -------
-    numpy.ndarray or None
-        (n_x,), -1 for a cell that y lacks. None if a view has no names or names that occur twice, or if no name is in
-        both.
-    """
-    if x.cells is None or y.cells is None:
-        return None
-    names_x, names_y = pd.Index(x.cells), pd.Index(y.cells)
-    if not (names_x.is_unique and names_y.is_unique):
-        return None
-    match = names_y.get_indexer(names_x)
-    return match.astype(np.int64) if np.any(match >= 0) else None
 
 
 def write_array(array: np.ndarray, path: str | Path) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from mmdma_core.files import tenx
+from mmdma_core.files import formats, tables, tenx
 from mmdma_core.files.annotated import ANNOTATED, Keys, read_annotated
-from mmdma_core.files.formats import READERS, Table, existing, place, reading, suffix
+from mmdma_core.files.formats import Table, existing, place, reading, suffix
 from mmdma_core.files.standins import check_is_there
 
+READERS = formats.READERS | tables.READERS
 # Key of read_view -> the kinds that it is for, and in words.
 _TAKE = {
     "layer": (tuple(ANNOTATED), ".h5ad, .h5mu and .zarr"),
@@ -89,7 +90,8 @@ def read_view(
 
     .csv, .tsv, .txt, also with .gz: text, the separator found by itself. The first row is one of names if none of its
     fields is a number or missing, the first column if its first entry below is neither; the corner may be empty or left
-    out. A purely numeric file has no names. Features with numbers for names need the empty corner.
+    out. Numbers are names under an empty or usual corner (gene, cell_id) and in quotes where other numbers have none;
+    what may be read in two ways is refused.
 
     Sparse matrices stay sparse, in float32; float64 stays float64; all else becomes float32. Text is float64. A damaged
     file of HDF5 is mostly refused, but it can crash the HDF5 library and with it the process.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 
 from mmdma_core.files import io
 from mmdma_core.files.atomic import atomically
@@ -64,6 +65,7 @@ def transform(options: argparse.Namespace) -> int:
     """The embedding of new cells, in a file."""
     _keep_file(options.out, options.overwrite)
     view = io.read_view(options.cells, **_keys(options, ""), least=1)
+    _LOG.info("cells: %s", _described(view))
     model = MMDMA.load(options.model)
     _check_features(view, getattr(model, f"feature_names_{options.view}_"))
     embedding = model.transform(view.matrix, view=options.view)
@@ -118,7 +120,20 @@ def _read_views(options: argparse.Namespace) -> list[io.View]:
             f"{options.x}: x and y are the same; give --y, or --x-modality and --y-modality, "
             "or --x-feature-type and --y-feature-type"
         )
+    for name, view in zip("xy", views, strict=True):
+        _LOG.info("%s: %s", name, _described(view))
     return views
+
+
+def _described(view: io.View) -> str:
+    """What was read, in one line."""
+    n, p = view.matrix.shape
+    form = "sparse" if scipy.sparse.issparse(view.matrix) else "dense"
+    names = [
+        f"no {what} names" if held is None else f"first {what} {held[0]!r}"
+        for what, held in (("cell", view.cells), ("feature", view.features))
+    ]
+    return f"{n:,} cells x {p:,} features, {form}, {', '.join(names)}"
 
 
 def _keys(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
@@ -138,13 +153,14 @@ def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
         raise ValueError(f"--n-neighbors must be at least 1, got {options.n_neighbors}")
     if options.same_cells and n_x != n_y:
         raise ValueError(f"--same-cells: x has {n_x} cells and y has {n_y}: is one of them transposed?")
-    match = io.align_by_name(x, y)
     if options.match:
         match = io.read_match(options.match, n_x, n_y)
     elif options.same_cells:
         match = np.arange(n_x)
-    elif match is not None:
-        _LOG.info("match: %d of %d cells of x have a namesake in y", np.count_nonzero(match >= 0), n_x)
+    else:
+        match, said = io.align_by_name(x, y), io.compare_names(x, y)
+        if said is not None:
+            _LOG.info("match: %s", said)
     labels = []
     for name, view in (("x", x), ("y", y)):
         source = getattr(options, f"{name}_labels") or options.labels

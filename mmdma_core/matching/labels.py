@@ -107,19 +107,35 @@ def _silhouettes(points: np.ndarray, codes: np.ndarray, drawn: np.ndarray) -> np
     return np.concatenate(in_blocks(len(drawn), len(others), silhouettes))
 
 
-def label_codes(e_x: torch.Tensor, e_y: torch.Tensor, labels_x: Vector, labels_y: Vector) -> list[np.ndarray]:
-    """The labels of both views as integers, equal where labels are equal. Raises ValueError for a bad vector."""
-    vectors = {"labels_x": (as_array(labels_x), len(e_x)), "labels_y": (as_array(labels_y), len(e_y))}
-    for name, (labels, n) in vectors.items():
-        if labels.shape != (n,):
-            rows = f"each of the {n} rows of e_{name[-1]}"
-            raise ValueError(f"{name} must have one entry for {rows}, got shape {labels.shape}")
-        if pd.isna(labels).any():
-            raise ValueError(f"{name} must have no missing entry, row {pd.isna(labels).argmax()} has none")
-    # As objects: NumPy would turn a number and the text of it into one label.
-    both = np.concatenate([labels.astype(object) for labels, _ in vectors.values()])
-    codes, _ = pd.factorize(both, sort=True)
-    return np.split(codes, [len(e_x)])
+def labelled(
+    e_x: torch.Tensor, e_y: torch.Tensor, labels_x: Vector, labels_y: Vector
+) -> tuple[torch.Tensor, torch.Tensor, list[np.ndarray]]:
+    """The cells of both views that have a label, and the labels as integers, equal where labels are equal.
+
+    None and NaN are no label. Raises ValueError for a bad vector, Undefined for a view without a label.
+    """
+    cells, labels = [], []
+    for name, e, given in (("x", e_x, labels_x), ("y", e_y, labels_y)):
+        given = as_array(given if hasattr(given, "dtype") else np.array(given, dtype=object))  # NaN would become text
+        if given.shape != (len(e),):
+            rows = f"each of the {len(e)} rows of e_{name}"
+            raise ValueError(f"labels_{name} must have one entry for {rows}, got shape {given.shape}")
+        held = ~pd.isna(given)
+        if not held.any():
+            raise Undefined(f"no cell of {name} has a label")
+        cells.append(e if held.all() else e[torch.from_numpy(held).to(e.device)])
+        labels.append(given[held].astype(object))  # NumPy would turn a number and the text of it into one label
+    codes, _ = pd.factorize(np.concatenate(labels), sort=True)
+    return *cells, np.split(codes, [len(labels[0])])
+
+
+def gaps_note(n_x: int, n_y: int, codes: list[np.ndarray]) -> tuple[str, ...]:
+    """How many of the cells have no label, if any."""
+    absent = n_x - len(codes[0]), n_y - len(codes[1])
+    if not any(absent):
+        return ()
+    cells = f"{absent[0]} of {n_x} cells of x and {absent[1]} of {n_y} cells of y"
+    return (f"{cells} have no label: metrics of labels leave them out",)
 
 
 def _centred(e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -32,8 +32,8 @@ class Evaluation:
     left_out : dict
         Metric -> why it has no value.
     notes : tuple of str
-        What a reader of the values must know: cells that coincide or have no match, ties, few neighbours, that cells
-        are a sample.
+        What a reader of the values must know: cells that coincide or have no match or label, ties, few neighbours, that
+        cells are a sample.
     sampled : dict
         Metric -> how many cells of x and of y its mean is over; without those that are over all cells.
     intervals : dict
@@ -182,7 +182,7 @@ def label_transfer_accuracy(
     e_y : torch.Tensor or numpy.ndarray
         Embedding of the second view, (n_y, d).
     labels_x : array
-        (n_x,) numbers or text.
+        (n_x,) numbers or text; cells of None or NaN are left out.
     labels_y : array
         (n_y,), likewise.
     n_neighbors : int
@@ -196,8 +196,8 @@ def label_transfer_accuracy(
     Raises
     ------
     ValueError
-        For bad embeddings, labels of the wrong length or missing, an n_neighbors that cannot be; `Undefined` for more
-        neighbours than a view has cells and for views without a common label.
+        For bad embeddings, labels of the wrong length, an n_neighbors that cannot be; `Undefined` for more neighbours
+        than a view has cells with a label, and for views without a common label.
 
     References
     ----------
@@ -212,8 +212,7 @@ def label_transfer_accuracy(
     1.0
     """
     e_x, e_y = as_embeddings(e_x, e_y)
-    codes = labels.label_codes(e_x, e_y, labels_x, labels_y)
-    return labels.transfer_accuracy(e_x, e_y, codes, n_neighbors).value
+    return labels.transfer_accuracy(*labels.labelled(e_x, e_y, labels_x, labels_y), n_neighbors).value
 
 
 def label_silhouette(e_x: Matrix, e_y: Matrix, labels_x: Vector, labels_y: Vector) -> float:
@@ -229,7 +228,7 @@ def label_silhouette(e_x: Matrix, e_y: Matrix, labels_x: Vector, labels_y: Vecto
     e_y : torch.Tensor or numpy.ndarray
         Embedding of the second view, (n_y, d).
     labels_x : array
-        (n_x,) numbers or text.
+        (n_x,) numbers or text; cells of None or NaN are left out.
     labels_y : array
         (n_y,), likewise.
 
@@ -241,15 +240,15 @@ def label_silhouette(e_x: Matrix, e_y: Matrix, labels_x: Vector, labels_y: Vecto
     Raises
     ------
     ValueError
-        For bad embeddings and for labels of the wrong length or missing; `Undefined` for a single label and where every
-        cell has a label of its own.
+        For bad embeddings and for labels of the wrong length; `Undefined` for a view without a label, for a single
+        label and where every cell has a label of its own.
 
     References
     ----------
     Rousseeuw 1987, as scikit-learn computes it.
     """
     e_x, e_y = as_embeddings(e_x, e_y)
-    return labels.silhouette(e_x, e_y, labels.label_codes(e_x, e_y, labels_x, labels_y)).value
+    return labels.silhouette(*labels.labelled(e_x, e_y, labels_x, labels_y)).value
 
 
 _TOP = {
@@ -282,7 +281,7 @@ def evaluate(
     match : array of int, optional
         (n_x,): row i of e_x is the same cell as row match[i] of e_y; -1: not known.
     labels_x : array, optional
-        (n_x,) numbers or text.
+        (n_x,) numbers or text; cells of None or NaN are left out.
     labels_y : array, optional
         (n_y,), likewise.
     n_neighbors : int
@@ -319,9 +318,14 @@ def evaluate(
     if absent:
         left_out |= dict.fromkeys(_OF_LABELS, f"{' and '.join(absent)} not given")
     else:
-        labelled = e_x, e_y, labels.label_codes(e_x, e_y, labels_x, labels_y)
-        metrics["label_transfer_accuracy"] = partial(labels.transfer_accuracy, *labelled, n_neighbors, size)
-        metrics["label_silhouette"] = partial(labels.silhouette, *labelled, size)
+        try:
+            labelled = labels.labelled(e_x, e_y, labels_x, labels_y)
+        except Undefined as reason:
+            left_out |= dict.fromkeys(_OF_LABELS, str(reason))
+        else:
+            metrics["label_transfer_accuracy"] = partial(labels.transfer_accuracy, *labelled, n_neighbors, size)
+            metrics["label_silhouette"] = partial(labels.silhouette, *labelled, size)
+            notes += labels.gaps_note(len(e_x), len(e_y), labelled[-1])
     found = {}
     for name, metric in metrics.items():
         try:

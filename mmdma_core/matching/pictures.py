@@ -16,6 +16,8 @@ from mmdma_core.matching import density
 DENSITY_FROM = 50_000  # cells of the larger view
 _BLOCK = 2**16  # rows
 
+Labelled = tuple[np.ndarray, np.ndarray]  # points and their labels
+
 _VIEW_COLORS = ("#0072B2", "#D55E00")  # Okabe and Ito 2008, as the labels'
 _LABEL_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#0072B2", "#D55E00", "#000000")
 _MARKERS = ("o", "^")
@@ -49,15 +51,16 @@ def draw_embedding(
 ) -> None:
     """Both views in the first two principal components of all points, by view, and by label if given.
 
-    A dot for each cell, or how many cells lie where, from DENSITY_FROM cells of the larger view on.
+    A dot for each cell, or how many cells lie where, from DENSITY_FROM cells of the larger view on. Cells of label
+    None or NaN are not among those by label.
     """
     mean, axes_of, share = _principal(e_x, e_y)
     parts = tuple(e @ axes_of - mean @ axes_of for e in (e_x, e_y))
-    labels = None
-    if labels_x is not None and labels_y is not None:  # numbers in one view may be text in the other
-        labels = labels_x.astype(str), labels_y.astype(str)
+    labelled = None
+    if labels_x is not None and labels_y is not None:
+        labelled = _labelled(parts[0], labels_x), _labelled(parts[1], labels_y)
     draw = _draw_density if max(len(e_x), len(e_y)) >= DENSITY_FROM else _draw_dots
-    figure, panels = draw(parts, labels)
+    figure, panels = draw(parts, labelled)
     for axes, title in panels:
         _label_axes(axes, title, f"PC1 ({share[0]:.0%})")
         axes.set_ylabel(f"PC2 ({share[1]:.0%})")
@@ -83,18 +86,26 @@ def _principal(e_x: np.ndarray, e_y: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return mean, axes_of, share
 
 
+def _labelled(part: np.ndarray, labels: np.ndarray) -> Labelled:
+    """The points that have a label, and these as text: numbers in one view may be text in the other."""
+    held = ~pd.isna(labels)
+    return part[held], labels[held].astype(str)
+
+
 def _draw_dots(
-    parts: tuple[np.ndarray, np.ndarray], labels: tuple[np.ndarray, np.ndarray] | None
+    parts: tuple[np.ndarray, np.ndarray], labelled: tuple[Labelled, Labelled] | None
 ) -> tuple[Figure, list[tuple[Axes, str]]]:
-    figure = Figure(figsize=(9 if labels else 4.8, 4), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, 2 if labels else 1))
+    figure = Figure(figsize=(9 if labelled else 4.8, 4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, 2 if labelled else 1))
     size = float(np.clip(4000 / sum(map(len, parts)), 2, 20))
     for k, (part, color, marker) in enumerate(zip(parts, _VIEW_COLORS, _MARKERS, strict=True)):
         style = {"s": size, "marker": marker, "alpha": 0.6, "linewidths": 0}
         panels[0].scatter(*part.T, color=color, label=f"view {'xy'[k]}", **style)
-        if labels:
-            for color, label in zip(_colors(*labels), np.union1d(*labels), strict=True):
-                chosen = part[labels[k] == label]
+        if labelled:
+            points, of = labelled[k]
+            names = np.union1d(*(labels for _, labels in labelled))
+            for color, label in zip(_colors(len(names)), names, strict=True):
+                chosen = points[of == label]
                 panels[1].scatter(*chosen.T, color=color, label=f"{label}" if k == 0 else None, **style)
     for axes in panels:
         axes.set_aspect("equal", adjustable="datalim")
@@ -103,27 +114,26 @@ def _draw_dots(
 
 
 def _draw_density(
-    parts: tuple[np.ndarray, np.ndarray], labels: tuple[np.ndarray, np.ndarray] | None
+    parts: tuple[np.ndarray, np.ndarray], labelled: tuple[Labelled, Labelled] | None
 ) -> tuple[Figure, list[tuple[Axes, str]]]:
     """Counts of x, of y, and contours of both; with labels a second row, the most frequent label of x and of y."""
     grid = density.Grid.around(parts)
-    rows = 2 if labels else 1
+    rows = 2 if labelled else 1
     panel_height = 3.0 * len(grid.up) / len(grid.across) + 0.9
     figure = Figure(figsize=(11, rows * panel_height), layout="constrained")
     panels = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True)
     density.draw_counts(list(panels[0, :2]), grid, parts)
     density.draw_contours(panels[0, 2], grid, parts, _VIEW_COLORS)
     titled = list(zip(panels[0], ("cells of x", "cells of y", "both, around 50 % and 90 % of cells"), strict=True))
-    if labels:
-        key = density.draw_labels(list(panels[1, :2]), grid, parts, labels, _LABEL_COLORS)
+    if labelled:
+        key = density.draw_labels(list(panels[1, :2]), grid, *zip(*labelled, strict=True), _LABEL_COLORS)
         panels[1, 2].set_axis_off()
         panels[1, 2].legend(handles=key, title="label", loc="upper left", frameon=False, fontsize=8)
         titled += zip(panels[1, :2], ("x, most frequent label", "y, most frequent label"), strict=True)
     return figure, titled
 
 
-def _colors(labels_x: np.ndarray, labels_y: np.ndarray) -> list[str]:
-    number = len(np.union1d(labels_x, labels_y))
+def _colors(number: int) -> list[str]:
     return [_LABEL_COLORS[k % len(_LABEL_COLORS)] for k in range(number)]
 
 

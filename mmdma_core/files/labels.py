@@ -1,0 +1,250 @@
+"""One value for each cell, read from a file or a column of obs: matches, and labels, which may have gaps."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mmdma_core.files.formats import existing, read_array, suffix
+from mmdma_core.files.headings import MISSING, counts, is_corner, is_name, is_number
+from mmdma_core.files.names import agree_without
+from mmdma_core.files.tables import opened
+from mmdma_core.files.views import View
+
+_LOG = logging.getLogger("mmdma_core")
+_TEXT = (".csv", ".tsv", ".txt")
+
+
+def read_vector(path: str | Path, name: str, n: int | None = None) -> np.ndarray:
+    """The values of a .npy file, or of a .txt, .csv or .tsv file with one value a line.
+
+    Integers (in whatever notation) are int64, other numbers float64; if one value is no number, all are text.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    name : str
+        What is read, for errors.
+    n : int, optional
+        How many values there should be: with one line more, the first is a heading.
+
+    Returns
+    -------
+    numpy.ndarray
+        The values, in one dimension.
+
+    Raises
+    ------
+    ValueError
+        For a file that is missing, of another suffix or damaged, for more than one value a line, an empty line, and
+        numbers that are not finite.
+    """
+    path = existing(path)
+    if suffix(path) == ".npy":
+        return _numbers(path, name, _array(path, name))
+    lines = _rows(path, name)
+    for number, row in enumerate(lines, 1):
+        if len(row) != 1 or not row[0]:
+            count = len(row) if any(row) else "none"
+            raise ValueError(f"{path}: {name} must have one value a line, line {number} has {count}")
+    texts = _without_heading(path, [row[0] for row in lines], n)
+    return _numbers(path, name, _parsed(texts))
+
+
+def read_labels(source: str | Path, n: int, view: View | None = None) -> np.ndarray:
+    """A label for each cell: a column of obs, if the view is from AnnData and has it, else a file.
+
+    A file has a label a line, in the order of the cells, or the name of a cell and its label, in any order; the names
+    must be those of the view. Numbers 1, 2, 3, ... in their place, as R writes them, are rows. There may be a heading.
+    What is left out, and how many cells have no label, is told to the logger mmdma_core.
+
+    Parameters
+    ----------
+    source : str or Path
+        Name of the column, or the file.
+    n : int
+        Cells of the view.
+    view : View, optional
+        The view that the labels are of.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,), numbers or text; if cells have no label (empty, NA, NaN, None), objects, None for these.
+
+    Raises
+    ------
+    ValueError
+        For a column that is absent, a file that is missing, damaged or has more columns, names that are not those of
+        the view or occur twice, and if there are not n.
+    """
+    data = None if view is None else view.annotated
+    if data is not None and source in data.obs.columns:
+        column = data.obs[source]
+        labels = _with_gaps(np.array(column.dropna().tolist()), column.isna().to_numpy())
+    elif data is not None and not Path(source).exists():
+        raise ValueError(
+            f"labels {str(source)!r}: neither a file nor a column of obs in {view.path}; "
+            f"columns: {', '.join(map(repr, data.obs.columns)) or 'none'}"
+        )
+    else:
+        labels = _labels(existing(source), n, None if view is None else view.cells)
+    if len(labels) != n:
+        raise ValueError(f"labels {str(source)!r}: {len(labels)} labels for {n} cells")
+    gaps = int(pd.isna(labels).sum())
+    if gaps == n:
+        raise ValueError(f"labels {str(source)!r}: no cell has a label")
+    if gaps:
+        _LOG.info("labels %r: %d of %d cells have none", str(source), gaps, n)
+    return labels
+
+
+def _labels(path: Path, n: int, cells: Sequence[str] | None) -> np.ndarray:
+    """The labels of a file, in the order of the cells."""
+    if suffix(path) == ".npy":
+        array = _array(path, "labels")
+        gaps = np.isnan(array) if array.dtype.kind == "f" else np.zeros(len(array), dtype=bool)
+        return _with_gaps(_numbers(path, "labels", array[~gaps]), gaps)
+    rows = _rows(path, "labels")
+    while rows and not any(rows[-1]) and len(rows) > n:
+        rows.pop()
+    rows = _divided(rows, cells)
+    widths = [len(row) for row in rows if any(row)]
+    if widths and widths[0] <= 2 and set(widths[1:]) == {2}:
+        texts = _of_names(path, [row for row in rows if any(row)], n, cells)
+    elif set(widths) <= {1}:
+        texts = _without_heading(path, ["".join(row) for row in rows], n)
+    else:
+        wrong, row = max(enumerate(rows, 1), key=lambda line: len(line[1]))
+        raise ValueError(
+            f"{path}: labels must be one a line, or a name and a label, line {wrong} has {len(row)} fields"
+        )
+    gaps = np.array([text.lower() in MISSING for text in texts], dtype=bool)
+    held = _parsed([text for text in texts if text.lower() not in MISSING])
+    return _with_gaps(_numbers(path, "labels", held), gaps)
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+    values = read_array(path)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or values.dtype.kind not in "biufU":
+        raise ValueError(f"{path}: {name} must be a vector, it is {values.dtype} of shape {values.shape}")
+    return values
+
+
+def _rows(path: Path, name: str) -> list[list[str]]:
+    """The fields of each line. In .txt they stand between tabs or, in quotes, blanks; else the line is one."""
+    kind = suffix(path).removesuffix(".gz")
+    if kind not in _TEXT:
+        raise ValueError(f"{path}: {name} must be a .npy, .txt, .csv or .tsv file")
+    with opened(path, "text") as file:
+        lines = [line.rstrip("\r\n") for line in file]
+    held = [line for line in lines if line.strip()]
+    if any("\0" in line for line in held):
+        raise ValueError(f"{path} cannot be read as text: it holds NUL")
+    delimiter = "\t"
+    if kind == ".csv":
+        delimiter = ";" if all(";" in line and "," not in line for line in held) else ","
+    elif kind == ".txt" and not any("\t" in line for line in held):
+        if not all(line.startswith('"') for line in held):
+            return [[line.strip()] for line in lines]
+        delimiter = " "
+    try:
+        return [[field.strip() for field in row] for row in csv.reader(lines, delimiter=delimiter)]
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as text: {error}") from error
+
+
+def _divided(rows: list[list[str]], cells: Sequence[str] | None) -> list[list[str]]:
+    """Lines of one field, if they begin with names of cells or count rows: these apart from the labels."""
+    lines = [row[0] for row in rows if any(row)]
+    if any(len(row) > 1 for row in rows) or len(lines) < 2:
+        return rows
+    held = set(cells or ())
+    for mark in "\t,; ":
+        begins = [line.partition(mark)[0] for line in lines]
+        known = held.issuperset(begins[1:]) or counts(begins) or counts(begins[1:])
+        if known and all(mark in line for line in lines[1:]):
+            return [[part.strip() for part in line.split(mark, 1)] for line in lines]
+    return rows
+
+
+def _without_heading(path: Path, texts: list[str], n: int | None) -> list[str]:
+    """Without the first, if it is one too many and unlike the others."""
+    first, others = texts[0] if texts else "", texts[1:]
+    numbers = [is_number(text) for text in others if text.lower() not in MISSING]
+    if len(texts) == n and len(numbers) > 1 and all(numbers) and is_name(first):
+        raise ValueError(f"{path}: the first line, {first!r}, reads like a heading, {n - 1} are left for {n} cells")
+    if len(others) != n or first in others or (is_number(first) and any(numbers)):
+        return texts
+    _LOG.info("%s: the first line, %r, is a heading", path, first)
+    return others
+
+
+def _of_names(path: Path, rows: list[list[str]], n: int, cells: Sequence[str] | None) -> list[str]:
+    """The labels in the order of the cells, from rows of a name and a label; empty for cells that are not there."""
+    held, first = set(cells or ()), rows[0]
+    strange = first[0] not in held and first[-1] not in {row[1] for row in rows[1:]}
+    if len(first) == 1 or first[0] == "" or (strange and (bool(held) or is_corner(first[0]) or len(rows) == n + 1)):
+        _LOG.info("%s: the first line, %s, is a heading", path, ", ".join(map(repr, first)))
+        rows = rows[1:]
+    names, texts = ([row[k] for row in rows] for k in (0, 1))
+    if counts(names) and (len(names) == n or (names[0] == "1" and "0" in held)):  # rows, as R numbers them
+        return texts
+    if cells is None:
+        _LOG.info("%s: the cells of the view have no names: labels are taken in the order of the file", path)
+        return texts
+    index = pd.Index(names)
+    strangers = ~index.isin(held)
+    if strangers.all():
+        how, pairs = agree_without(cells, names)
+        would = f" ({len(pairs)} would {how})" if pairs else ""
+        raise ValueError(f"{path}: no label is for a cell of the view{would}: {names[0]!r} here, {cells[0]!r} there")
+    twice = index[index.duplicated() & ~strangers]
+    if len(twice):
+        raise ValueError(f"{path}: a cell must have one label, {twice[0]!r} has {names.count(twice[0])}")
+    if strangers.any():
+        _LOG.info("%s: %d of %d labels are for no cell of the view", path, strangers.sum(), len(names))
+    of_cell = dict(zip(names, texts, strict=True))
+    return [of_cell.get(cell, "") for cell in cells]
+
+
+def _parsed(texts: list[str]) -> np.ndarray:
+    for kind in (np.int64, np.float64):
+        try:
+            return np.array(texts).astype(kind)
+        except (ValueError, OverflowError):
+            continue
+    return np.array(texts)
+
+
+def _numbers(path: Path, name: str, values: np.ndarray) -> np.ndarray:
+    """Values, if they are numbers as integers where they are whole. Raises ValueError if one is not finite."""
+    if values.dtype.kind == "f":
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if wrong.size:
+            raise ValueError(f"{path}: {name} must be finite, entry {wrong[0] + 1} is {values[wrong[0]]}")
+        if np.all(values == np.round(values)) and np.all(np.abs(values) < 2**53):
+            values = values.astype(np.int64)
+    return values
+
+
+def _with_gaps(values: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """The values at the cells that are no gaps, None at the others; text like NA is a gap too."""
+    if values.dtype.kind not in "biuf":
+        values = values.astype(str)
+        missing = np.array([text.strip().lower() in MISSING for text in values], dtype=bool)
+        gaps, values = gaps.copy(), values[~missing]
+        gaps[np.flatnonzero(~gaps)] = missing
+    if not gaps.any():
+        return values
+    labels = np.full(len(gaps), None, dtype=object)
+    labels[~gaps] = values.astype(object)
+    return labels
