@@ -190,4 +190,6 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
+    if "mmdma_core.caches" in sys.modules:
+        sys.modules["mmdma_core.caches"].discard()
     os._exit(status)  # PyTorch would take half a second to be torn down, in each of a study's many sweeps
