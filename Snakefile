@@ -42,7 +42,8 @@ rule sweep:
     resources:
         gpu=1,
     shell:
-        "python -m benchmarks sweep {params.overrides} --variant {wildcards.variant:q} --p {wildcards.p:q} | tee -i {log:q}"
+        "python -m benchmarks sweep {params.overrides} --variant {wildcards.variant:q} --p {wildcards.p}"
+        " | tee -i {log:q}"
 
 
 rule table:
