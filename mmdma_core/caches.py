@@ -36,7 +36,8 @@ class _Cache:
         """Why the package's own folder cannot be used, None if it can."""
         usable = [folder for folder in self.own if is_writable(folder)]
         if not usable:
-            return f"{_existing(self.own[-1])} cannot be written" if _is_known(self.own[-1]) else "no home is known"
+            last = self.own[-1]
+            return f"{_existing(last)} cannot be written" if _is_known(last) else f"{last!r} is no folder"
         if self.compiles and not is_plain(usable[0]):
             return f"{usable[0]} has a blank, a quote or the like, which its build cannot take"
         return None
@@ -116,7 +117,8 @@ def keops_folder() -> str | None:
     with suppress(metadata.PackageNotFoundError):
         default = os.path.join(_user_cache(), f"keops{metadata.version('keopscore')}")
         system = f"{'_'.join(platform.uname()[:3])}_p{sys.version.split()[0]}"
-        return os.path.join(os.environ.get("KEOPS_CACHE_FOLDER", default), system)
+        folder = os.environ.get("KEOPS_CACHE_FOLDER", default)
+        return folder and os.path.join(folder, system)
 
 
 def _user_cache() -> str:
