@@ -5,14 +5,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
 EXTRAS ?= test,published,anndata,docs
-RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+RUN := PATH="$$PWD/$(BIN):$$PATH"
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: study gpu test quick lint docs setup clean
 setup: $(SETUP)
 
 $(SETUP): pyproject.toml constraints.txt
-	@echo "== set-up, 1 of 3: an environment of Python in $(CURDIR)/.venv"
+	@echo "== set-up, 1 of 3: an environment of Python in $$PWD/.venv"
 	$(PYTHON) -m venv .venv
 	@echo "== set-up, 2 of 3: the packages that constraints.txt pins; PyTorch, the largest, takes a minute"
 	$(PIP) -e '.[$(EXTRAS)]'

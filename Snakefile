@@ -12,6 +12,11 @@ SWEEPS = [STUDY.stamp(variant, p) for variant, p in STUDY.sweeps()]
 OVERRIDES = configuration.overrides(config)
 
 
+def every_core(wildcards):
+    """A function, since what runs no job, such as --unlock, knows no number of cores."""
+    return workflow.cores
+
+
 rule all:
     input:
         SWEEPS,
@@ -33,11 +38,12 @@ rule sweep:
     conda:
         "environment.yaml"
     # Every core, so that no other job of the workflow runs beside a timed cell.
-    threads: workflow.cores
+    threads: every_core
     resources:
         gpu=1,
     shell:
-        "python -m benchmarks sweep {params.overrides} --variant {wildcards.variant} --p {wildcards.p} | tee -i {log}"
+        "python -m benchmarks sweep {params.overrides} --variant {wildcards.variant:q} --p {wildcards.p}"
+        " | tee -i {log:q}"
 
 
 rule table:
@@ -54,7 +60,7 @@ rule table:
     conda:
         "environment.yaml"
     shell:
-        "python -m benchmarks table {params.overrides} | tee -i {log}"
+        "python -m benchmarks table {params.overrides} | tee -i {log:q}"
 
 
 rule figures:
@@ -70,7 +76,7 @@ rule figures:
     conda:
         "environment.yaml"
     shell:
-        "python -m benchmarks figures {params.overrides} | tee -i {log}"
+        "python -m benchmarks figures {params.overrides} | tee -i {log:q}"
 
 
 rule page:
@@ -87,7 +93,7 @@ rule page:
     conda:
         "environment.yaml"
     shell:
-        "python -m benchmarks report {params.overrides} | tee -i {log}"
+        "python -m benchmarks report {params.overrides} | tee -i {log:q}"
 
 
 # None of the three is part of `all`. They have no output, so that they run whenever they are asked for: what is known
@@ -99,11 +105,11 @@ rule quality:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
-    threads: workflow.cores
+    threads: every_core
     resources:
         gpu=1,
     shell:
-        "python -m benchmarks quality {params.overrides} | tee -i {log}"
+        "python -m benchmarks quality {params.overrides} | tee -i {log:q}"
 
 
 rule scale:
@@ -113,11 +119,11 @@ rule scale:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
-    threads: workflow.cores
+    threads: every_core
     resources:
         gpu=1,
     shell:
-        "python -m benchmarks scale {params.overrides} | tee -i {log}"
+        "python -m benchmarks scale {params.overrides} | tee -i {log:q}"
 
 
 rule citeseq:
@@ -127,8 +133,8 @@ rule citeseq:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
-    threads: workflow.cores
+    threads: every_core
     resources:
         gpu=1,
     shell:
-        "python -m benchmarks citeseq {params.overrides} | tee -i {log}"
+        "python -m benchmarks citeseq {params.overrides} | tee -i {log:q}"

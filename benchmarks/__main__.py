@@ -207,4 +207,6 @@ if __name__ == "__main__":
     with suppress(OSError, AttributeError):
         sys.stdout.flush()
         sys.stderr.flush()
+    if "mmdma_core.caches" in sys.modules:
+        sys.modules["mmdma_core.caches"].discard()
     os._exit(status)  # PyTorch would take half a second to be torn down, in each of a study's many sweeps

@@ -13,13 +13,14 @@ Notation, paper -> code::
     pen, dis        penalty, distortion
     lambda_1, _2    lambda1, lambda2
 
-Rooms from the ground up: errors, gaussian, models, objective, files and simulation, training, fused, families,
-matching. A room imports only rooms below it; this file and __main__ are the public face.
+Rooms from the ground up: errors and caches, compiler, gaussian, models, objective, files and simulation, training,
+fused, families, matching. A room imports only rooms below it; this file and __main__ are the public face.
 """
 
 import pkgutil
 
 import mmdma_core.families  # noqa: F401  (registers the variants)
+from mmdma_core import caches
 from mmdma_core.errors import MissingDependency, Unsupported
 from mmdma_core.families.registry import Variant, register, start, variant, variants
 from mmdma_core.objective.formulations import Dual, Primal
@@ -54,6 +55,7 @@ __all__ = [
     "variants",
 ]
 
+caches.prepare()  # before a variant that runs imports Numba, KeOps or Triton, which look where they may write
 
 # Imported when they are asked for: scikit-learn and pandas would slow every measuring process.
 _LATE = {

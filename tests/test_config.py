@@ -41,7 +41,7 @@ def changed(path, value):
         ("studies.laptop.n", [], "studies.laptop.n"),
         ("studies.laptop.cell_budget_s", -1, "studies.laptop.cell_budget_s: -1"),
         ("gpu_memory_gib", "16", "gpu_memory_gib: '16' is not of type 'number', 'null'"),
-        ("machine", "../elsewhere", "machine: '../elsewhere' does not match"),
+        ("machine", "../elsewhere", "machine: '../elsewhere' is not allowed; allowed: a name of"),
         ("plugins", ["no_such_module"], "plugins: 'no_such_module' cannot be imported"),
         ("settings", {"init": 5}, "settings: init must start with one of uniform"),
         ("settings", {"init": [[1]]}, "settings: init must start with one of uniform"),

@@ -27,11 +27,15 @@ CELLS = 4 * len(mmdma_core.variants())  # of the smoke study
 SMOKE = ("--config", "study=smoke", "machine=here", "device=cpu")
 
 
-def run_snakemake(folder, *arguments, status=0, cores=1):
-    """Run Snakemake in a folder; the text of both streams in one."""
-    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+def run_snakemake(folder, *arguments, status=0, cores=1, **more):
+    """Run Snakemake in a folder, `more` in its environment; the text of both streams in one."""
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | more
     environment.pop("PYTHONPATH", None)
-    options = ["--cores", str(cores), *(["--resources", "gpu=1"] if cores == 1 else []), *arguments]
+    options = [
+        *(["--cores", str(cores)] if cores else []),
+        *(["--resources", "gpu=1"] if cores == 1 else []),
+        *arguments,
+    ]
     done = subprocess.run(
         [BIN / "snakemake", *options],
         cwd=folder,
@@ -117,6 +121,26 @@ def test_a_typo_stops_snakemake_before_anything_runs(project):
     output = run_snakemake(project, "--config", "studdy=smoke", status=1)
     assert "unknown key 'studdy'; did you mean 'study'" in output
     assert not (project / "results" / "here").exists()
+
+
+def test_a_study_ends_where_a_path_has_marks_of_the_shell_and_home_cannot_be_written(project, configure, tmp_path):
+    (tmp_path / "file").touch()
+    results = "m'y $r; ü & co"
+    configure({"n": [60], "p": [10], "variants": ["primal", "primal-fused"]}, results=results)
+    output = run_snakemake(project, "--until", "table", HOME=str(tmp_path / "file" / "home"))
+    root = project / results / "here"
+    assert [record.status for record in records.read_all(root)] == ["ok", "ok"]
+    assert "s/epoch" in (root / "logs" / "primal" / "p10.log").read_text()
+    assert (root / "summary.csv").exists()
+    assert output.count("caches: ") == 1  # what is decided holds for all jobs
+
+
+def test_what_snakemake_prints_after_a_crash_works_as_it_stands(project):
+    locks = project / ".snakemake" / "locks"
+    locks.mkdir(parents=True)
+    (locks / "0.output.lock").write_text("results/here/summary.csv\n")
+    assert "Unlocked" in run_snakemake(project, "--unlock", cores=None)
+    assert not list(locks.glob("*.lock"))
 
 
 def test_the_workflow_lints(project):

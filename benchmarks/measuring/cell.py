@@ -16,7 +16,7 @@ import torch
 
 import mmdma_core
 from benchmarks.measuring import memory
-from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported
+from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported, compiler
 from mmdma_core.objective.inputs import Given, as_views, is_sparse
 
 EARLY_EPOCHS = 3  # every measured cell does that many: a warm-up and at least MIN_TIMED
@@ -101,7 +101,8 @@ def measure(cell: Cell, report: Report, work: Work) -> None:
     torch.set_num_threads(cell.threads)
     _limit_memory(cell)
     try:
-        work(cell, report)
+        with compiler.explained():
+            work(cell, report)
     except MissingDependency as error:
         report({"status": "missing_dependency", "detail": str(error)})
     except Unsupported as error:

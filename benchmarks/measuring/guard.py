@@ -80,7 +80,8 @@ def preload(variants: Iterable[str], device: str) -> None:
             variant = mmdma_core.variant(name)
             for module in variant.requires:
                 if isinstance(module, str) and module not in variant.absent():
-                    variant.importer(module)
+                    with suppress(Exception):  # it is raised again in the variant's own cells, which say so
+                        variant.importer(module)
 
 
 def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Work = cell_module.time_epochs) -> Record:

@@ -79,6 +79,8 @@ def _sentence(error: jsonschema.ValidationError) -> str:
         return f"{where}: unknown key {unknown!r}; {closest(str(unknown), allowed)}"
     if error.validator == "enum":
         return f"{where}: {error.instance!r} is not allowed; {closest(str(error.instance), error.validator_value)}"
+    if error.validator == "pattern":
+        return f"{where}: {error.instance!r} is not allowed; allowed: {error.schema['description']}"
     if error.validator == "oneOf":
         return f"{where}: {error.instance!r} is not allowed; allowed: 'auto' or an integer of at least 1"
     return f"{where}: {error.message}"

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted
 
+from mmdma_core import compiler
 from mmdma_core.families import registry
 from mmdma_core.fused.compose import in_batches
 from mmdma_core.matching import model_file
@@ -224,14 +225,15 @@ class MMDMA(BaseEstimator):
         self.device_ = self._device()
         self.variant_ = choose_variant(self, *views)
         seeds = draw_seeds(self.random_state, self.n_starts)
-        self.sigma_ = self._sigma(views, seeds[0])
-        settings = self._settings(self.sigma_)
-        self.starts_, self.interrupted_ = run_starts(
-            seeds,
-            lambda seed: self._start(views, settings, seed),
-            lambda run, seed, k: self._train(run, views, settings, seed, k),
-            lambda run, history: self._keep_results(run, history, views),
-        )
+        with compiler.explained():
+            self.sigma_ = self._sigma(views, seeds[0])
+            settings = self._settings(self.sigma_)
+            self.starts_, self.interrupted_ = run_starts(
+                seeds,
+                lambda seed: self._start(views, settings, seed),
+                lambda run, seed, k: self._train(run, views, settings, seed, k),
+                lambda run, history: self._keep_results(run, history, views),
+            )
         return self
 
     def fit_transform(self, X: Any, Y: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
