@@ -10,7 +10,7 @@ import pandas as pd
 from benchmarks.measuring.records import STATUSES, Record, read_all
 from benchmarks.reading.spread import median_interval
 
-_NESTED = ("epoch_s", "losses", "metrics", "limits", "machine")
+_NESTED = ("epoch_s", "losses", "metrics", "limits", "machine", "ran_out_of", "missing")
 
 
 def to_frame(records: list[Record]) -> pd.DataFrame:

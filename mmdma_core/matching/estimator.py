@@ -17,6 +17,7 @@ from sklearn.preprocessing import normalize
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from mmdma_core import host
 from mmdma_core.families import advice, registry
 from mmdma_core.fused.compose import in_batches
 from mmdma_core.matching import model_file
@@ -338,7 +339,8 @@ class MMDMA(BaseEstimator):
         sparse = scipy.sparse.issparse(x) or scipy.sparse.issparse(y)
         form = "kernel" if self.kernel == "precomputed" else "sparse" if sparse else "dense"
         epochs = self.n_epochs * self.n_starts
-        choice = advice.choose_for_fit(n, p, self.n_components, epochs, self.device_, form=form)
+        free = host.free_bytes() if self.device_.type == "cpu" else None  # a container may leave less than the machine
+        choice = advice.choose_for_fit(n, p, self.n_components, epochs, self.device_, free, form)
         _LOG.info("variant: %s", choice)
         return choice.variant
 
