@@ -67,7 +67,9 @@ def _handle(name: str) -> Any:
         return whole
     old = re.fullmatch(r"MIG-(GPU-[^/]+)/(\d+)/(\d+)", name)
     if old:
-        found = [part for gpu in _gpus() if _begins(gpu, old[1]) for part in _parts(gpu) if _instance(part) == old[2:]]
+        gpu, *instance = old.groups()
+        parts = (part for whole in _gpus() if _begins(whole, gpu) for part in _parts(whole))
+        found = [part for part in parts if _instance(part) == instance]
     elif name.startswith("GPU-"):
         found = [gpu for gpu in _gpus() if _begins(gpu, name)]
     else:
@@ -91,8 +93,8 @@ def _parts(gpu: Any) -> Iterator[Any]:
             yield part
 
 
-def _instance(part: Any) -> tuple[str, str]:
-    return tuple(str(_asked(f"nvmlDeviceGet{kind}InstanceId", part)) for kind in ("Gpu", "Compute"))
+def _instance(part: Any) -> list[str]:
+    return [str(_asked(f"nvmlDeviceGet{kind}InstanceId", part)) for kind in ("Gpu", "Compute")]
 
 
 def _begins(handle: Any, name: str) -> bool:
