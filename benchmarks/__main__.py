@@ -186,10 +186,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _set_environment(threads: int | str) -> None:
-    """What OpenMP and CUDA read when they are loaded; Snakemake exports 1 thread under --cores 1."""
-    number = machine.available_threads() if threads == "auto" else threads
-    os.environ.update(OMP_NUM_THREADS=str(number), MKL_NUM_THREADS=str(number), OPENBLAS_NUM_THREADS=str(number))
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver counts
+    """What OpenMP, Numba and CUDA read when they are loaded; Snakemake exports 1 thread under --cores 1."""
+    given = isinstance(threads, int) and threads > 0  # the configuration is not checked yet
+    os.environ.update(machine.threads_environment(threads if given else machine.available_threads()))
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as the driver counts
 
 
 def _interrupt(number: int, frame: object) -> None:

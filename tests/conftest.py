@@ -23,10 +23,35 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: its logic then runs in NumPy
 
+from mmdma_core import host
+
 ROOT = Path(__file__).parents[1]
 
 for module in yaml.safe_load((ROOT / "config.yaml").read_text())["plugins"]:
     importlib.import_module(module)
+
+
+@contextmanager
+def new_group(limit):
+    """A group of processes, below this one's, with so many bytes of memory; OSError where none may be made."""
+    parent = next(folder for folder, _ in host._groups("memory", Path("/")) if folder.is_dir())
+    group = parent / f"test-{os.getpid()}"
+    group.mkdir()
+    try:
+        files = [group / "memory.limit_in_bytes", group / "memory.max"]
+        next(file for file in files if file.exists()).write_text(str(limit))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def no_group():
+    """Why no group with a limit of memory can be made here, None if one can."""
+    try:
+        with new_group(2**30):
+            return None
+    except (OSError, StopIteration) as error:
+        return f"may make no group of processes with a limit of memory: {error!r}"
 
 
 REAL_DATA = Path(os.environ.get("MMDMA_DATA", ROOT.parent / "shared" / "data"))  # snareseq/ and scgem/
@@ -35,6 +60,7 @@ OPTIONAL = {
     "gpu": None if torch.cuda.is_available() else "needs a CUDA GPU, PyTorch finds none here",
     "tensorflow": None if importlib.util.find_spec("tensorflow") else "needs TensorFlow: pip install '.[tensorflow]'",
     "peers": None if all(map(importlib.util.find_spec, ["ot", "ott"])) else "needs POT, OTT: pip install '.[peers]'",
+    "group": no_group(),
     "real_data": None if REAL_DATA.is_dir() else f"the real data are not in {REAL_DATA}: set MMDMA_DATA",
 }
 

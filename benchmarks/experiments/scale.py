@@ -29,8 +29,9 @@ from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
 from benchmarks.measuring.sources import source_digest
 from benchmarks.study import sweep
+from benchmarks.study.answers import answers, asked_again
 from benchmarks.study.config import ConfigError
-from benchmarks.study.study import Study, answers, chosen_variants
+from benchmarks.study.study import Study, chosen_variants
 from mmdma_core import Settings
 from mmdma_core.fused.compose import EXACT_UP_TO
 from mmdma_core.models.memory import in_words
@@ -124,6 +125,9 @@ def known_or_measured(
     if ended:
         record = guard.new_record(fit, "skipped", f"{ended.status} at n = {ended.n}, start {ended.seed}", who)
     else:
+        why = known and asked_again(known, fit)
+        if why:
+            print(why, flush=True)
         record = guard.measure_cell(fit, who, fit.limits.timeout_s, scale_fits.fit_and_evaluate)
         print(_line(record), flush=True)
     records.write(record, path)

@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 
 import mmdma_core
-from benchmarks.measuring import memory
+from benchmarks.measuring import machine, memory
 from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported, compiler
 from mmdma_core.objective.inputs import Given, as_views, is_sparse
 
@@ -98,11 +100,13 @@ def measure(cell: Cell, report: Report, work: Work) -> None:
 
     What it raises passes through, except that a variant lacks something or cannot treat the problem.
     """
-    torch.set_num_threads(cell.threads)
+    _set_threads(cell.threads)
+    report({"threads": _threads()})
     _limit_memory(cell)
     try:
         with compiler.explained():
             work(cell, report)
+        report({"threads": _threads()})  # a variant may have set its own
     except MissingDependency as error:
         report({"status": "missing_dependency", "detail": str(error)})
     except Unsupported as error:
@@ -189,6 +193,21 @@ def _loss(run: mmdma_core.Run) -> dict[str, float]:
     if not math.isfinite(terms.total):
         raise FloatingPointError(f"the loss is {terms.total} after {run.epoch} epochs: {terms}")
     return {"epoch": run.epoch, **terms._asdict()}
+
+
+def _set_threads(number: int) -> None:
+    """Give PyTorch and Numba the same threads, whatever the shell exports; Numba keeps those it was imported with."""
+    if "numba" not in sys.modules:
+        os.environ.update(machine.threads_environment(number))
+    torch.set_num_threads(int(min(number, _numba_threads())))
+
+
+def _threads() -> int:
+    return int(min(torch.get_num_threads(), _numba_threads()))
+
+
+def _numba_threads() -> float:
+    return sys.modules["numba"].config.NUMBA_NUM_THREADS if "numba" in sys.modules else math.inf
 
 
 def _limit_memory(cell: Cell) -> None:

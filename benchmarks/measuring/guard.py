@@ -29,7 +29,9 @@ import mmdma_core
 from benchmarks.measuring import cell as cell_module
 from benchmarks.measuring import memory
 from benchmarks.measuring.cell import Cell, Limits, Work
+from benchmarks.measuring.lacking import lacking
 from benchmarks.measuring.records import Record
+from mmdma_core import host
 from mmdma_core.models.memory import in_words
 
 POLL_S = 0.05
@@ -91,6 +93,7 @@ def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Wo
     work within the cell's limits, see benchmarks.measuring.cell.measure.
     """
     limited = replace(cell, limits=_with_host_limit(cell.limits))
+    reach, kills = _within_reach(limited), host.kills()
     begin = time.perf_counter()
     probe = memory.DeviceProbe() if cell.device == "cuda" else None
     with tempfile.TemporaryFile("w+", errors="replace") as output:
@@ -102,8 +105,23 @@ def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Wo
             watch = _watch(child, receiver, probe, limited, timeout_s)
         finally:
             _end_child(child)
-        status, detail = _status_and_detail(watch, child.exitcode, _read(output), limited)
-    return _record(cell, watch, status, detail, time.perf_counter() - begin, machine)
+        seconds, said = time.perf_counter() - begin, _read(output)
+    struck = child.exitcode == -signal.SIGKILL or "Killed" in said  # it, or a compiler that it has started
+    killed = struck and not watch.ended_for and host.killed_since(kills)
+    status, detail = _status_and_detail(watch, child.exitcode, said, limited, killed)
+    record = _record(cell, watch, status, detail, seconds, machine)
+    if status == "oom":
+        kind = "device" if cell.device == "cuda" and not killed else "host"
+        record.ran_out_of = {kind: reach[kind]} if reach[kind] is not None else {}
+    if status in ("error", "missing_dependency"):
+        record.missing = list(dict.fromkeys([*cell.absent, *lacking(f"{said}\n{detail}")]))
+    return record
+
+
+def _within_reach(cell: Cell) -> dict[str, int | None]:
+    """What the cell could take at most of each memory, in bytes."""
+    reach = {"host": memory.within_reach("host", cell.limits.host_gib)}
+    return reach | ({"device": memory.within_reach("device", cell.limits.gpu_gib)} if cell.device == "cuda" else {})
 
 
 def _with_host_limit(limits: Limits) -> Limits:
@@ -129,7 +147,7 @@ def _watch(
     timeout_s: float,
 ) -> _Watch:
     watch = _Watch()
-    begin = time.perf_counter()
+    begin, at_fork = time.perf_counter(), memory.host_bytes()
     process = psutil.Process(child.pid)
     while True:
         wait([receiver, child.sentinel], timeout=POLL_S)
@@ -140,7 +158,7 @@ def _watch(
         if not alive:
             return watch
         with suppress(psutil.NoSuchProcess):
-            watch.host_bytes = process.memory_info().rss - watch.facts.get("host_before", 0)
+            watch.host_bytes = process.memory_info().rss - watch.facts.get("host_before", at_fork)
         if probe and watch.facts.get("stage") != "metrics":  # what evaluation takes is not the variant's
             watch.device_bytes = probe.peak(child.pid, watch.facts.get("stage"))
             watch.facts["sm_clock_mhz"] = probe.sm_clock_mhz
@@ -170,8 +188,8 @@ def _end_child(child: multiprocessing.Process) -> None:
         child.join(grace)
 
 
-def _status_and_detail(watch: _Watch, exit_code: int, output: str, cell: Cell) -> tuple[str, str]:
-    """Status and detail of a child that has ended. Out of memory only on evidence."""
+def _status_and_detail(watch: _Watch, exit_code: int, output: str, cell: Cell, killed: bool) -> tuple[str, str]:
+    """Status and detail of a child that has ended. Out of memory only on evidence; killed: the kernel counted it."""
     if watch.ended_for:
         return watch.ended_for
     if "status" in watch.facts:
@@ -181,6 +199,8 @@ def _status_and_detail(watch: _Watch, exit_code: int, output: str, cell: Cell) -
     if evidence:
         line = next(line for line in output[evidence.start() :].splitlines() if line)
         return "oom", f"during {stage}: {line[:300]}"
+    if killed:
+        return "oom", f"killed by the kernel for want of memory during {stage}"
     if exit_code == -signal.SIGKILL and watch.host_bytes > 0.9 * cell.limits.host_gib * memory.GIB:
         return "oom", f"killed during {stage} with {in_words(watch.host_bytes)} of host memory in use"
     how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit status {exit_code}"
@@ -214,8 +234,9 @@ def _record(cell: Cell, watch: _Watch, status: str, detail: str, seconds: float,
         if name in watch.facts:
             setattr(record, name, watch.facts[name])
     record.peak_device_bytes = watch.device_bytes
+    record.machine = machine | {"cpu_threads": watch.facts.get("threads", machine.get("cpu_threads"))}
     if watch.facts.get("sm_clock_mhz"):
-        record.machine = machine | {"gpu": machine["gpu"] | {"sm_clock_mhz": watch.facts["sm_clock_mhz"]}}
+        record.machine |= {"gpu": machine["gpu"] | {"sm_clock_mhz": watch.facts["sm_clock_mhz"]}}
     if status == "ok":
         record.set_runtime()
     return record

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
+import importlib.util
 import platform
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
 import pynvml
+
+from benchmarks.measuring import visible
 
 _PACKAGES = ("torch", "pykeops", "numba", "numpy", "lsmmdma", "tensorflow", "tensorflow-cpu")
 
@@ -21,10 +25,10 @@ _PACKAGES = ("torch", "pykeops", "numba", "numpy", "lsmmdma", "tensorflow", "ten
 def gpu() -> dict[str, Any] | None:
     """Model, memory, driver and clocks (MHz) of the GPU that PyTorch calls cuda:0; None without one.
 
-    Asks NVML and never CUDA: a process that has a CUDA context cannot fork cells.
+    Asks NVML and never CUDA: a process that has a CUDA context cannot fork cells. Raises ValueError where
+    CUDA_VISIBLE_DEVICES names none of the GPUs that are there.
     """
-    handle = _first_gpu()
-    if handle is None:
+    if _first_gpu() is None:
         return None
     memory = _ask_driver("nvmlDeviceGetMemoryInfo")
     return {
@@ -48,6 +52,12 @@ def device_used_bytes() -> int | None:
     return memory and memory.used
 
 
+def device_free_bytes() -> int | None:
+    """What is free on the GPU."""
+    memory = _ask_driver("nvmlDeviceGetMemoryInfo")
+    return memory and memory.total - memory.used
+
+
 def device_process_bytes(pid: int) -> int | None:
     """What one process holds on the GPU; None if the driver does not list it."""
     processes = _ask_driver("nvmlDeviceGetComputeRunningProcesses") or []
@@ -56,17 +66,7 @@ def device_process_bytes(pid: int) -> int | None:
 
 @cache
 def _first_gpu() -> Any:
-    """NVML's handle of the first visible GPU, None without one. CUDA counts as NVML does under PCI_BUS_ID order."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if first in ("", "-1"):
-        return None
-    try:
-        pynvml.nvmlInit()
-        if first.isdigit():
-            return pynvml.nvmlDeviceGetHandleByIndex(int(first))
-        return pynvml.nvmlDeviceGetHandleByUUID(first)
-    except pynvml.NVMLError:
-        return None
+    return visible.first_gpu()
 
 
 def _ask_driver(query: str, *arguments: Any) -> Any:
@@ -80,12 +80,28 @@ def _ask_driver(query: str, *arguments: Any) -> Any:
 
 
 def available_threads() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """CPU cores that this process may use all the time, see mmdma_core.host."""
+    return _host().cores()
+
+
+def _host() -> ModuleType:
+    """mmdma_core.host; by its file at first, since its package imports PyTorch, which reads how many threads it has."""
+    if "mmdma_core" in sys.modules:
+        return importlib.import_module("mmdma_core.host")
+    folder = Path(importlib.util.find_spec("mmdma_core").origin).parent
+    spec = importlib.util.spec_from_file_location("host", folder / "host.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def threads_environment(number: int) -> dict[str, str]:
+    """What the libraries that compute read, when they are loaded, about their threads."""
+    return {f"{library}_NUM_THREADS": str(number) for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:
-    """The machine as it goes into every record: the GPU only if it measures, `threads` what the process is given."""
+    """The machine as it goes into every record: the GPU only if it measures, `threads` what the process is to use."""
     return {
         "gpu": gpu() if device == "cuda" else None,
         "cpu": cpu_model(),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import resource
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
-from benchmarks.measuring.machine import device_process_bytes, device_used_bytes, sm_clock_mhz
+from benchmarks.measuring.machine import device_free_bytes, device_process_bytes, device_used_bytes, sm_clock_mhz
+from mmdma_core import host
 
 GIB = 2**30
 
@@ -36,8 +38,14 @@ def limit_host_memory(extra: int) -> None:
 
 
 def default_host_limit() -> int:
-    """80 % of the memory that is free now."""
-    return int(0.8 * psutil.virtual_memory().available)
+    """80 % of the memory that is free now, on the machine and in the groups (containers, jobs) of this process."""
+    return int(0.8 * host.free_bytes())
+
+
+def within_reach(kind: Literal["host", "device"], limit_gib: float | None) -> int | None:
+    """Bytes that a cell could take now, by its limit and by what is free; None where nobody tells what is free."""
+    free = device_free_bytes() if kind == "device" else default_host_limit() if limit_gib is None else host.free_bytes()
+    return free if limit_gib is None or free is None else int(min(free, limit_gib * GIB))
 
 
 class DeviceProbe:

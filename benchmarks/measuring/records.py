@@ -29,6 +29,8 @@ class Record:
 
     device            'cpu' or 'cuda'
     key               digest of what was asked for: a record is used again only for the same question
+    ran_out_of        of an oom: the bytes that it could take of what ran out, {'host': bytes} or {'device': bytes}
+    missing           of an error or a missing dependency: the modules and compilers that were not there
     limits            time and memory it was given, see benchmarks.measuring.cell.Limits, and sweep_budget_s
     status, detail    how the cell ended, and why in words (the last lines of stderr for an error)
     implied_by        the smaller n that a skipped cell is skipped for, if it is for that
@@ -61,6 +63,8 @@ class Record:
     status: Status
     detail: str = ""
     implied_by: int | None = None
+    ran_out_of: dict[str, int] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
     limits: dict[str, float | None] = field(default_factory=dict)
     data_mode: str | None = None
     data_s: float | None = None

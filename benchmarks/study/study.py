@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import importlib
+import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 import mmdma_core
-from benchmarks.measuring import machine, records
+from benchmarks.measuring import machine, records, visible
 from benchmarks.measuring.cell import Cell, DataSource, Limits
-from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record, UnreadableRecord
 from benchmarks.measuring.sources import source_digest
+from benchmarks.study.answers import answers, asked_again
 from benchmarks.study.config import ConfigError, check, closest
 from mmdma_core import Settings
 
@@ -119,17 +119,25 @@ class Study:
 
     def known(self, variant: str, n: int, p: int) -> Record | None:
         """The record that answers what is asked at this point now, if there is one; an unreadable one does not."""
-        path = self.path(variant, n, p)
-        try:
-            record = records.read(path) if path.exists() else None
-        except UnreadableRecord:
-            return None
+        record = self._record(variant, n, p)
         if record is None:
             return None
         if record.status == "skipped":
             cell = self.cell(variant, n, p)
             return record if record.key == cell.key and self._still_skipped(record) else None
         return record if answers(record, self.cell(variant, n, p)) else None
+
+    def asked_again(self, variant: str, n: int, p: int) -> str | None:
+        """Why a cell is measured again that has a record for the same question, in words; None where it is not."""
+        record = self._record(variant, n, p)
+        return record and asked_again(record, self.cell(variant, n, p))
+
+    def _record(self, variant: str, n: int, p: int) -> Record | None:
+        path = self.path(variant, n, p)
+        try:
+            return records.read(path) if path.exists() else None
+        except UnreadableRecord:
+            return None
 
     def _still_skipped(self, record: Record) -> bool:
         if record.implied_by is None:
@@ -147,29 +155,6 @@ class Study:
             stamp = self.stamp(variant, p)
             if stamp.exists() and not all(self.known(variant, n, p) for n in self.ns(variant, p)):
                 stamp.unlink()
-
-
-def answers(record: Record, cell: Cell) -> bool:
-    """Whether a record is one of this cell, and would come out the same under the limits that are set now."""
-    now, then = cell.limits, Limits(**{f.name: record.limits.get(f.name) for f in dataclasses.fields(Limits)})
-    if record.key != cell.key:
-        return False
-    if record.status == "ok":
-        return _fits(record, now) and (not record.extrapolated or now.budget_s <= then.budget_s)
-    if record.status == "oom":
-        return (now.host_gib, now.gpu_gib) == (then.host_gib, then.gpu_gib)
-    if record.status == "timeout":
-        return now.timeout_s <= then.timeout_s
-    if record.status == "missing_dependency":
-        return bool(cell.absent)
-    return True
-
-
-def _fits(record: Record, limits: Limits) -> bool:
-    """Whether what an ok cell held stays within the limits."""
-    held = ((record.peak_device_bytes, limits.gpu_gib), (record.peak_host_bytes, limits.host_gib))
-    used, limit = held[0] if record.device == "cuda" else held[1]
-    return limit is None or used is None or used <= limit * GIB
 
 
 def load(config: dict[str, Any]) -> Study:
@@ -232,12 +217,34 @@ def _import_plugins(modules: list[str]) -> None:
 def _device(device: str) -> str:
     """'cuda' if it is asked for or 'auto', the driver has a GPU and this PyTorch can use it; asked without CUDA."""
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # PyTorch asks the driver and opens no context
-    found = machine.gpu() is not None
-    usable = found and torch.cuda.is_available()
+    if device == "cpu":
+        return "cpu"
+    try:
+        found = machine.gpu() is not None
+    except ValueError as error:
+        raise ConfigError(f"device: {device!r}, but {error}") from None
+    usable = found and _torch_finds_a_gpu()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if device == "cuda" and not usable:
         why = "this PyTorch is built without CUDA or finds no GPU" if found else "the driver knows no GPU here"
         raise ConfigError(f"device: 'cuda' is asked for, but {why}; allowed: auto, cpu")
-    return "cuda" if usable and device != "cpu" else "cpu"
+    if found and not usable and named and torch.version.cuda:
+        raise ConfigError(f"CUDA_VISIBLE_DEVICES={named!r}: PyTorch finds no GPU of that name; name one by its index")
+    if usable:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver counts
+    return "cuda" if usable else "cpu"
+
+
+def _torch_finds_a_gpu() -> bool:
+    """Of a MIG device PyTorch asks CUDA itself, which then does not survive a fork: another process asks."""
+    if not visible.is_part():
+        return torch.cuda.is_available()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_asked_in_a_child)
+
+
+def _asked_in_a_child() -> bool:
+    return torch.cuda.is_available()
 
 
 def chosen_variants(key: str, names: list[str]) -> tuple[str, ...]:

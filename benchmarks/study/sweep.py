@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
+
 import mmdma_core
 from benchmarks.measuring import guard, machine, records
 from benchmarks.measuring.records import Record
@@ -57,6 +59,9 @@ def _sweep(study: Study, variant: str, p: int, ns: Sequence[int], budget_s: floa
         record = study.known(variant, n, p)
         if record is None or (retry and record.status == "error"):
             records.set_aside_if_unreadable(study.path(variant, n, p))
+            why = study.asked_again(variant, n, p)
+            if why:
+                tqdm.write(why, file=sys.stdout)
             record = _measure(study, variant, n, p, limit, end, who)
             record.limits["sweep_budget_s"] = budget_s
             records.write(record, study.path(variant, n, p))

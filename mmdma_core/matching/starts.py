@@ -18,6 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
+from mmdma_core import host
 from mmdma_core.errors import Unsupported
 from mmdma_core.families import advice, registry
 from mmdma_core.fused.compose import takes_batches
@@ -102,7 +103,8 @@ def choose_variant(model: BaseEstimator, x: Matrix, y: Matrix) -> str:
     sparse = scipy.sparse.issparse(x) or scipy.sparse.issparse(y)
     form = "kernel" if model.kernel == "precomputed" else "sparse" if sparse else "dense"
     epochs = model.n_epochs * model.n_starts
-    choice = advice.choose_for_fit(n, p, model.n_components, epochs, model.device_, form=form)
+    free = host.free_bytes() if model.device_.type == "cpu" else None  # a container may leave less than the machine
+    choice = advice.choose_for_fit(n, p, model.n_components, epochs, model.device_, free, form)
     needs = "" if choice.needs_bytes is None else f"; about {in_words(choice.needs_bytes)}"
     _LOG.info("variant: %s: %s%s", choice.variant, choice.reason, needs)
     return choice.variant

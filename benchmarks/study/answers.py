@@ -1,0 +1,52 @@
+"""Whether a record answers what is asked of a cell now, and in words why one is asked again that once did."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from benchmarks.measuring.cell import Cell, Limits
+from benchmarks.measuring.lacking import is_here
+from benchmarks.measuring.memory import GIB, within_reach
+from benchmarks.measuring.records import Record
+
+_MARGIN = 1.1  # so much more memory than ran out is worth another try; less is the coming and going of others
+
+
+def answers(record: Record, cell: Cell) -> bool:
+    """Whether a record is one of this cell, and would come out the same under the limits that are set now."""
+    now, then = cell.limits, Limits(**{f.name: record.limits.get(f.name) for f in dataclasses.fields(Limits)})
+    if record.key != cell.key or asked_again(record, cell):
+        return False
+    if record.status == "ok":
+        return _fits(record, now) and (not record.extrapolated or now.budget_s <= then.budget_s)
+    if record.status == "oom":
+        return (now.host_gib, now.gpu_gib) == (then.host_gib, then.gpu_gib)
+    if record.status == "timeout":
+        return now.timeout_s <= then.timeout_s
+    if record.status == "missing_dependency":
+        return bool(cell.absent or record.missing)
+    return True
+
+
+def asked_again(record: Record, cell: Cell) -> str | None:
+    """Why the same question is worth asking again on this machine, None if it is not: memory, modules, compilers.
+
+    A record that does not say what ran out or was missing is not asked again for it.
+    """
+    if record.key != cell.key:
+        return None
+    where = f"{record.variant} n = {record.n} p = {record.p}: asked again"
+    limits = {"host": cell.limits.host_gib, "device": cell.limits.gpu_gib}
+    for kind, then in record.ran_out_of.items() if record.status == "oom" else ():
+        now = within_reach(kind, limits[kind])
+        if now is not None and now > _MARGIN * then:
+            return f"{where}, {then / GIB:.3g} GiB of {kind} memory ran out, {now / GIB:.3g} GiB are within reach now"
+    there = [name for name in record.missing if is_here(name)]
+    return f"{where}, {', '.join(there)} was missing and is here now" if there else None
+
+
+def _fits(record: Record, limits: Limits) -> bool:
+    """Whether what an ok cell held stays within the limits."""
+    held = ((record.peak_device_bytes, limits.gpu_gib), (record.peak_host_bytes, limits.host_gib))
+    used, limit = held[0] if record.device == "cuda" else held[1]
+    return limit is None or used is None or used <= limit * GIB
