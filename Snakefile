@@ -7,9 +7,16 @@ from benchmarks.study import study
 configfile: "config.yaml"
 
 STUDY = study.load(config)
-STUDY.withdraw_stamps()
-SWEEPS = [STUDY.stamp(variant, p) for variant, p in STUDY.sweeps()]
+SWEEPS = [STUDY.wanted_stamp(variant, p) for variant, p in STUDY.sweeps()]
 OVERRIDES = configuration.overrides(config)
+# Every core that Snakemake is given, so that no other job runs beside a timed cell; on a cluster those of a job.
+CORES = STUDY.threads if workflow.remote_exec else workflow.resource_settings.cores or STUDY.threads
+GPUS = int(STUDY.device == "cuda")
+# On a cluster: of Slurm's nodes all of one, where its CPU is measured.
+NODE = {} if GPUS else {"slurm_extra": "--exclusive"}
+
+
+localrules: all, table, figures, page
 
 
 rule all:
@@ -22,20 +29,22 @@ rule all:
 
 rule sweep:
     output:
-        touch(STUDY.stamp("{variant}", "{p}")),
+        touch(STUDY.stamp("{variant}", "{p}", "{turn}")),
     log:
-        STUDY.root / "logs" / "{variant}" / "p{p}.log",
+        STUDY.root / "logs" / "{variant}" / "p{p}.{turn}.log",
     wildcard_constraints:
         variant="[^/]+",
         p=r"\d+",
+        turn=r"\d+",
     params:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
-    # Every core, so that no other job of the workflow runs beside a timed cell.
-    threads: workflow.cores
+    threads: CORES
     resources:
-        gpu=1,
+        gpu=GPUS,
+        runtime=STUDY.minutes_of_a_sweep,
+        **NODE,
     shell:
         "python -m benchmarks sweep {params.overrides} --variant {wildcards.variant} --p {wildcards.p} | tee -i {log}"
 
@@ -99,9 +108,10 @@ rule quality:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
-    threads: workflow.cores
+    threads: CORES
     resources:
-        gpu=1,
+        gpu=GPUS,
+        **NODE,
     shell:
         "python -m benchmarks quality {params.overrides} | tee -i {log}"
 
@@ -113,9 +123,10 @@ rule scale:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
-    threads: workflow.cores
+    threads: CORES
     resources:
-        gpu=1,
+        gpu=GPUS,
+        **NODE,
     shell:
         "python -m benchmarks scale {params.overrides} | tee -i {log}"
 
@@ -127,8 +138,9 @@ rule citeseq:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
-    threads: workflow.cores
+    threads: CORES
     resources:
-        gpu=1,
+        gpu=GPUS,
+        **NODE,
     shell:
         "python -m benchmarks citeseq {params.overrides} | tee -i {log}"

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.run is _compare:
             return _compare(options)
-        config = configuration.read(options.config, options.set)
+        config = configuration.read(options.config, options.set, options.profile)
         _set_environment(config.get("cpu_threads", "auto"))
         from benchmarks.study import study  # imports PyTorch, which reads the number of threads
 
@@ -46,7 +46,7 @@ def _check(study, options) -> None:  # noqa: ANN001
 def _plan(study, options) -> None:  # noqa: ANN001
     from benchmarks.study import plan
 
-    print(plan.describe(study))
+    print(plan.describe(study, options.gpus))
 
 
 def _sweep(study, options) -> None:  # noqa: ANN001
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", type=Path, default=configuration.DEFAULT_CONFIG, help="default: %(default)s")
+    shared.add_argument("--profile", type=Path, help="a profile of Snakemake, whose machine.yaml overrides keys")
     shared.add_argument(
         "--set",
         action="append",
@@ -157,6 +158,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--n", type=int, required=True, help="cells")
             command.add_argument("--p", type=int, required=True, help="features")
             command.add_argument("--gpu-memory-gib", type=float, help="for a GPU of this memory, wherever it is")
+        if name == "plan":
+            command.add_argument("--gpus", type=int, default=1, help="that measure at once, on a cluster; default: 1")
         if name == "sweep":
             command.add_argument("--variant", nargs="+", help="default: all of the study")
             command.add_argument("--p", nargs="+", type=int, help="default: all of the study")

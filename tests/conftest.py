@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import slurm_cluster
 import yaml
 
 # Threads that spin where they wait take each other's time as soon as there are more of them than cores.
@@ -35,6 +36,7 @@ OPTIONAL = {
     "gpu": None if torch.cuda.is_available() else "needs a CUDA GPU, PyTorch finds none here",
     "tensorflow": None if importlib.util.find_spec("tensorflow") else "needs TensorFlow: pip install '.[tensorflow]'",
     "peers": None if all(map(importlib.util.find_spec, ["ot", "ott"])) else "needs POT, OTT: pip install '.[peers]'",
+    "slurm": slurm_cluster.refused(),
     "real_data": None if REAL_DATA.is_dir() else f"the real data are not in {REAL_DATA}: set MMDMA_DATA",
 }
 

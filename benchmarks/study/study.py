@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import importlib
-import os
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import mmdma_core
 from benchmarks.measuring import machine, records
+from benchmarks.measuring.alone import why_no_gpu
 from benchmarks.measuring.cell import Cell, DataSource, Limits
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record, UnreadableRecord
@@ -23,6 +23,7 @@ from benchmarks.study.config import ConfigError, check, closest
 from mmdma_core import Settings
 
 ENDS_A_SWEEP = ("oom", "timeout")  # after one of these, larger n are skipped
+_AROUND_A_SWEEP_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -137,16 +138,24 @@ class Study:
         reason = self.known(record.variant, record.implied_by, record.p)
         return self.stop_after_failure and reason is not None and reason.status in ENDS_A_SWEEP
 
-    def stamp(self, variant: str, p: int | str) -> Path:
-        """The file that says that every cell of a sweep is known."""
-        return self.root / "sweeps" / str(variant) / f"p{p}.done"
+    @property
+    def minutes_of_a_sweep(self) -> int:
+        """What to ask of a cluster for a sweep: its budget, and as much as imports and KeOps' compiler may take."""
+        return math.ceil((self.sweep_budget_s + _AROUND_A_SWEEP_S) / 60)
 
-    def withdraw_stamps(self) -> None:
-        """Remove each stamp whose sweep has a cell that is not known: deleted, unreadable, or asked for differently."""
-        for variant, p in self.sweeps():
-            stamp = self.stamp(variant, p)
-            if stamp.exists() and not all(self.known(variant, n, p) for n in self.ns(variant, p)):
-                stamp.unlink()
+    def stamp(self, variant: str, p: int | str, turn: int | str) -> Path:
+        """The file that says that a sweep has run to its end, for the turn-th time."""
+        return self.root / "sweeps" / str(variant) / f"p{p}.{turn}.done"
+
+    def wanted_stamp(self, variant: str, p: int) -> Path:
+        """The last stamp of a sweep; the next, which is not there, if a cell of it is not known.
+
+        A cell is not known if it is deleted, unreadable, or asked for differently now.
+        """
+        turns = itertools.count()
+        absent = next(turn for turn in turns if not self.stamp(variant, p, turn).exists())
+        known = all(self.known(variant, n, p) for n in self.ns(variant, p))
+        return self.stamp(variant, p, max(0, absent - 1) if known else absent)
 
 
 def answers(record: Record, cell: Cell) -> bool:
@@ -176,7 +185,8 @@ def load(config: dict[str, Any]) -> Study:
     """The study that a configuration asks for. Raises ConfigError for what is not allowed, an absent GPU included."""
     check(config)
     _import_plugins(config.get("plugins", []))
-    device = _device(config.get("device", "auto"))
+    folder = config.get("machine", "auto")
+    device = _device(config.get("device", "auto"), folder)
     name = config["study"]
     if name == "auto":
         name = "paper" if device == "cuda" else "laptop"
@@ -184,7 +194,6 @@ def load(config: dict[str, Any]) -> Study:
         raise ConfigError(f"study: unknown study {name!r}; {closest(name, ['auto', *config['studies']])}")
     study = config["studies"][name]
     threads = config.get("cpu_threads", "auto")
-    folder = config.get("machine", "auto")
     figures = config.get("figures", {})
     return Study(
         name=name,
@@ -229,15 +238,19 @@ def _import_plugins(modules: list[str]) -> None:
             raise ConfigError(f"plugins: {module!r} cannot be imported: {type(error).__name__}: {error}") from None
 
 
-def _device(device: str) -> str:
-    """'cuda' if it is asked for or 'auto', the driver has a GPU and this PyTorch can use it; asked without CUDA."""
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # PyTorch asks the driver and opens no context
-    found = machine.gpu() is not None
-    usable = found and torch.cuda.is_available()
-    if device == "cuda" and not usable:
-        why = "this PyTorch is built without CUDA or finds no GPU" if found else "the driver knows no GPU here"
-        raise ConfigError(f"device: 'cuda' is asked for, but {why}; allowed: auto, cpu")
-    return "cuda" if usable and device != "cpu" else "cpu"
+def _device(device: str, folder: str) -> str:
+    """The one that is asked for; 'auto': 'cuda' where a GPU can be used.
+
+    'cuda' on a host without one, such as a login node, needs the name of the folder.
+    """
+    if device == "auto":
+        return "cpu" if why_no_gpu() else "cuda"
+    if device == "cuda" and folder == "auto" and why_no_gpu():
+        raise ConfigError(
+            f"device: 'cuda' is asked for, but {why_no_gpu()}; allowed: auto, cpu, or a name in `machine` where "
+            "other nodes measure"
+        )
+    return device
 
 
 def chosen_variants(key: str, names: list[str]) -> tuple[str, ...]:
