@@ -45,6 +45,8 @@ rule sweep:
         gpu=GPUS,
         runtime=STUDY.minutes_of_a_sweep,
         **NODE,
+    message:
+        "{wildcards.variant} at p = {wildcards.p}"
     shell:
         "python -m benchmarks sweep {params.overrides} --variant {wildcards.variant} --p {wildcards.p} | tee -i {log}"
 
@@ -62,6 +64,8 @@ rule table:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
+    message:
+        "the table of all cells"
     shell:
         "python -m benchmarks table {params.overrides} | tee -i {log}"
 
@@ -78,6 +82,8 @@ rule figures:
         shows=figures.question(STUDY),
     conda:
         "environment.yaml"
+    message:
+        "the figures"
     shell:
         "python -m benchmarks figures {params.overrides} | tee -i {log}"
 
@@ -95,6 +101,8 @@ rule page:
         shows=figures.question(STUDY),
     conda:
         "environment.yaml"
+    message:
+        "the report"
     shell:
         "python -m benchmarks report {params.overrides} | tee -i {log}"
 
@@ -112,6 +120,8 @@ rule quality:
     resources:
         gpu=GPUS,
         **NODE,
+    message:
+        "matching quality on real data"
     shell:
         "python -m benchmarks quality {params.overrides} | tee -i {log}"
 
@@ -127,6 +137,8 @@ rule scale:
     resources:
         gpu=GPUS,
         **NODE,
+    message:
+        "quality against time, up to a million cells"
     shell:
         "python -m benchmarks scale {params.overrides} | tee -i {log}"
 
@@ -142,5 +154,7 @@ rule citeseq:
     resources:
         gpu=GPUS,
         **NODE,
+    message:
+        "genes against proteins"
     shell:
         "python -m benchmarks citeseq {params.overrides} | tee -i {log}"
