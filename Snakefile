@@ -7,14 +7,16 @@ from benchmarks.study import study
 configfile: "config.yaml"
 
 STUDY = study.load(config)
-STUDY.withdraw_stamps()
-SWEEPS = [STUDY.stamp(variant, p) for variant, p in STUDY.sweeps()]
+SWEEPS = [STUDY.wanted_stamp(variant, p) for variant, p in STUDY.sweeps()]
 OVERRIDES = configuration.overrides(config)
+# Every core that Snakemake is given, so that no other job runs beside a timed cell; on a cluster those of a job.
+CORES = STUDY.threads if workflow.remote_exec else workflow.resource_settings.cores or STUDY.threads
+GPUS = int(STUDY.device == "cuda")
+# On a cluster: of Slurm's nodes all of one, where its CPU is measured.
+NODE = {} if GPUS else {"slurm_extra": "--exclusive"}
 
 
-def every_core(wildcards):
-    """A function, since what runs no job, such as --unlock, knows no number of cores."""
-    return workflow.cores
+localrules: all, table, figures, page
 
 
 rule all:
@@ -27,20 +29,24 @@ rule all:
 
 rule sweep:
     output:
-        touch(STUDY.stamp("{variant}", "{p}")),
+        touch(STUDY.stamp("{variant}", "{p}", "{turn}")),
     log:
-        STUDY.root / "logs" / "{variant}" / "p{p}.log",
+        STUDY.root / "logs" / "{variant}" / "p{p}.{turn}.log",
     wildcard_constraints:
         variant="[^/]+",
         p=r"\d+",
+        turn=r"\d+",
     params:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
-    # Every core, so that no other job of the workflow runs beside a timed cell.
-    threads: every_core
+    threads: CORES
     resources:
-        gpu=1,
+        gpu=GPUS,
+        runtime=STUDY.minutes_of_a_sweep,
+        **NODE,
+    message:
+        "{wildcards.variant} at p = {wildcards.p}"
     shell:
         "python -m benchmarks sweep {params.overrides} --variant {wildcards.variant:q} --p {wildcards.p}"
         " | tee -i {log:q}"
@@ -59,6 +65,8 @@ rule table:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
+    message:
+        "the table of all cells"
     shell:
         "python -m benchmarks table {params.overrides} | tee -i {log:q}"
 
@@ -75,6 +83,8 @@ rule figures:
         shows=figures.question(STUDY),
     conda:
         "environment.yaml"
+    message:
+        "the figures"
     shell:
         "python -m benchmarks figures {params.overrides} | tee -i {log:q}"
 
@@ -92,6 +102,8 @@ rule page:
         shows=figures.question(STUDY),
     conda:
         "environment.yaml"
+    message:
+        "the report"
     shell:
         "python -m benchmarks report {params.overrides} | tee -i {log:q}"
 
@@ -105,9 +117,12 @@ rule quality:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
-    threads: every_core
+    threads: CORES
     resources:
-        gpu=1,
+        gpu=GPUS,
+        **NODE,
+    message:
+        "matching quality on real data"
     shell:
         "python -m benchmarks quality {params.overrides} | tee -i {log:q}"
 
@@ -119,9 +134,12 @@ rule scale:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
-    threads: every_core
+    threads: CORES
     resources:
-        gpu=1,
+        gpu=GPUS,
+        **NODE,
+    message:
+        "quality against time, up to a million cells"
     shell:
         "python -m benchmarks scale {params.overrides} | tee -i {log:q}"
 
@@ -133,8 +151,11 @@ rule citeseq:
         overrides=OVERRIDES,
     conda:
         "environment.yaml"
-    threads: every_core
+    threads: CORES
     resources:
-        gpu=1,
+        gpu=GPUS,
+        **NODE,
+    message:
+        "genes against proteins"
     shell:
         "python -m benchmarks citeseq {params.overrides} | tee -i {log:q}"

@@ -21,7 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.run is not _compare:
-            options.values = configuration.read(options.config, options.set)  # an experiment has keys of its own
+            # All of it, since an experiment has keys of its own.
+            options.values = configuration.read(options.config, options.set, options.profile)
             _set_environment(options.values.get("cpu_threads", "auto"))
     except ValueError as error:
         return _refuse(error)
@@ -57,7 +58,7 @@ def _check(study, options) -> None:  # noqa: ANN001
 def _plan(study, options) -> None:  # noqa: ANN001
     from benchmarks.study import plan
 
-    print(plan.describe(study))
+    print(plan.describe(study, options.gpus))
 
 
 def _sweep(study, options) -> None:  # noqa: ANN001
@@ -137,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", type=Path, default=configuration.DEFAULT_CONFIG, help="default: %(default)s")
+    shared.add_argument("--profile", type=Path, help="a profile of Snakemake, whose machine.yaml overrides keys")
     shared.add_argument(
         "--set",
         action="append",
@@ -168,6 +170,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--n", type=int, required=True, help="cells")
             command.add_argument("--p", type=int, required=True, help="features")
             command.add_argument("--gpu-memory-gib", type=float, help="for a GPU of this memory, wherever it is")
+        if name == "plan":
+            command.add_argument("--gpus", type=int, default=1, help="that measure at once, on a cluster; default: 1")
         if name == "sweep":
             command.add_argument("--variant", nargs="+", help="default: all of the study")
             command.add_argument("--p", nargs="+", type=int, help="default: all of the study")

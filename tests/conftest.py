@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import slurm_cluster
 import yaml
 
 # Threads that spin where they wait take each other's time as soon as there are more of them than cores.
@@ -61,6 +62,7 @@ OPTIONAL = {
     "tensorflow": None if importlib.util.find_spec("tensorflow") else "needs TensorFlow: pip install '.[tensorflow]'",
     "peers": None if all(map(importlib.util.find_spec, ["ot", "ott"])) else "needs POT, OTT: pip install '.[peers]'",
     "group": no_group(),
+    "slurm": slurm_cluster.refused(),
     "real_data": None if REAL_DATA.is_dir() else f"the real data are not in {REAL_DATA}: set MMDMA_DATA",
 }
 

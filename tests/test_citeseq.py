@@ -1,6 +1,5 @@
 """The CITE-seq experiment: the stand-in has shape, sparsity and match, a file is read as it is, and all is named."""
 
-import fcntl
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from benchmarks.experiments import citeseq, citeseq_data
 from benchmarks.experiments.citeseq_data import Real, StandIn
 from benchmarks.measuring import records
 from benchmarks.study import config as configuration
-from benchmarks.study import study, sweep
+from benchmarks.study import study
 from benchmarks.study.config import ConfigError
 from mmdma_core.matching.metrics import foscttm
 
@@ -258,22 +257,6 @@ def test_set_reaches_into_a_mapping():
     for override in ("study.path=x", "nothing.at.all=x"):
         with pytest.raises(ConfigError, match=f"--set {override}: .* is no mapping in"):
             configuration.read(ROOT / "config.yaml", [override])
-
-
-def test_no_sweep_of_the_study_runs_meanwhile(tmp_path, monkeypatch):
-    config = CONFIG | {"device": "cpu", "machine": "here", "results": str(tmp_path), "citeseq": TINY}
-
-    class Seen(Exception):
-        pass
-
-    def look(*_, **__):
-        with (tmp_path / "here" / ".lock").open("w") as lock, pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        raise Seen
-
-    monkeypatch.setattr(sweep, "run_sweeps", look)
-    with pytest.raises(Seen):
-        citeseq.run(citeseq.load(study.load(config), config))
 
 
 def test_a_cell_that_failed_is_in_sentence_and_figure(tmp_path):

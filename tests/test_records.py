@@ -1,7 +1,6 @@
 """Records, the digest of a variant's source, the table, the plan."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 
@@ -196,18 +195,18 @@ def test_durations_in_words():
     assert [duration(s) for s in (4.4, 600, 12_000)] == ["4 s", "10 min", "3.3 h"]
 
 
-def test_a_stamp_without_its_records_is_withdrawn(small):
+def test_a_sweep_with_a_cell_that_is_not_known_wants_a_new_stamp_and_nothing_is_written(small):
     for n in small.n:
         known(small, "primal", n, 10)
-    for p in small.p:
-        records.write_atomically(small.stamp("primal", p), "")
-    small.withdraw_stamps()
-    assert small.stamp("primal", 10).exists()
-    assert not small.stamp("primal", 150).exists()
+    assert small.wanted_stamp("primal", 10) == small.stamp("primal", 10, 0)  # Snakemake has not run it yet
+    for turn in (0, 1):
+        records.write_atomically(small.stamp("primal", 10, turn), "")
+    assert small.wanted_stamp("primal", 10) == small.stamp("primal", 10, 1)
+    assert small.wanted_stamp("primal", 150) == small.stamp("primal", 150, 0)
     small.path("primal", 100, 10).unlink()
-    small.withdraw_stamps()
-    assert not small.stamp("primal", 10).exists()
-    assert json.loads(small.path("primal", 200, 10).read_text())["n"] == 200
+    before = sorted(small.root.rglob("*"))
+    assert small.wanted_stamp("primal", 10) == small.stamp("primal", 10, 2)
+    assert sorted(small.root.rglob("*")) == before
 
 
 def test_the_digest_reaches_what_a_plugin_takes_from_the_core(tmp_path, monkeypatch):

@@ -101,6 +101,9 @@ def test_a_study_measures_and_draws_again_only_what_has_changed(smoke):
 
     deleted = records.record_path(root, "dual", 150, 200)
     deleted.unlink()
+    held = sorted(root.rglob("*"))
+    assert "sweep" in run_snakemake(folder, *SMOKE, "-n")
+    assert sorted(root.rglob("*")) == held  # a dry run changes nothing
     run_snakemake(folder, *SMOKE)
     after = {path: path.stat().st_mtime_ns for path in paths}
     assert {path for path in paths if after[path] != before[path]} == {deleted}

@@ -95,8 +95,7 @@ def _variants(names: list[str]) -> tuple[str, ...]:
 def run(study: Study, retry: bool = False) -> None:
     """Measure what is not known (with retry, errors again), then write the table, print it and draw the figure."""
     print(headline(study), flush=True)
-    with sweep.alone(study.root.parents[1]):  # the machine's folder: no sweep of the scaling study runs meanwhile
-        sweep.run_sweeps(study, retry=retry)
+    sweep.run_sweeps(study, retry=retry)
     rows = [*(_row(study, record) for record in _records(study)), PUBLISHED]
     columns = list(rows[0])
     records.write_atomically(study.root / "citeseq.csv", pd.DataFrame(rows, columns=columns).to_csv(index=False))

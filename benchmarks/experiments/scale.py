@@ -24,11 +24,11 @@ from benchmarks.experiments.peers import PEERS, absent
 from benchmarks.experiments.scale_fits import BATCHED, Fit
 from benchmarks.figures.style import Style, count, save, style
 from benchmarks.measuring import guard, machine, records
+from benchmarks.measuring.alone import alone
 from benchmarks.measuring.cell import Limits
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
 from benchmarks.measuring.sources import source_digest
-from benchmarks.study import sweep
 from benchmarks.study.answers import answers, asked_again
 from benchmarks.study.config import ConfigError
 from benchmarks.study.study import Study, chosen_variants
@@ -50,7 +50,7 @@ def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
     # A study's own limit emulates a smaller machine; a fit has this one.
     study = dataclasses.replace(study, gpu_gib=config.get("gpu_memory_gib"), host_gib=config.get("host_memory_gib"))
     fits = list(_fits(study, asked))
-    with sweep.alone(study.root):
+    with alone(study.device, study.root):
         guard.preload({fit.variant.removesuffix(BATCHED) for fit in fits if fit.variant not in PEERS}, study.device)
         who = machine.describe(study.device, study.threads)
         rows, ended = [], {}  # method -> the first record without a result

@@ -1,13 +1,15 @@
-"""Who measured: GPU, driver, clocks, CPU, threads, versions, commit."""
+"""Who measured: node, GPU, driver, clocks, CPU, threads, versions, commit."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +41,11 @@ def gpu() -> dict[str, Any] | None:
         "max_sm_clock_mhz": _ask_driver("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
         "memory_clock_mhz": _ask_driver("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
     }
+
+
+def gpu_uuid() -> str | None:
+    """Which GPU it is, of all that there are."""
+    return _ask_driver("nvmlDeviceGetUUID")
 
 
 def sm_clock_mhz() -> int | None:
@@ -103,6 +110,8 @@ def threads_environment(number: int) -> dict[str, str]:
 def describe(device: str, threads: int) -> dict[str, Any]:
     """The machine as it goes into every record: the GPU only if it measures, `threads` what the process is to use."""
     return {
+        "node": node(),
+        "job": os.environ.get("SLURM_JOB_ID"),
         "gpu": gpu() if device == "cuda" else None,
         "cpu": cpu_model(),
         "cpu_threads": threads,
@@ -114,9 +123,24 @@ def describe(device: str, threads: int) -> dict[str, Any]:
     }
 
 
+def node() -> str:
+    """The name of this host."""
+    return platform.node()
+
+
+def model(device: str) -> str:
+    """The model of the GPU or of the CPU, whichever measures."""
+    return gpu()["name"] if device == "cuda" else cpu_model()
+
+
+def recorded_model(machine: Mapping[str, Any]) -> str | None:
+    """The same of a record's machine."""
+    return machine["gpu"]["name"] if machine.get("gpu") else machine.get("cpu")
+
+
 def default_name(device: str) -> str:
     """A folder name made from the model of the GPU or of the CPU and its cores, whichever measures."""
-    name = gpu()["name"] if device == "cuda" else f"{cpu_model()} {available_threads()} cores"
+    name = model(device) + ("" if device == "cuda" else f" {available_threads()} cores")
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.report import losses, measured, noise, overview, reading, status
+from benchmarks.report import losses, measured, nodes, noise, overview, reading, status
 from benchmarks.report.evidence import Evidence, gather
 from benchmarks.report.page import Section, render
 from benchmarks.study.study import Study
@@ -25,6 +25,7 @@ SECTIONS: list[Callable[[Evidence], Section | None]] = [
     status.section,
     losses.section,
     noise.section,
+    nodes.section,
     measured.machine,
     measured.full_table,
     measured.citations,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from benchmarks.measuring.cell import Cell, Limits
 from benchmarks.measuring.lacking import is_here
@@ -31,9 +32,12 @@ def answers(record: Record, cell: Cell) -> bool:
 def asked_again(record: Record, cell: Cell) -> str | None:
     """Why the same question is worth asking again on this machine, None if it is not: memory, modules, compilers.
 
-    A record that does not say what ran out or was missing is not asked again for it.
+    A record that does not say what ran out or was missing is not asked again for it. That of a job on a cluster is
+    asked again in a job alone.
     """
     if record.key != cell.key:
+        return None
+    if bool(record.machine.get("job")) != ("SLURM_JOB_ID" in os.environ):  # what a login node has, its jobs may lack
         return None
     where = f"{record.variant} n = {record.n} p = {record.p}: asked again"
     limits = {"host": cell.limits.host_gib, "device": cell.limits.gpu_gib}

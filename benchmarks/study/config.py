@@ -20,16 +20,15 @@ class ConfigError(ValueError):
     """The configuration asks for something that is not allowed; the message names it and what is."""
 
 
-def read(path: Path = DEFAULT_CONFIG, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The configuration of a file, with overrides 'key=value' or 'key.of.a.mapping=value' in YAML. Not checked yet."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: a mapping of keys to values is expected")
+def read(path: Path = DEFAULT_CONFIG, overrides: Iterable[str] = (), profile: Path | None = None) -> dict[str, Any]:
+    """The configuration of a file. Not checked yet.
+
+    overrides  'key=value' or 'key.of.a.mapping=value' in YAML
+    profile    a folder with a machine.yaml, whose keys come before those of the file, and after the overrides
+    """
+    config = _mapping(path)
+    if profile is not None:
+        config |= _mapping(profile / "machine.yaml")
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
@@ -45,6 +44,18 @@ def read(path: Path = DEFAULT_CONFIG, overrides: Iterable[str] = ()) -> dict[str
         except yaml.YAMLError:
             raise ConfigError(f"--set {override}: {value!r} is not YAML") from None
     return config
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(held, dict):
+        raise ConfigError(f"{path}: a mapping of keys to values is expected")
+    return held
 
 
 def overrides(config: dict[str, Any], path: Path = DEFAULT_CONFIG) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain, groupby
@@ -11,6 +12,7 @@ import mmdma_core
 from benchmarks.measuring import machine, memory
 from benchmarks.measuring.cell import EARLY_EPOCHS
 from benchmarks.measuring.records import Record
+from benchmarks.study import running
 from benchmarks.study.study import ENDS_A_SWEEP, Study
 from mmdma_core.families import advice
 from mmdma_core.families.advice import Measured
@@ -63,13 +65,19 @@ class Plan:
                 first.setdefault(p, n)
         return first
 
-    def seconds_left(self) -> float:
-        """Estimated time of the remaining cells; no sweep takes more than its budget."""
+    def seconds_left(self, devices: int = 1) -> float:
+        """Estimated time of the remaining cells; no sweep takes more than its budget.
+
+        devices  that measure at once, a sweep each: the longest sweep goes first, to the first one that is free
+        """
         self._speed = advice.machine_speed(list(chain.from_iterable(self._measured.values())))
         sweeps: dict[tuple[str, int], float] = {}
         for variant, p, n in self.remaining():
             sweeps[variant, p] = sweeps.get((variant, p), 0.0) + self._cell_seconds(variant, p, n)
-        return sum(min(seconds, self.study.sweep_budget_s) + _SWEEP_OVERHEAD_S for seconds in sweeps.values())
+        ends = [0.0] * devices
+        for seconds in sorted(sweeps.values(), reverse=True):
+            heapq.heapreplace(ends, ends[0] + min(seconds, self.study.sweep_budget_s) + _SWEEP_OVERHEAD_S)
+        return max(ends)
 
     def _cell_seconds(self, variant: str, p: int, n: int) -> float:
         if any(self._ends_sweep(variant, p, smaller) for smaller in self.study.ns(variant, p) if smaller < n):
@@ -141,8 +149,8 @@ def _listed(values: Sequence[int]) -> str:
     return ", ".join(f"{value:,}" for value in values)
 
 
-def describe(study: Study) -> str:
-    """The plan in words, for `python -m benchmarks plan`."""
+def describe(study: Study, devices: int = 1) -> str:
+    """The plan in words, for `python -m benchmarks plan`; its time for so many devices at once."""
     plan = Plan(study)
     remaining = plan.remaining()
     lines = [
@@ -161,8 +169,14 @@ def describe(study: Study) -> str:
     if "predicted" in "".join(lines):
         lines.append("what is predicted not to fit in the memory that a cell may take is tried all the same")
     if remaining:
+        at_once = f" on {devices} devices at once" if devices > 1 else ""
         lines.append(
-            f"about {duration(plan.seconds_left())}, from {plan.basis()}; a variant that states no cost is taken to "
-            f"use its budget of {study.cell_budget_s:g} s a cell"
+            f"about {duration(plan.seconds_left(devices))}{at_once}, from {plan.basis()}; a variant that states no "
+            f"cost is taken to use its budget of {study.cell_budget_s:g} s a cell"
         )
+    lines += [
+        f"running now: {cell['variant']}, n = {cell['n']}, p = {cell['p']}, on {cell['node']}"
+        f"{' in job ' + cell['job'] if cell['job'] else ''} since {duration(cell['seconds'])}"
+        for cell in running.cells(study)
+    ]
     return "\n".join(lines)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-import multiprocessing
+import itertools
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,15 +15,17 @@ from typing import Any
 import torch
 
 import mmdma_core
-from benchmarks.measuring import machine, records, visible
+from benchmarks.measuring import machine, records
 from benchmarks.measuring.cell import Cell, DataSource, Limits
 from benchmarks.measuring.records import Record, UnreadableRecord
 from benchmarks.measuring.sources import source_digest
+from benchmarks.measuring.usable import why_no_gpu
 from benchmarks.study.answers import answers, asked_again
 from benchmarks.study.config import ConfigError, check, closest
 from mmdma_core import Settings
 
 ENDS_A_SWEEP = ("oom", "timeout")  # after one of these, larger n are skipped
+_AROUND_A_SWEEP_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -145,23 +148,32 @@ class Study:
         reason = self.known(record.variant, record.implied_by, record.p)
         return self.stop_after_failure and reason is not None and reason.status in ENDS_A_SWEEP
 
-    def stamp(self, variant: str, p: int | str) -> Path:
-        """The file that says that every cell of a sweep is known."""
-        return self.root / "sweeps" / str(variant) / f"p{p}.done"
+    @property
+    def minutes_of_a_sweep(self) -> int:
+        """What to ask of a cluster for a sweep: its budget, and as much as imports and KeOps' compiler may take."""
+        return math.ceil((self.sweep_budget_s + _AROUND_A_SWEEP_S) / 60)
 
-    def withdraw_stamps(self) -> None:
-        """Remove each stamp whose sweep has a cell that is not known: deleted, unreadable, or asked for differently."""
-        for variant, p in self.sweeps():
-            stamp = self.stamp(variant, p)
-            if stamp.exists() and not all(self.known(variant, n, p) for n in self.ns(variant, p)):
-                stamp.unlink()
+    def stamp(self, variant: str, p: int | str, turn: int | str) -> Path:
+        """The file that says that a sweep has run to its end, for the turn-th time."""
+        return self.root / "sweeps" / str(variant) / f"p{p}.{turn}.done"
+
+    def wanted_stamp(self, variant: str, p: int) -> Path:
+        """The last stamp of a sweep; the next, which is not there, if a cell of it is not known.
+
+        A cell is not known if it is deleted, unreadable, or asked for differently now.
+        """
+        turns = itertools.count()
+        absent = next(turn for turn in turns if not self.stamp(variant, p, turn).exists())
+        known = all(self.known(variant, n, p) for n in self.ns(variant, p))
+        return self.stamp(variant, p, max(0, absent - 1) if known else absent)
 
 
 def load(config: dict[str, Any]) -> Study:
     """The study that a configuration asks for. Raises ConfigError for what is not allowed, an absent GPU included."""
     check(config)
     _import_plugins(config.get("plugins", []))
-    device = _device(config.get("device", "auto"))
+    folder = config.get("machine", "auto")
+    device = _device(config.get("device", "auto"), folder)
     name = config["study"]
     if name == "auto":
         name = "paper" if device == "cuda" else "laptop"
@@ -169,7 +181,6 @@ def load(config: dict[str, Any]) -> Study:
         raise ConfigError(f"study: unknown study {name!r}; {closest(name, ['auto', *config['studies']])}")
     study = config["studies"][name]
     threads = config.get("cpu_threads", "auto")
-    folder = config.get("machine", "auto")
     figures = config.get("figures", {})
     return Study(
         name=name,
@@ -214,37 +225,26 @@ def _import_plugins(modules: list[str]) -> None:
             raise ConfigError(f"plugins: {module!r} cannot be imported: {type(error).__name__}: {error}") from None
 
 
-def _device(device: str) -> str:
-    """'cuda' if it is asked for or 'auto', the driver has a GPU and this PyTorch can use it; asked without CUDA."""
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # PyTorch asks the driver and opens no context
+def _device(device: str, folder: str = "auto") -> str:
+    """'cuda' if it is asked for, or 'auto' where a GPU can be used.
+
+    'cuda' on a host without one, such as a login node, needs the name of the folder.
+    """
     if device == "cpu":
         return "cpu"
     try:
-        found = machine.gpu() is not None
+        why_not = why_no_gpu()
     except ValueError as error:
         raise ConfigError(f"device: {device!r}, but {error}") from None
-    usable = found and _torch_finds_a_gpu()
+    if device == "cuda" and why_not and folder == "auto":
+        raise ConfigError(
+            f"device: 'cuda' is asked for, but {why_not}; allowed: auto, cpu, or a name in `machine` where other "
+            "nodes measure"
+        )
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if device == "cuda" and not usable:
-        why = "this PyTorch is built without CUDA or finds no GPU" if found else "the driver knows no GPU here"
-        raise ConfigError(f"device: 'cuda' is asked for, but {why}; allowed: auto, cpu")
-    if found and not usable and named and torch.version.cuda:
+    if why_not and machine.gpu() is not None and named and torch.version.cuda:
         raise ConfigError(f"CUDA_VISIBLE_DEVICES={named!r}: PyTorch finds no GPU of that name; name one by its index")
-    if usable:
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver counts
-    return "cuda" if usable else "cpu"
-
-
-def _torch_finds_a_gpu() -> bool:
-    """Of a MIG device PyTorch asks CUDA itself, which then does not survive a fork: another process asks."""
-    if not visible.is_part():
-        return torch.cuda.is_available()
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(_asked_in_a_child)
-
-
-def _asked_in_a_child() -> bool:
-    return torch.cuda.is_available()
+    return "cuda" if device == "cuda" or not why_not else "cpu"
 
 
 def chosen_variants(key: str, names: list[str]) -> tuple[str, ...]:

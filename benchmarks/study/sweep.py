@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 
 from tqdm import tqdm
 
 import mmdma_core
 from benchmarks.measuring import guard, machine, records
+from benchmarks.measuring.alone import alone
 from benchmarks.measuring.records import Record
+from benchmarks.study import running
 from benchmarks.study.plan import Plan
 from benchmarks.study.progress import Progress
 from benchmarks.study.study import ENDS_A_SWEEP, Study
@@ -40,7 +39,7 @@ def run_sweeps(
     if ps[0] < 1 or (ns and min(ns) < 4):
         raise ValueError("--p must be at least 1 and --n at least 4")
     end = time.monotonic() + budget_s
-    with alone(study.root):
+    with alone(study.device, study.root):
         guard.preload(variants, study.device)
         with Progress(Plan(study)) as progress:
             for variant in variants:
@@ -78,20 +77,8 @@ def _measure(study: Study, variant: str, n: int, p: int, limit: Record | None, e
     left = end - time.monotonic()
     if left <= 0:
         return guard.new_record(cell, "skipped", "no time left in the sweep's budget", who)
-    record = guard.measure_cell(cell, who, min(left, cell.limits.timeout_s))
+    with running.told(study, variant, p, n):
+        record = guard.measure_cell(cell, who, min(left, cell.limits.timeout_s))
     if record.status == "timeout" and left < cell.limits.timeout_s:
         return dataclasses.replace(record, status="skipped", detail=f"the sweep's budget ended it: {record.detail}")
     return record
-
-
-@contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Hold the machine's folder: a second sweep there waits, so that no two cells are timed at once."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another sweep is measuring in {root}: waiting for it to end", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -1,0 +1,174 @@
+"""The study on a real Slurm on loopback, through Snakemake's executor, with GPUs that are stand-ins."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+import yaml
+from conftest import ROOT, copy_project
+
+from benchmarks.measuring import records
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alone,
+    pytest.mark.slurm,
+    pytest.mark.skipif(slurm_cluster.absent() is not None, reason=str(slurm_cluster.absent())),
+]
+NODES = {"g1": 2, "g2": 1, "g3": 1}  # two GPUs; one of another model; Slurm thinks that there is one
+STUDY = {"n": [100, 200], "p": [10, 20], "variants": ["primal", "linear-time"], "epochs": 100_000}
+LIMITS = {"cell_budget_s": 2, "cell_timeout_s": 60, "sweep_budget_s": 60}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm_cluster.running(tmp_path_factory.mktemp("slurm"), NODES) as environment:
+        path = environment["PATH"]
+        yield environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}"}
+
+
+class Project:
+    """A copy of the project, with a study for the cluster, and what a user types on the login node."""
+
+    def __init__(self, folder, environment, **study):
+        self.folder = copy_project(folder)
+        self.environment = environment | {"PYTHONPATH": f"{self.folder}{os.pathsep}{self.folder / 'tests'}"}
+        self.root = self.folder / "results" / "cluster"
+        config = yaml.safe_load((ROOT / "config.yaml").read_text())
+        config |= {
+            "studies": {"test": LIMITS | STUDY | {key: list(values) for key, values in study.items()}},
+            "plugins": ["fake_gpus"],
+        }
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
+        self.edit("machine.yaml", ("study: paper", "study: test"), ("cpu_threads: 4", "cpu_threads: 1"))
+        self.edit("config.yaml", ("mem_mb: 32000", "mem_mb: 1500"), ("latency-wait: 60", "latency-wait: 5"))
+
+    def edit(self, name, *pairs):
+        path = self.folder / "profiles" / "slurm" / name
+        text = path.read_text()
+        for before, after in pairs:
+            assert before in text
+            text = text.replace(before, after)
+        path.write_text(text)
+
+    def start(self, *arguments):
+        """Snakemake, which asks Slurm more often here than it would."""
+        command = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *arguments]
+        quick = ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1"]
+        quick += ["--slurm-status-command", "squeue"]  # no accounting here
+        return self.popen([*command, *quick])
+
+    def popen(self, command):
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *command, status=0):
+        """The text of both streams."""
+        return self.ended(self.popen(command), status)
+
+    def ended(self, process, status=0):
+        try:
+            said, _ = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(process.communicate()[0]) from None
+        assert status is None or (process.returncode == 0) == (status == 0), said
+        return said
+
+    def records(self):
+        return [records.read(path) for path in self.root.glob("records/*/*/*.json")]
+
+
+@pytest.fixture(scope="module")
+def done(cluster, tmp_path_factory):
+    """The study, run once on the two GPUs of the first node: its project and what Snakemake said."""
+    project = Project(tmp_path_factory.mktemp("done") / "project", cluster)
+    project.edit("config.yaml", ("slurm_partition: gpu", "slurm_partition: gpu\n  slurm_extra: \"'-w g1'\""))
+    return project, project.ended(project.start())
+
+
+def test_two_sweeps_run_at_once_on_two_gpus_and_none_beside_another_on_one(done):
+    project, said = done
+    found = project.records()
+    assert [record.status for record in found] == ["ok"] * 8, said
+    assert {record.machine["node"] for record in found} == {"g1"}
+    assert all(record.machine["job"] for record in found)
+    spans = {}  # of each job
+    for path in project.root.glob("records/*/*/*.json"):
+        record, end = records.read(path), path.stat().st_mtime
+        begin, last = spans.get(record.machine["job"], (end, end))
+        spans[record.machine["job"]] = min(begin, end - record.cell_s), max(last, end)
+    overlapping = [a[0] < b[1] and b[0] < a[1] for a, b in itertools.combinations(spans.values(), 2)]
+    assert len(spans) == 4
+    assert any(overlapping)
+    events = sorted([(begin, 1) for begin, _ in spans.values()] + [(end, -1) for _, end in spans.values()])
+    assert max(itertools.accumulate(step for _, step in events)) == 2  # never more than there are GPUs
+
+
+def test_figures_and_report_are_there_and_a_rerun_has_nothing_to_do(done):
+    project, _ = done
+    assert (project.root / "figures" / "figure_1b.png").stat().st_size > 5_000
+    report = (project.root / "report.html").read_text()
+    assert "Fake 9000" in report
+    before = sorted((path, path.stat().st_mtime_ns) for path in project.root.rglob("*"))
+    assert "Nothing to be done" in project.ended(project.start("-n"))
+    assert "Nothing to be done" in project.ended(project.start())
+    assert sorted((path, path.stat().st_mtime_ns) for path in project.root.rglob("*")) == before
+
+
+def test_a_job_that_is_cancelled_keeps_its_cells_and_a_rerun_goes_on(cluster, tmp_path):
+    project = Project(tmp_path / "project", cluster, n=range(100, 600, 100), p=[10], variants=["primal"])
+    snakemake = project.start()
+    end = time.monotonic() + 60
+    while not (first := list(project.root.glob("records/*/*/*.json"))) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert first
+    plan = project.run(sys.executable, "-m", "benchmarks", "plan", "--profile", "profiles/slurm", "--gpus", "8")
+    assert re.search(r"running now: primal, n = \d+, p = 10, on g\d in job \d+ since", plan)
+    assert re.search(r"5 cells, [1-4] known, [1-4] to run", plan)
+    project.run("scancel", "--full", "-u", "root")
+    project.ended(snakemake, status=1)
+    written = {path: path.stat().st_mtime_ns for path in project.root.glob("records/*/*/*.json")}
+    assert 1 <= len(written) < 5
+    project.ended(project.start())
+    assert [record.status for record in project.records()] == ["ok"] * 5
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_a_memory_limit_of_the_job_is_out_of_memory(cluster, tmp_path):
+    project = Project(tmp_path / "project", cluster, n=[100, 12_000, 13_000], p=[10], variants=["primal"])
+    project.ended(project.start(), status=None)  # Slurm calls a job failed in which the kernel has ended something
+    ended = {record.n: (record.status, record.detail) for record in project.records()}
+    assert ended[100][0] == "ok"
+    assert ended[12_000][0] == "oom", ended
+    assert ended[13_000] == ("skipped", "oom at n = 12000")
+    assert "Nothing to be done" in project.ended(project.start("-n", "--until", "sweep"))
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ("g3", "but g3 cannot measure: the driver knows no GPU here"),
+        ("g2", "holds measurements of Fake 9000, and g2 has"),
+    ],
+)
+def test_a_node_without_the_device_refuses(done, node, said):
+    project, _ = done
+    before = len(project.records())
+    command = [sys.executable, "-m", "benchmarks", "sweep", "--profile", "profiles/slurm", "--p", "30"]
+    output = project.run("srun", "-w", node, "--gpus", "1", "--mem", "900", *command, status=2)
+    assert said in output
+    assert output.count("error:") == 2, output  # ours, and srun's about the exit status
+    assert len(project.records()) == before
