@@ -38,6 +38,8 @@ class _Cache:
         if not usable:
             last = self.own[-1]
             return f"{_existing(last)} cannot be written" if _is_known(last) else f"{last!r} is no folder"
+        if self.compiles and _in_a_job() and self.variable not in os.environ:
+            return "jobs that start at once would compile into the same files"
         if self.compiles and not is_plain(usable[0]):
             return f"{usable[0]} has a blank, a quote or the like, which its build cannot take"
         return None
@@ -146,13 +148,18 @@ def _caches() -> Iterator[_Cache]:
 def _base(cache: _Cache) -> str | None:
     """A folder that can be written: of the user's cache, else a temporary one; None if there is nowhere to make it."""
     users = os.path.join(os.environ.get("XDG_CACHE_HOME") or _user_cache(), "mmdma")
-    if is_writable(users) and _is_private(users) and (is_plain(users) or not cache.compiles):
+    if is_writable(users) and _is_private(users) and not (cache.compiles and (_in_a_job() or not is_plain(users))):
         return users
     if not _made:
         with suppress(OSError):
             _made[_new_folder()] = os.getpid()
             atexit.register(discard)
     return next(iter(_made), None)
+
+
+def _in_a_job() -> bool:
+    """Whether a cluster's scheduler has started this, so that others start beside it with the same home."""
+    return "SLURM_JOB_ID" in os.environ
 
 
 def _new_folder() -> str:

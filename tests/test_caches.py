@@ -52,6 +52,17 @@ def test_where_all_can_be_written_nothing_is_set_said_or_made(place, caplog):
     assert not list((place / "tmp").iterdir())
 
 
+def test_a_job_of_a_cluster_compiles_into_a_folder_of_its_own(place, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    caches.prepare()
+    (folder,) = (place / "tmp").iterdir()
+    assert moved() == {"KEOPS_CACHE_FOLDER": str(folder / "keops")}
+    monkeypatch.setenv("KEOPS_CACHE_FOLDER", str(place / "home"))
+    caches.discard()
+    caches.prepare()
+    assert moved() == {"KEOPS_CACHE_FOLDER": str(place / "home")}  # what is named is kept
+
+
 def test_where_nothing_can_be_written_all_share_one_new_folder(place, monkeypatch, caplog):
     read_only(place, monkeypatch)
     caches.prepare()
