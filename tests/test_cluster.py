@@ -36,7 +36,7 @@ def cluster(tmp_path_factory):
 class Project:
     """A copy of the project, with a study for the cluster, and what a user types on the login node."""
 
-    def __init__(self, folder, environment, **study):
+    def __init__(self, folder, environment, node, **study):
         self.folder = copy_project(folder)
         self.environment = environment | {"PYTHONPATH": f"{self.folder}{os.pathsep}{self.folder / 'tests'}"}
         self.root = self.folder / "results" / "cluster"
@@ -48,6 +48,7 @@ class Project:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
         self.edit("machine.yaml", ("study: paper", "study: test"), ("cpu_threads: 4", "cpu_threads: 1"))
         self.edit("config.yaml", ("mem_mb: 32000", "mem_mb: 1500"), ("latency-wait: 60", "latency-wait: 5"))
+        self.edit("config.yaml", ("slurm_partition: gpu", f"slurm_partition: gpu\n  slurm_extra: \"'-w {node}'\""))
 
     def edit(self, name, *pairs):
         path = self.folder / "profiles" / "slurm" / name
@@ -92,10 +93,17 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def done(cluster, tmp_path_factory):
+def short_of_memory(cluster, tmp_path_factory):
+    """A study whose jobs have too little, begun on the second node: its project and Snakemake, which waits mostly."""
+    sizes = {"n": [100, 12_000, 13_000], "p": [10], "variants": ["primal"]}
+    project = Project(tmp_path_factory.mktemp("memory") / "project", cluster, "g2", **sizes)
+    return project, project.start("--until", "sweep")
+
+
+@pytest.fixture(scope="module")
+def done(cluster, tmp_path_factory, short_of_memory):
     """The study, run once on the two GPUs of the first node: its project and what Snakemake said."""
-    project = Project(tmp_path_factory.mktemp("done") / "project", cluster)
-    project.edit("config.yaml", ("slurm_partition: gpu", "slurm_partition: gpu\n  slurm_extra: \"'-w g1'\""))
+    project = Project(tmp_path_factory.mktemp("done") / "project", cluster, "g1")
     return project, project.ended(project.start())
 
 
@@ -129,8 +137,8 @@ def test_figures_and_report_are_there_and_a_rerun_has_nothing_to_do(done):
 
 
 def test_a_job_that_is_cancelled_keeps_its_cells_and_a_rerun_goes_on(cluster, tmp_path):
-    project = Project(tmp_path / "project", cluster, n=range(100, 600, 100), p=[10], variants=["primal"])
-    snakemake = project.start()
+    project = Project(tmp_path / "project", cluster, "g2", n=range(100, 600, 100), p=[10], variants=["primal"])
+    snakemake = project.start("--until", "sweep")
     end = time.monotonic() + 60
     while not (first := list(project.root.glob("records/*/*/*.json"))) and time.monotonic() < end:
         time.sleep(0.05)
@@ -142,19 +150,21 @@ def test_a_job_that_is_cancelled_keeps_its_cells_and_a_rerun_goes_on(cluster, tm
     project.ended(snakemake, status=1)
     written = {path: path.stat().st_mtime_ns for path in project.root.glob("records/*/*/*.json")}
     assert 1 <= len(written) < 5
-    project.ended(project.start())
+    project.ended(project.start("--until", "sweep"))
     assert [record.status for record in project.records()] == ["ok"] * 5
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
-def test_a_memory_limit_of_the_job_is_out_of_memory(cluster, tmp_path):
-    project = Project(tmp_path / "project", cluster, n=[100, 12_000, 13_000], p=[10], variants=["primal"])
-    project.ended(project.start(), status=None)  # Slurm calls a job failed in which the kernel has ended something
+def test_a_memory_limit_of_the_job_is_out_of_memory(short_of_memory):
+    project, snakemake = short_of_memory
+    project.ended(snakemake, status=None)  # Slurm calls a job failed in which the kernel has ended something
     ended = {record.n: (record.status, record.detail) for record in project.records()}
     assert ended[100][0] == "ok"
     assert ended[12_000][0] == "oom", ended
     assert ended[13_000] == ("skipped", "oom at n = 12000")
-    assert "Nothing to be done" in project.ended(project.start("-n", "--until", "sweep"))
+    before = {path: path.stat().st_mtime_ns for path in project.root.glob("records/*/*/*.json")}
+    project.ended(project.start("--until", "sweep"))  # the login node has more memory, and asks for nothing again
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 @pytest.mark.parametrize(
