@@ -18,6 +18,7 @@ from mmdma_core import host
 PLUGIN = """
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ need = told("need")
 sys.path.append("installed/later")  # not beside the plugin, whose own modules are part of the question
 
 
-@register("needy", label="needy", reference="a test")
+@register("needy", label="needy", reference="a test", requires=(lambda device: time.sleep(0.3 * (need == "time")),))
 def start(x, *_):
     if need == "memory" and host.free_bytes() < 2**30:
         return Faulty(x, lambda: _raise(MemoryError("no more")))
@@ -99,6 +100,13 @@ def test_an_oom_is_asked_again_when_more_memory_is_free_and_what_was_skipped_for
     )
     assert (read().status, read(300).status) == ("ok", "ok")
     assert command("sweep") == ""
+
+
+def test_what_the_process_held_before_is_not_the_cells(needy, command):
+    """Not even while it looks for what the variant requires, before it has said how much that is."""
+    read = needy("time", keys={"host_memory_gib": 0.1})
+    command("sweep")
+    assert read().status == "ok", read().detail
 
 
 def test_a_kill_by_the_kernel_is_out_of_memory(needy, command):
