@@ -71,7 +71,7 @@ def _words_of_failure(compiler: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text(_PROBE)
-        command = [compiler, *options, str(source), "-o", str(source.with_suffix(".so"))]
+        command = [shutil.which(compiler), *options, str(source), "-o", str(source.with_suffix(".so"))]
         english = os.environ | {"LC_ALL": "C"}
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=english)
