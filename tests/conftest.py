@@ -19,6 +19,7 @@ import yaml
 
 # Threads that spin where they wait take each other's time as soon as there are more of them than cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when PyTorch is loaded
+os.environ["MMDMA_LOCK"] = os.environ.get("PYTEST_XDIST_WORKER", "tests")  # two at a time do not wait for each other
 import torch
 
 if not torch.cuda.is_available():

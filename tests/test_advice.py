@@ -68,7 +68,7 @@ def test_what_cannot_be_taken_is_passed_over_with_the_reason():
     assert choice.variant == "dual-fused"
     assert choice.passed_over["primal-fused"] == "takes no kernel views"
     assert "approximate" in choice.passed_over["linear-time"]
-    with pytest.raises(MissingDependency, match=r"no exact variant is left .*dual: needs 4\.\d+ GiB of 0\.0009"):
+    with pytest.raises(MissingDependency, match=r"no exact variant is left .*dual: needs 4\.\d+ GiB of 977 KiB"):
         advice.choose(10_000, 10, 10, CPU, 10**6)
 
 

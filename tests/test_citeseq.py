@@ -251,6 +251,15 @@ def test_a_configuration_without_the_experiment_says_so():
         citeseq.load(study.load(config), config)
 
 
+def test_what_the_study_asks_beyond_its_grid_is_not_asked_here():
+    more = {"variants": ["primal-fused"], "n": [100_000], "p": [100]}
+    laptop = CONFIG["studies"]["laptop"] | {"further": [more], "p": [100]}
+    config = CONFIG | {"device": "cpu", "study": "laptop", "studies": {"laptop": laptop}}
+    config |= {"citeseq": TINY | {"genes": 100, "variants": ["primal-fused"]}}
+    found = citeseq.load(study.load(config), config)
+    assert found.every_n == found.n
+
+
 def test_set_reaches_into_a_mapping():
     changed = configuration.read(ROOT / "config.yaml", ["citeseq.path=data/cite.h5ad", "citeseq.epochs=7"])
     assert changed["citeseq"] == CONFIG["citeseq"] | {"path": "data/cite.h5ad", "epochs": 7}

@@ -168,6 +168,20 @@ def test_a_memory_limit_of_the_job_is_out_of_memory(short_of_memory):
 
 
 @pytest.mark.parametrize(
+    ("device", "asked"), [("cuda", ["--gpus=1", "--mem 1500", "-t 6", "--cpus-per-task=1"]), ("cpu", ["--exclusive"])]
+)
+def test_what_a_job_asks_for_and_why_slurm_refuses_it_are_told(cluster, tmp_path, device, asked):
+    project = Project(tmp_path / "project", cluster, "g1", n=[100], p=[10], variants=["primal"])
+    project.edit("machine.yaml", ("device: cuda", f"device: {device}"))
+    project.edit("config.yaml", ("slurm_partition: gpu", "slurm_partition: nonsense"))
+    said = project.ended(project.start(), status=1)
+    assert "invalid partition specified: nonsense" in said
+    (call,) = [line for line in said.splitlines() if "sbatch --parsable" in line]
+    assert [words for words in asked if words not in call] == []
+    assert ("--gpus" in call) == (device == "cuda")
+
+
+@pytest.mark.parametrize(
     ("node", "said"),
     [
         ("g3", "but g3 cannot measure: the driver knows no GPU here"),

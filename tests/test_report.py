@@ -1,13 +1,15 @@
 """The report: what it counts, what it leaves out, and what it says."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 from reports import LOSSES, MACHINE, RUNTIMES, grid, planted, study_of, written
 
+import mmdma_core
 from benchmarks import figures
-from benchmarks.report import evidence, losses, noise, page, verdict
+from benchmarks.report import evidence, losses, nodes, noise, page, verdict
 from benchmarks.report.words import at, listing, number, percent, spans
 from mmdma_core import Settings
 
@@ -224,3 +226,28 @@ def test_throttling_is_said_where_the_record_says_so():
 )
 def test_words(found, expected):
     assert found == expected
+
+
+def on_node(name, scale, driver="1.2"):
+    """Cells as their models of cost have them, times a factor of the node, its second half at p = 20."""
+    gpu = {"name": "Fake 9000", "memory_bytes": 2**34, "driver": driver, "sm_clock_mhz": 1000, "max_sm_clock_mhz": 1000}
+    who = MACHINE | {"gpu": gpu, "node": name}
+    for variant in ("primal", "dual"):
+        for n in (100, 200):
+            p = 10 if name == "a" else 20
+            seconds = 500 * scale * mmdma_core.variant(variant).cost_model(n, p, 10).seconds()
+            yield dataclasses.replace(planted(variant, n, p, seconds, machine=who), device="cuda", peak_device_bytes=1)
+
+
+def test_nodes_of_a_cluster_are_compared(tmp_path):
+    made = [*on_node("a", 1.0), *on_node("b", 1.5, driver="1.3")]
+    section = nodes.section(evidence.gather(study_of(tmp_path / "here", made)))
+    html = str(section.html)
+    assert "8 cells from 2 nodes." in html
+    assert "Their drivers differ." in html
+    assert re.findall(r"<td[^>]*>(1\.5|0\.667)</td>", html) == ["0.667", "1.5"]
+    alike = [*on_node("a", 1.0), *on_node("b", 1.0)]
+    assert "Their drivers are the same." in str(
+        nodes.section(evidence.gather(study_of(tmp_path / "there", alike))).html
+    )
+    assert nodes.section(evidence.gather(study_of(tmp_path / "one", on_node("a", 1.0)))) is None

@@ -69,6 +69,7 @@ def load(base: Study, config: dict[str, Any]) -> Study:
         gpu_gib=config.get("gpu_memory_gib"),
         host_gib=config.get("host_memory_gib"),
         data=data,
+        further=(),  # the study's, which may ask for more cells at as many features
     )
 
 

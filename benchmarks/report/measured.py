@@ -30,6 +30,7 @@ def machine(evidence: Evidence) -> Section | None:
 
 def _facts(record: Record) -> Iterator[tuple[str, str]]:
     machine, gpu = record.machine, record.machine.get("gpu")
+    yield "node", str(machine.get("node") or "not told")
     yield "measured on", {"cuda": "GPU", "cpu": "CPU"}[record.device]
     if gpu:
         yield "GPU", gpu["name"]

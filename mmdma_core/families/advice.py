@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Literal, NamedTuple
 
-import psutil
 import torch
 
+from mmdma_core import host
 from mmdma_core.errors import MissingDependency, Unsupported
 from mmdma_core.families.registry import variant, variants
+from mmdma_core.models.memory import in_words
 
 _FACTOR_OF_OTHERS = 3.0  # 9 of 10 cells of the laptop study are nearer, if predicted from the other variants
 _FACTOR_OF_NOMINAL_RATES = 10.0  # and at nominal rates, on a machine that nothing is known of
@@ -62,7 +63,7 @@ class Choice:
     passed_over: dict[str, str]
 
     def __str__(self) -> str:
-        memory = "" if self.needs_bytes is None else f"; about {self.needs_bytes / 2**30:.2g} GiB"
+        memory = "" if self.needs_bytes is None else f"; about {in_words(self.needs_bytes)}"
         return f"{self.variant}: {self.reason}{memory}"
 
 
@@ -171,8 +172,8 @@ def machine_speed(measured: Sequence[Measured]) -> float | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device, or on the host for a CPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Memory that is free on the device, or for a CPU on the host, see mmdma_core.host."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host.free_bytes()
 
 
 def _nominal_seconds(name: str, n: int, p: int, d: int) -> float:
@@ -232,7 +233,7 @@ def _obstacle(
     if known.memory_model is not None:
         needs = known.memory_model(n, p if form == "dense" else 1, d)  # of sparse views what does not depend on p
         if needs > memory_bytes:
-            return f"needs {needs / 2**30:.3g} GiB of {memory_bytes / 2**30:.3g}"
+            return f"needs {in_words(needs)} of {in_words(memory_bytes)}"
     try:
         return known.missing(device) if device is not None else None
     except Unsupported as error:

@@ -133,7 +133,7 @@ def _described(view: io.View) -> str:
         f"no {what} names" if held is None else f"first {what} {held[0]!r}"
         for what, held in (("cell", view.cells), ("feature", view.features))
     ]
-    return f"{n:,} cells x {p:,} features, {form}, {', '.join(names)}"
+    return f"{n:,} cell{'s' * (n > 1)} x {p:,} feature{'s' * (p > 1)}, {form}, {', '.join(names)}"
 
 
 def _keys(options: argparse.Namespace, prefix: str) -> dict[str, Any]:

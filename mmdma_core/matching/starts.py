@@ -18,13 +18,11 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
-from mmdma_core import host
 from mmdma_core.errors import Unsupported
 from mmdma_core.families import advice, registry
 from mmdma_core.fused.compose import takes_batches
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.matching.preparing import Matrix
-from mmdma_core.models.memory import in_words
 from mmdma_core.training.epochs import History
 from mmdma_core.training.run import AdamRun, Run
 
@@ -103,10 +101,8 @@ def choose_variant(model: BaseEstimator, x: Matrix, y: Matrix) -> str:
     sparse = scipy.sparse.issparse(x) or scipy.sparse.issparse(y)
     form = "kernel" if model.kernel == "precomputed" else "sparse" if sparse else "dense"
     epochs = model.n_epochs * model.n_starts
-    free = host.free_bytes() if model.device_.type == "cpu" else None  # a container may leave less than the machine
-    choice = advice.choose_for_fit(n, p, model.n_components, epochs, model.device_, free, form)
-    needs = "" if choice.needs_bytes is None else f"; about {in_words(choice.needs_bytes)}"
-    _LOG.info("variant: %s: %s%s", choice.variant, choice.reason, needs)
+    choice = advice.choose_for_fit(n, p, model.n_components, epochs, model.device_, form=form)
+    _LOG.info("variant: %s", choice)
     return choice.variant
 
 
