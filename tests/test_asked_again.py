@@ -96,7 +96,7 @@ def test_an_oom_is_asked_again_when_more_memory_is_free_and_what_was_skipped_for
     assert ", 2 to run" in command("plan")
     said = command("sweep").splitlines()
     assert said[0] == (
-        "needy n = 200 p = 10: asked again, 0.781 GiB of host memory ran out, 3.12 GiB are within reach now"
+        "needy n = 200 p = 10: asked again, 800 MiB of host memory ran out, 3.12 GiB are within reach now"
     )
     assert (read().status, read(300).status) == ("ok", "ok")
     assert command("sweep") == ""

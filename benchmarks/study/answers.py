@@ -9,6 +9,7 @@ from benchmarks.measuring.cell import Cell, Limits
 from benchmarks.measuring.lacking import is_here
 from benchmarks.measuring.memory import GIB, within_reach
 from benchmarks.measuring.records import Record
+from mmdma_core.models.memory import in_words
 
 _MARGIN = 1.1  # so much more memory than ran out is worth another try; less is the coming and going of others
 
@@ -44,7 +45,7 @@ def asked_again(record: Record, cell: Cell) -> str | None:
     for kind, then in record.ran_out_of.items() if record.status == "oom" else ():
         now = within_reach(kind, limits[kind])
         if now is not None and now > _MARGIN * then:
-            return f"{where}, {then / GIB:.3g} GiB of {kind} memory ran out, {now / GIB:.3g} GiB are within reach now"
+            return f"{where}, {in_words(then)} of {kind} memory ran out, {in_words(now)} are within reach now"
     there = [name for name in record.missing if is_here(name)]
     return f"{where}, {', '.join(there)} was missing and is here now" if there else None
 
