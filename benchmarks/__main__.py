@@ -58,6 +58,8 @@ def _check(study, options) -> None:  # noqa: ANN001
 def _plan(study, options) -> None:  # noqa: ANN001
     from benchmarks.study import plan
 
+    if options.gpus < 1:
+        raise ValueError(f"--gpus must be at least 1, got {options.gpus}")
     print(plan.describe(study, options.gpus))
 
 

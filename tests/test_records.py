@@ -191,6 +191,16 @@ def test_the_plan_counts_and_estimates(small, monkeypatch):
     assert f"{total} cells, 2 known, {total - 2} to run" in describe(small)
 
 
+def test_the_time_left_is_shared_out_among_devices(small):
+    plan = Plan(small)
+    sweeps = len(list(small.sweeps()))
+    alone, two, all_at_once = (plan.seconds_left(devices) for devices in (1, 2, sweeps))
+    assert alone / 2 <= two < alone
+    assert alone / sweeps <= all_at_once < two
+    assert all_at_once == plan.seconds_left(2 * sweeps)  # no less than the longest sweep
+    assert "on 2 devices at once" in describe(small, 2)
+
+
 def test_durations_in_words():
     assert [duration(s) for s in (4.4, 600, 12_000)] == ["4 s", "10 min", "3.3 h"]
 
