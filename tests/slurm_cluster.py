@@ -111,7 +111,8 @@ def _write_configuration(folder: Path, nodes: dict[str, int], cpus: int, memory_
     (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
     (folder / "gres.conf").write_text("\n".join(gres) + "\n")
     version = 1 if Path("/sys/fs/cgroup/memory").is_dir() else 2
-    (folder / "cgroup.conf").write_text(_CGROUP.format(version=version))
+    alone = "IgnoreSystemd=yes\n" if version == 2 else ""  # there is none in a container
+    (folder / "cgroup.conf").write_text(_CGROUP.format(version=version) + alone)
 
 
 def _srun(folder: Path) -> Path:
