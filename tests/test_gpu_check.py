@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,9 +97,26 @@ def test_what_has_no_time_is_told_and_nothing_is_measured(command, project):
     assert not list(root.glob("gpu-check/*/*.json"))
 
 
-def test_an_error_of_a_step_is_its_own(command, project):
-    said = command(*SMALL, "--budget-s", "0.001", "--set", "citeseq.variants=[dual]", "--set", "citeseq.path=no.h5ad")
-    assert said.count("== ") == 7
+def test_an_error_of_a_step_is_its_own(tmp_path, monkeypatch, capsys):
+    def fails(visit):
+        raise RuntimeError("no such\nGPU")
+
+    steps = {
+        "first": (0.5, fails, "the first"),
+        "second": (1, lambda visit: gpu_check.Outcome(True, "all well", ["look at this"]), "the second"),
+    }
+    monkeypatch.setattr(gpu_check, "STEPS", steps)
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config |= {"device": "cpu", "results": str(tmp_path), "machine": "here"}
+    gpu_check.run(gpu_check.load(config, True, False, lambda study: tmp_path), 60)
+    said = capsys.readouterr().out
+    assert "== 1 of 2, the first: failed in 0 s: RuntimeError: no such GPU\n== 2 of 2, the second: done" in said
+    assert "   look at this\ndone: the second\nfailed: the first\n" in said
+    kept = json.loads((tmp_path / "here-small" / "gpu-check" / "steps.json").read_text())
+    assert [kept[name]["how"] for name in steps] == ["failed", "done"]
+
+
+def test_a_configuration_without_the_experiment_is_refused(command, project):
     config = project / "config.yaml"
     keys = yaml.safe_load(config.read_text())
     del keys["citeseq"]
@@ -130,7 +148,11 @@ def test_a_deviation_that_is_no_number_is_not_within():
     assert not Deviation("gradient of x", math.nan, 1.0).within
 
 
-def test_the_shares_of_the_budget_rise_to_all_of_it():
+def test_the_shares_of_the_budget_rise_to_all_of_it_and_stand_on_the_page():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    for name, (share, _, _) in gpu_check.STEPS.items():
+        by = "all" if share == 1 else f"{100 * share:.0f} %"
+        assert re.search(rf"^\| {name} \| .* \| {by} \|$", page, re.M), name
     shares = [share for share, _, _ in gpu_check.STEPS.values()]
     assert shares == sorted(shares)
     assert shares[-1] == 1
