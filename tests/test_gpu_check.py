@@ -16,9 +16,10 @@ import yaml
 from conftest import ROOT, heed_interrupts
 from test_faults import wait_until
 
-from benchmarks.experiments import gpu_check
+from benchmarks.experiments import checks, gpu_check
 from benchmarks.experiments.correctness import Deviation
-from benchmarks.measuring import records
+from benchmarks.measuring import guard, records
+from benchmarks.study import study
 
 SMALL = ("gpu-check", "--device", "cpu", "--small", "--set", "machine=here")
 WRITTEN_ANEW = {"steps.json", "machine.json"}
@@ -26,10 +27,10 @@ WRITTEN_ANEW = {"steps.json", "machine.json"}
 
 def start(project):
     """The command with the plugin of wrong variants, in a process of its own that takes signals."""
-    study = ("--set", "plugins=[wrong]", "--set", "studies.smoke.variants=[primal, crashes, primal-fourier]")
+    changed = ("--set", "plugins=[wrong]", "--set", "studies.smoke.variants=[primal, crashes, primal-fourier]")
     environment = os.environ | {"PYTHONPATH": ""}
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks", *SMALL, *study, "--out", "carried.tar.gz"],
+        [sys.executable, "-m", "benchmarks", *SMALL, *changed, "--out", "carried.tar.gz"],
         cwd=project,
         env=environment,
         stdout=subprocess.PIPE,
@@ -141,6 +142,25 @@ def test_what_cannot_be_is_refused_before_anything_runs(command, project, option
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_the_command_says_what_is_missing(command):
     assert "device: 'cuda' is asked for, but" in command("gpu-check", status=2)
+
+
+@pytest.mark.parametrize(
+    ("status", "known", "retried"),
+    [("ok", True, True), ("error", True, False), ("timeout", True, False), ("skipped", False, False)],
+)
+def test_which_checks_are_known(tmp_path, status, known, retried):
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    base = study.load(config | {"device": "cpu", "study": "smoke", "results": str(tmp_path), "machine": "here"})
+    asked = checks.check(base, "correctness", "primal", 90)
+    path = tmp_path / "primal.json"
+    assert checks.known(asked, path) is None
+    records.write(guard.new_record(asked, status, "", {}), path)
+    assert (checks.known(asked, path) is not None) == known
+    assert (checks.known(asked, path, retry=True) is not None) == retried
+    assert checks.known(checks.check(base, "lacks", "primal", 90), path) is None
+    path.write_text("{")
+    assert checks.known(asked, path) is None
+    assert path.with_suffix(".unreadable").exists()
 
 
 def test_a_deviation_that_is_no_number_is_not_within():

@@ -46,12 +46,12 @@ def check(study: Study, kind: str, variant: str, timeout_s: float, cases: int = 
 
 
 def known(asked: Check, path: Path, retry: bool = False) -> Record | None:
-    """The record at the path, if it answers the check; with retry, not that of an error."""
+    """The record at the path, if it answers the check; with retry, not that of an error or of one that took too long."""
     records.set_aside_if_unreadable(path)
     record = records.read(path) if path.exists() else None
     if record is None or record.status == "skipped" or not answers(record, asked):
         return None
-    return None if retry and record.status == "error" else record
+    return None if retry and record.status in ("error", "timeout") else record
 
 
 def measure(asked: Check, path: Path, who: dict[str, Any], left_s: float) -> Record:
