@@ -46,7 +46,7 @@ def check(study: Study, kind: str, variant: str, timeout_s: float, cases: int = 
 
 
 def known(asked: Check, path: Path, retry: bool = False) -> Record | None:
-    """The record at the path, if it answers the check; with retry, not that of an error or of one that took too long."""
+    """The record at the path, if it answers the check; with retry, not one of an error or a timeout."""
     records.set_aside_if_unreadable(path)
     record = records.read(path) if path.exists() else None
     if record is None or record.status == "skipped" or not answers(record, asked):
