@@ -1,6 +1,6 @@
 # make study: the scaling study of this machine. make test: all tests. Both set up .venv first.
 # make quick: what to run while you work. make docs: the pages of docs/ as HTML. make lint: style and import rules.
-# make gpu: what a GPU alone can show: its tests, README's table, CITE-seq's shape, the survey.
+# make gpu: what a GPU alone can show, in nine minutes: correctness, README's table, CITE-seq's shape, the survey.
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.ready
@@ -26,16 +26,7 @@ study: $(SETUP)
 	$(RUN) snakemake --cores 1 --resources gpu=1
 
 gpu: $(SETUP)
-	$(RUN) python -m benchmarks check --set device=cuda
-	$(RUN) pytest -m gpu
-	$(RUN) python -m benchmarks sweep --set study=table --p 100 --n 1000 --budget-s 60
-	$(RUN) python -m benchmarks sweep --set study=table --p 1000 --n 10000 100000 1000000 \
-		--variant primal-keops primal-fused --budget-s 120
-	$(RUN) python -m benchmarks citeseq --set citeseq.cell_budget_s=30 --set citeseq.variants=[primal-fused]
-	$(RUN) python -m benchmarks sweep --set study=survey --budget-s 240
-	$(RUN) python -m benchmarks table --set study=survey
-	$(RUN) python -m benchmarks figures --set study=survey
-	$(RUN) python -m benchmarks report --set study=survey
+	$(RUN) python -m benchmarks gpu-check
 
 test: $(SETUP)
 	@echo "== all tests, two at a time: KeOps compiles its formulas on first use, some ten seconds each"

@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.run is not _compare:
             # All of it, since an experiment has keys of its own.
             options.values = configuration.read(options.config, options.set, options.profile)
+            if options.run is _gpu_check:
+                options.values["device"] = options.device
             _set_environment(options.values.get("cpu_threads", "auto"))
     except ValueError as error:
         return _refuse(error)
@@ -124,6 +126,14 @@ def _frontier(study, options) -> None:  # noqa: ANN001
     print(frontier.describe(options.gpu_memory_gib))
 
 
+def _gpu_check(study, options) -> None:  # noqa: ANN001
+    from benchmarks import report
+    from benchmarks.experiments import gpu_check
+
+    visit = gpu_check.load(options.values, options.small, options.retry, report.write)
+    gpu_check.run(visit, options.budget_s, options.out)
+
+
 def _compare(options) -> int:  # noqa: ANN001
     from benchmarks.reading import compare
 
@@ -159,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         ("quality", _quality, "matching quality on SNARE-seq and scGEM, beside the published values"),
         ("scale", _scale, "whole fits up to a million cells, beside other matchings: quality against time"),
         ("citeseq", _citeseq, "the real-data experiment: CITE-seq, or a stand-in of its shape"),
+        ("gpu-check", _gpu_check, "all that a GPU alone can show, step by step, within minutes; again: it goes on"),
         ("report", _report, "write report.html: verdict, figures, tables, in one page"),
         ("frontier", _frontier, "where memory ends each variant, predicted and published"),
     ):
@@ -179,7 +190,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--p", nargs="+", type=int, help="default: all of the study")
             command.add_argument("--n", nargs="+", type=int, help="default: all of the study")
             command.add_argument("--budget-s", type=float, default=float("inf"), help="seconds after which it ends")
-        if name in ("sweep", "scale", "citeseq"):
+        if name == "gpu-check":
+            command.add_argument(
+                "--device", default="cuda", help="cuda, or cpu to try the command; default: %(default)s"
+            )
+            command.add_argument("--small", action="store_true", help="small sizes, to try the command")
+            command.add_argument("--budget-s", type=float, default=540.0, help="seconds; default: %(default)g")
+            command.add_argument("--out", type=Path, help="pack results/MACHINE into this .tar.gz at the end")
+        if name in ("sweep", "scale", "citeseq", "gpu-check"):
             command.add_argument("--retry", action="store_true", help="measure cells again that ended in an error")
     text = "two results folders cell by cell; status 0: none slower, 1: some slower, 2: bad input"
     command = commands.add_parser("compare", help=text, description=text)

@@ -93,10 +93,13 @@ def _variants(names: list[str]) -> tuple[str, ...]:
     return chosen
 
 
-def run(study: Study, retry: bool = False) -> None:
-    """Measure what is not known (with retry, errors again), then write the table, print it and draw the figure."""
+def run(study: Study, retry: bool = False, budget_s: float = math.inf) -> None:
+    """Measure what is not known (with retry, errors again), then write the table, print it and draw the figure.
+
+    No cell goes on after budget_s seconds.
+    """
     print(headline(study), flush=True)
-    sweep.run_sweeps(study, retry=retry)
+    sweep.run_sweeps(study, budget_s=budget_s, retry=retry)
     rows = [*(_row(study, record) for record in _records(study)), PUBLISHED]
     columns = list(rows[0])
     records.write_atomically(study.root / "citeseq.csv", pd.DataFrame(rows, columns=columns).to_csv(index=False))

@@ -15,8 +15,8 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import dropwhile, takewhile
 from multiprocessing.connection import Connection, wait
@@ -42,6 +42,7 @@ _LOADED = "Extension modules:"  # what faulthandler says last, and a page long
 _OURS = "|".join(re.escape(f"{folder}/") for folder in (Path(__file__).parents[2], Path.home()))
 _FOLDERS = re.compile(rf"/[^\s\"':]*/(?:(?:site|dist)-packages|python3\.\d+)/|{_OURS}")
 _PR_SET_PDEATHSIG = 1
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 # The fields of a record that the child reports.
 _MEASURED = (
     *("data_s", "density", "prepare_s", "warmup_s", "epoch_s"),
@@ -99,12 +100,14 @@ def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Wo
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         receiver, sender = _fork.Pipe(duplex=False)
         child = _fork.Process(target=_run_child, args=(limited, sender, output.fileno(), work))
-        child.start()
-        sender.close()
         try:
+            with _signals_held():
+                child.start()
+            sender.close()
             watch = _watch(child, receiver, probe, limited, timeout_s)
         finally:
-            _end_child(child)
+            if child.pid is not None:
+                _end_child(child)
         seconds, said = time.perf_counter() - begin, _read(output)
     struck = child.exitcode == -signal.SIGKILL or "Killed" in said  # it, or a compiler that it has started
     killed = struck and not watch.ended_for and host.killed_since(kills)
@@ -128,10 +131,24 @@ def _with_host_limit(limits: Limits) -> Limits:
     return limits if limits.host_gib else replace(limits, host_gib=memory.default_host_limit() / memory.GIB)
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Take what would end this process after a fork: Python drops what a handler raises in the hooks of one."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
 def _run_child(cell: Cell, sender: Connection, output: int, work: Work) -> None:
     os.setsid()  # what it starts (KeOps' compiler) ends with it
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ENDING:
         signal.signal(number, signal.SIG_DFL)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -1,0 +1,128 @@
+"""Checks of a variant, each in a child of the guard: what it lacks on the device, whether it is right, KeOps itself.
+
+What a check found is a record, written as it ends: a crash or a wrong gradient ends that check alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mmdma_core
+from benchmarks.experiments import correctness
+from benchmarks.experiments.correctness import CASES, Deviation
+from benchmarks.measuring import guard, records
+from benchmarks.measuring.cell import Cell, Report, Work
+from benchmarks.measuring.records import Record
+from benchmarks.measuring.sources import source_digest
+from benchmarks.study.answers import answers
+from benchmarks.study.study import Study
+from mmdma_core import MissingDependency
+from mmdma_core.gaussian import keops
+
+_SHOWN = 3  # deviations of a variant in words; the record has the largest of every case
+
+
+@dataclass(frozen=True)
+class Check(Cell):
+    """What is asked of a check: `kind` is its work, `cases` how many of the problems it takes."""
+
+    kind: str = ""
+    cases: int = 0
+
+
+def check(study: Study, kind: str, variant: str, timeout_s: float, cases: int = len(CASES)) -> Check:
+    """A check of a variant on the study's device; n and p are those of the first problem."""
+    first = CASES[0]
+    asked = replace(study, epochs=1, cell_timeout_s=timeout_s).cell(variant, first.n_x, first.p_x)
+    source = asked.source + source_digest(__name__)  # with it that of the problems
+    return Check(**vars(asked) | {"source": source, "kind": kind, "cases": cases})
+
+
+def known(asked: Check, path: Path, retry: bool = False) -> Record | None:
+    """The record at the path, if it answers the check; with retry, not one of an error or a timeout."""
+    records.set_aside_if_unreadable(path)
+    record = records.read(path) if path.exists() else None
+    if record is None or record.status == "skipped" or not answers(record, asked):
+        return None
+    return None if retry and record.status in ("error", "timeout") else record
+
+
+def measure(asked: Check, path: Path, who: dict[str, Any], left_s: float) -> Record:
+    """Do the check in a child, and leave its record at the path; skipped, if the time left has ended it."""
+    record = guard.measure_cell(asked, who, min(left_s, asked.limits.timeout_s), KINDS[asked.kind])
+    if record.status == "timeout" and left_s < asked.limits.timeout_s:
+        record = replace(record, status="skipped", detail=f"no time left: {record.detail}")
+    records.write(record, path)
+    return record
+
+
+def lacks(asked: Check, report: Report) -> None:
+    """The work of asking what the variant lacks on the device, which may import KeOps, Triton or TensorFlow."""
+    missing = mmdma_core.variant(asked.variant).missing(torch.device(asked.device))
+    if missing:
+        raise MissingDependency(missing)
+    _done(report, {})
+
+
+def runs_keops(asked: Check, report: Report) -> None:
+    """The work of asking KeOps for a sum on the device."""
+    why_not = keops.works_on(torch.device(asked.device))
+    if why_not:
+        raise MissingDependency(why_not)
+    _done(report, {})
+
+
+def is_right(asked: Check, report: Report) -> None:
+    """The work of comparing the variant with float64, problem by problem; what is wrong goes into `detail`."""
+    lacks(asked, lambda facts: None)
+    wrong, ratios = [], {}
+    begin = time.perf_counter()
+    for name, found in _problems(asked):
+        report({"stage": f"the problem '{name}'"})
+        for deviation in found:
+            ratio = deviation.off / deviation.allowed
+            if not ratio <= ratios.get(name, 0.0) and math.isfinite(ratio):
+                ratios[name] = ratio
+            if not deviation.within:
+                wrong.append(f"{deviation} ({name})")
+        report({"metrics": ratios})
+    _done(report, ratios, time.perf_counter() - begin)
+    if wrong:
+        more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
+        report({"status": "error", "detail": "\n".join(["wrong", *wrong[:_SHOWN], *more])})
+
+
+def _problems(asked: Check) -> Iterator[tuple[str, Iterator[Deviation]]]:
+    for case in CASES[: asked.cases]:
+        yield case.name, correctness.deviations(asked.variant, case, asked.device)
+    if mmdma_core.variant(asked.variant).exact:
+        yield "training", _training(asked)
+
+
+def _training(asked: Check) -> Iterator[Deviation]:
+    run, _, expected = correctness.trained(asked.variant, asked.device)
+    yield correctness.after_training(run, expected)
+
+
+def _done(report: Report, ratios: dict[str, float], seconds: float = 0.0) -> None:
+    """The metrics of a check are its largest deviations over what is allowed, at most 1 where all is right."""
+    report({"metrics": ratios, "prepare_s": 0.0, "epoch_s": [seconds], "status": "ok"})
+
+
+KINDS: dict[str, Work] = {"lacks": lacks, "keops": runs_keops, "correctness": is_right}
+
+
+def sentence(record: Record) -> str:
+    """A record that is not ok in one line: what is wrong, or the end of what was said."""
+    lines = [line.strip() for line in record.detail.splitlines() if line.strip()]
+    if lines[:1] == ["wrong"]:
+        return f"{record.variant} is wrong: {'; '.join(lines[1:])}"
+    said = list(dict.fromkeys(lines[:1] + lines[-1:]))
+    return f"{record.variant}: {record.status.replace('_', ' ')}: {': '.join(said)}"

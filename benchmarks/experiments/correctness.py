@@ -1,0 +1,212 @@
+"""Whether a variant computes MMD-MA: problems, tolerances, and how far it is from the reference in float64.
+
+The problems have embeddings of about the kernel's width, so that every term says something. The tolerances are for
+float32 arithmetic against a reference in float64 (one rounding is 6e-8):
+
+- MMD2 is a difference of means, each an average of n^2 kernel values whose errors are a few roundings and average
+  out: 1e-6 of the sum of the means. (With embeddings of large norm |x|^2 + |y|^2 - 2 x.y loses more: its absolute
+  error is a rounding of the squared norm. That bound has a test of its own.)
+- Penalty and distortion are norms of a difference: 1e-5 of the norms of what is subtracted, sums of up to n or p
+  rounded products.
+- The gradient is a sum of the gradients of the parts of the loss, which cancel: 1e-5 of the sum of their norms.
+- Adam divides by the root of the second moment, so that gradients near 0 keep no relative accuracy: 1e-4 of the loss
+  after 30 epochs.
+
+The tests of every variant (tests/common.py) and `gpu-check` rest on what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from mmdma_core import LossTerms, Run, Settings, reference_gradients, reference_loss, simulate, start, variant
+from mmdma_core.objective import reference
+
+MMD_TOLERANCE = 1e-6
+NORM_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-5
+EMBEDDING_TOLERANCE = 1e-6
+TRAINING_TOLERANCE = 1e-4
+TRAINING_EPOCHS = 30
+
+# Variants that treat no views with different numbers of features -> why; their cases have p_x features in both.
+ONE_P = dict.fromkeys(("published-dual", "published-dual-keops"), "the package has one weight, lambda / sqrt(p)")
+
+Problem = tuple[Any, ...]  # formulation, x, y, theta_x, theta_y, settings: the arguments of the reference
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem: sizes, settings, and how far apart the two embedded views lie."""
+
+    name: str
+    n_x: int
+    n_y: int
+    p_x: int
+    p_y: int
+    settings: Settings
+    shift: float | None = 0.0  # of the second view; None: it is the first one, a little moved
+
+    def views(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (n_x, p_x) and y (n_y, p_y)."""
+        x, y, _ = simulate("branch", max(self.n_x, self.n_y), self.p_x, p_y=self.p_y)
+        x = x[: self.n_x]
+        return x, (x + 0.01 if self.shift is None else y[: self.n_y] + self.shift)
+
+
+# Weights of 1 let no term hide behind another; sizes are multiples of no block.
+_SETTINGS = Settings(lambda1=1.0, lambda2=1.0)
+CASES = [
+    Case("more cells than features", 137, 101, 23, 31, _SETTINGS),
+    Case("more features than cells", 45, 53, 77, 61, _SETTINGS),
+    Case("biased", 67, 45, 23, 31, replace(_SETTINGS, unbiased=False)),
+    Case("biased, more features than cells", 37, 45, 77, 61, replace(_SETTINGS, unbiased=False)),
+    Case("one feature of one view", 67, 45, 23, 1, replace(_SETTINGS, n_components=1)),
+    Case("d = 1", 67, 45, 23, 31, replace(_SETTINGS, n_components=1)),
+    Case("d = 2, wide kernel", 67, 45, 77, 31, replace(_SETTINGS, n_components=2, sigma=7.5)),
+    Case("d = 16, narrow kernel", 67, 45, 23, 31, replace(_SETTINGS, n_components=16, sigma=0.3)),
+    Case("far apart", 67, 45, 23, 31, _SETTINGS, shift=3.0),
+    Case("both views of one distribution", 67, 67, 23, 23, _SETTINGS, shift=None),
+]
+
+
+class Deviation(NamedTuple):
+    """How far a number, or the norm of a difference, is from what is right, and how far it may be."""
+
+    what: str
+    off: float
+    allowed: float
+
+    @property
+    def within(self) -> bool:
+        """Not of a NaN."""
+        return self.off <= self.allowed
+
+    def __str__(self) -> str:
+        return f"{self.what} is off by {self.off:.2g}, {self.allowed:.2g} is allowed"
+
+
+def deviations(name: str, case: Case, device: str) -> Iterator[Deviation]:
+    """Of a variant's terms, gradients and embeddings in a case, at the same parameters.
+
+    An approximation has an MMD2 of its own, which is not compared; its gradients are, with those that it has on the
+    CPU, where tests hold them to its formula.
+    """
+    if name in ONE_P:
+        case = replace(case, p_y=case.p_x)
+    x, y = case.views()
+    settings = variant(name).taken(case.settings)
+    rows = [p.shape[0] for p in start(name, x, y, settings, device).parameters]
+    formulation = {case.p_x: "primal", case.n_x: "dual"}[rows[0]]
+    parameters = informative_parameters(formulation, x, y, rows, settings)
+    run = start(name, x, y, settings, device, parameters=parameters)
+    problem = (formulation, x, y, *parameters, settings)
+    if variant(name).exact:
+        yield from from_reference(run, problem)
+    else:
+        own = start(name, x, y, settings, "cpu", parameters=parameters)
+        yield from _of_norms(run.loss(), problem)
+        yield from _of_gradients(run, own.gradients(), [2 * most for most in tolerances(*problem)["gradients"]])
+    for view, e, right in zip("xy", run.embeddings(), reference.reference_embeddings(*problem[:-1]), strict=True):
+        off = float((e.cpu() - right).norm())
+        yield Deviation(f"embedding of {view}", off, EMBEDDING_TOLERANCE * float(right.norm()))
+
+
+def from_reference(run: Run, problem: Problem) -> Iterator[Deviation]:
+    """Of a run's terms and gradients from those of the reference for the problem."""
+    settings, found, allowed = problem[-1], run.loss(), tolerances(*problem)
+    yield Deviation("mmd", abs(found.mmd - reference_loss(*problem).mmd), allowed["mmd"])
+    yield from _of_norms(found, problem)
+    total = found.mmd + settings.lambda1 * (found.pen_x + found.pen_y) + settings.lambda2 * (found.dis_x + found.dis_y)
+    yield Deviation("total, of its terms,", abs(found.total - total), 1e-12 * max(1.0, abs(total)))
+    yield from _of_gradients(run, reference_gradients(*problem), allowed["gradients"])
+
+
+def _of_norms(found: LossTerms, problem: Problem) -> Iterator[Deviation]:
+    expected, allowed = reference_loss(*problem), tolerances(*problem)
+    for term in ("pen_x", "pen_y", "dis_x", "dis_y"):
+        yield Deviation(term, abs(getattr(found, term) - getattr(expected, term)), allowed[term])
+
+
+def _of_gradients(run: Run, expected: Sequence[torch.Tensor], allowed: Sequence[float]) -> Iterator[Deviation]:
+    for view, gradient, right, most in zip("xy", run.gradients(), expected, allowed, strict=True):
+        if gradient.shape != right.shape:
+            raise ValueError(f"the gradient of {view} is {tuple(gradient.shape)}, its parameters {tuple(right.shape)}")
+        yield Deviation(f"gradient of {view}", float((gradient.cpu() - right).norm()), most)
+
+
+def informative_parameters(
+    formulation: str, x: torch.Tensor, y: torch.Tensor, rows: Sequence[int], settings: Settings
+) -> tuple[torch.Tensor, ...]:
+    """Random parameters whose embeddings have squared norms of about sigma, where kernel values are neither 0 nor 1."""
+    generator = torch.Generator().manual_seed(0)
+    raw = [torch.randn(row, settings.n_components, generator=generator) for row in rows]
+    if torch.equal(x + 0.01, y):
+        raw[1] = raw[0]
+    embeddings = reference.reference_embeddings(formulation, x, y, *raw)
+    return tuple(
+        theta * float((settings.sigma * len(e)) ** 0.5 / e.norm()) for theta, e in zip(raw, embeddings, strict=True)
+    )
+
+
+def tolerances(
+    formulation: str,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    theta_x: torch.Tensor,
+    theta_y: torch.Tensor,
+    settings: Settings,
+) -> dict[str, Any]:
+    """The absolute tolerance of each term and of each gradient's norm, see the module's docstring."""
+    thetas = [theta.double().requires_grad_() for theta in (theta_x, theta_y)]
+    views = [view.double() for view in (x, y)]
+    each = [reference._VIEWS[formulation](view, theta) for view, theta in zip(views, thetas, strict=True)]
+    means = reference.gaussian_means(each[0][0], each[1][0], settings)
+    parts = [*means, *(settings.lambda1 * pen for _, pen, _ in each), *(settings.lambda2 * dis for _, _, dis in each)]
+    allowed = {"mmd": MMD_TOLERANCE * (means[0] + means[1] + 2 * means[2]).item(), "gradients": []}
+    for theta in thetas:
+        gradients = [torch.autograd.grad(part, theta, retain_graph=True, allow_unused=True)[0] for part in parts]
+        norms = [float(gradient.norm()) for gradient in gradients if gradient is not None]
+        allowed["gradients"].append(GRADIENT_TOLERANCE * sum(norms))
+    for suffix, view, theta, (e, _, _) in zip("xy", views, thetas, each, strict=True):
+        n, p = view.shape
+        theta, e = theta.detach(), e.detach()
+        gram = theta.norm() ** 2 if formulation == "primal" else theta.norm() * e.norm()
+        allowed[f"pen_{suffix}"] = NORM_TOLERANCE * float(gram + settings.n_components**0.5) / p**0.5
+        allowed[f"dis_{suffix}"] = NORM_TOLERANCE * float((view @ view.T).norm() + e.norm() ** 2) / (n * p**0.5)
+    return allowed
+
+
+def trained(name: str, device: str) -> tuple[Run, float, float]:
+    """A run after 30 epochs, its loss before them, and the loss of float64 Adam on the reference after as many."""
+    settings = variant(name).taken(Settings(lambda1=0.1, lambda2=0.1, learning_rate=1e-3, n_components=2))
+    x, y, _ = simulate("branch", 60, 15, p_y=15 if name in ONE_P else 12)
+    run = start(name, x, y, settings, device)
+    formulation = formulation_of(run, x)
+    parameters = [p.detach().cpu().double().clone().requires_grad_() for p in run.parameters]
+    adam = torch.optim.Adam(parameters, lr=settings.learning_rate, amsgrad=getattr(run, "amsgrad", False))
+    before = run.loss().total
+    for _ in range(TRAINING_EPOCHS):
+        run.step()
+        gradients = reference_gradients(formulation, x, y, *parameters, settings)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        adam.step()
+    return run, before, reference_loss(formulation, x, y, *parameters, settings).total
+
+
+def after_training(run: Run, expected: float) -> Deviation:
+    """Of a trained run's loss."""
+    return Deviation(
+        f"loss after {TRAINING_EPOCHS} epochs", abs(run.loss().total - expected), TRAINING_TOLERANCE * abs(expected)
+    )
+
+
+def formulation_of(run: Run, x: torch.Tensor) -> str:
+    """'primal' or 'dual', from the rows of the parameters."""
+    rows = {x.shape[1]: "primal", x.shape[0]: "dual"}
+    return rows[run.parameters[0].shape[0]]
