@@ -20,6 +20,7 @@ from benchmarks.experiments import checks, gpu_check
 from benchmarks.experiments.correctness import Deviation
 from benchmarks.measuring import guard, records
 from benchmarks.study import study
+from benchmarks.study.answers import known_at
 
 SMALL = ("gpu-check", "--device", "cpu", "--small", "--set", "machine=here")
 WRITTEN_ANEW = {"steps.json", "machine.json"}
@@ -153,13 +154,13 @@ def test_which_checks_are_known(tmp_path, status, known, retried):
     base = study.load(config | {"device": "cpu", "study": "smoke", "results": str(tmp_path), "machine": "here"})
     asked = checks.check(base, "correctness", "primal", 90)
     path = tmp_path / "primal.json"
-    assert checks.known(asked, path) is None
+    assert known_at(path, asked)[0] is None
     records.write(guard.new_record(asked, status, "", {}), path)
-    assert (checks.known(asked, path) is not None) == known
-    assert (checks.known(asked, path, retry=True) is not None) == retried
-    assert checks.known(checks.check(base, "lacks", "primal", 90), path) is None
+    assert (known_at(path, asked)[0] is not None) == known
+    assert (known_at(path, asked, ["error", "timeout"])[0] is not None) == retried
+    assert known_at(path, checks.check(base, "lacks", "primal", 90))[0] is None
     path.write_text("{")
-    assert checks.known(asked, path) is None
+    assert known_at(path, asked)[0] is None
     assert path.with_suffix(".unreadable").exists()
 
 

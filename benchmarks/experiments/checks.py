@@ -21,7 +21,6 @@ from benchmarks.measuring import guard, records
 from benchmarks.measuring.cell import Cell, Report, Work
 from benchmarks.measuring.records import Record
 from benchmarks.measuring.sources import source_digest
-from benchmarks.study.answers import answers
 from benchmarks.study.study import Study
 from mmdma_core import MissingDependency
 from mmdma_core.gaussian import keops
@@ -45,20 +44,9 @@ def check(study: Study, kind: str, variant: str, timeout_s: float, cases: int = 
     return Check(**vars(asked) | {"source": source, "kind": kind, "cases": cases})
 
 
-def known(asked: Check, path: Path, retry: bool = False) -> Record | None:
-    """The record at the path, if it answers the check; with retry, not one of an error or a timeout."""
-    records.set_aside_if_unreadable(path)
-    record = records.read(path) if path.exists() else None
-    if record is None or record.status == "skipped" or not answers(record, asked):
-        return None
-    return None if retry and record.status in ("error", "timeout") else record
-
-
 def measure(asked: Check, path: Path, who: dict[str, Any], left_s: float) -> Record:
     """Do the check in a child, and leave its record at the path; skipped, if the time left has ended it."""
-    record = guard.measure_cell(asked, who, min(left_s, asked.limits.timeout_s), KINDS[asked.kind])
-    if record.status == "timeout" and left_s < asked.limits.timeout_s:
-        record = replace(record, status="skipped", detail=f"no time left: {record.detail}")
+    record = guard.measure_within(asked, who, left_s, KINDS[asked.kind])
     records.write(record, path)
     return record
 

@@ -24,6 +24,7 @@ from benchmarks.measuring import guard, lacking, machine, records
 from benchmarks.measuring.alone import alone
 from benchmarks.measuring.records import Record
 from benchmarks.study import sweep
+from benchmarks.study.answers import known_at
 from benchmarks.study.study import Study
 
 FOLDER = "gpu-check"
@@ -142,7 +143,7 @@ def _checked(visit: Visit, kind: str, variants: Sequence[str], good: str, lines:
         for variant in variants:
             asked = checks.check(study, kind, variant, visit.sizes.check_s, visit.sizes.cases)
             path = visit.folder / kind / f"{variant}.json"
-            record = checks.known(asked, path, visit.retry)
+            record, _ = known_at(path, asked, ["error", "timeout"] if visit.retry else [])
             if record is None and visit.left() > 0:
                 record = checks.measure(asked, path, who, visit.left())
             if record is not None and record.status != "skipped":

@@ -29,7 +29,7 @@ from benchmarks.measuring.cell import Limits
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
 from benchmarks.measuring.sources import source_digest
-from benchmarks.study.answers import answers, asked_again
+from benchmarks.study.answers import known_at
 from benchmarks.study.config import ConfigError
 from benchmarks.study.study import Study, chosen_variants
 from mmdma_core import Settings
@@ -119,13 +119,12 @@ def known_or_measured(
     ended  the record of that fit, at a smaller n or from an earlier start
     """
     path = _path(root, fit)
-    known = records.read(path) if path.exists() else None
-    if known and known.status != "skipped" and answers(known, fit) and not (retry and known.status == "error"):
-        return known
+    record, why = known_at(path, fit, ["error"] if retry else [])
+    if record:
+        return record
     if ended:
         record = guard.new_record(fit, "skipped", f"{ended.status} at n = {ended.n}, start {ended.seed}", who)
     else:
-        why = known and asked_again(known, fit)
         if why:
             print(why, flush=True)
         record = guard.measure_cell(fit, who, fit.limits.timeout_s, scale_fits.fit_and_evaluate)

@@ -127,6 +127,14 @@ def _within_reach(cell: Cell) -> dict[str, int | None]:
     return reach | ({"device": memory.within_reach("device", cell.limits.gpu_gib)} if cell.device == "cuda" else {})
 
 
+def measure_within(cell: Cell, machine: dict[str, Any], left_s: float, work: Work = cell_module.time_epochs) -> Record:
+    """The same in the time that is left; what that ends before the cell's own limit is skipped, and no timeout."""
+    record = measure_cell(cell, machine, min(left_s, cell.limits.timeout_s), work)
+    if record.status == "timeout" and left_s < cell.limits.timeout_s:
+        return replace(record, status="skipped", detail=f"the budget ended it: {record.detail}")
+    return record
+
+
 def _with_host_limit(limits: Limits) -> Limits:
     return limits if limits.host_gib else replace(limits, host_gib=memory.default_host_limit() / memory.GIB)
 

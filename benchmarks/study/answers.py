@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
+from pathlib import Path
 
+from benchmarks.measuring import records
 from benchmarks.measuring.cell import Cell, Limits
 from benchmarks.measuring.lacking import is_here
 from benchmarks.measuring.memory import GIB, within_reach
@@ -28,6 +31,20 @@ def answers(record: Record, cell: Cell) -> bool:
     if record.status == "missing_dependency":
         return bool(cell.absent or record.missing)
     return True
+
+
+def known_at(path: Path, cell: Cell, retry: Collection[str] = ()) -> tuple[Record | None, str | None]:
+    """The record at a path, if it answers what is asked of the cell; else None, and why that is asked again, if it is.
+
+    retry  statuses that are no answer. A record that cannot be read is set aside, one that was skipped is no answer.
+    """
+    records.set_aside_if_unreadable(path)
+    record = records.read(path) if path.exists() else None
+    if record is None:
+        return None, None
+    if record.status in ("skipped", *retry) or not answers(record, cell):
+        return None, asked_again(record, cell)
+    return record, None
 
 
 def asked_again(record: Record, cell: Cell) -> str | None:

@@ -78,7 +78,4 @@ def _measure(study: Study, variant: str, n: int, p: int, limit: Record | None, e
     if left <= 0:
         return guard.new_record(cell, "skipped", "no time left in the sweep's budget", who)
     with running.told(study, variant, p, n):
-        record = guard.measure_cell(cell, who, min(left, cell.limits.timeout_s))
-    if record.status == "timeout" and left < cell.limits.timeout_s:
-        return dataclasses.replace(record, status="skipped", detail=f"the sweep's budget ended it: {record.detail}")
-    return record
+        return guard.measure_within(cell, who, left)

@@ -6,7 +6,6 @@ hold numbers and text alone.
 
 from __future__ import annotations
 
-import gzip
 import pickle
 import struct
 import tokenize
@@ -14,7 +13,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -25,6 +23,7 @@ import torch
 
 from mmdma_core.errors import MissingDependency
 from mmdma_core.files.standins import check_is_itself, check_is_there
+from mmdma_core.files.text import opened
 
 # What the libraries raise on damaged files, seen by damaging files at random.
 DAMAGED = (OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, AttributeError, TypeError)
@@ -40,22 +39,6 @@ class Table(NamedTuple):
     matrix: np.ndarray | scipy.sparse.sparray | scipy.sparse.spmatrix
     rows: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
-
-
-class _Text(TextIOWrapper):
-    """Text without NUL, at which pandas would end a field and drop what follows."""
-
-    def read(self, size: int | None = -1) -> str:
-        text = super().read(size)
-        if "\0" in text:
-            raise UnicodeError("it holds NUL, so it is no text")
-        return text
-
-
-def open_text(path: Path) -> _Text:
-    """The text of a file, unpacked if its name ends in .gz."""
-    file = gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb")
-    return _Text(file, encoding="utf-8-sig", newline="")
 
 
 @contextmanager
@@ -118,7 +101,8 @@ def _read_mtx(path: Path) -> Table:
     scipy.io.mmread is not used: its parser reads beyond its buffer, so that a trailing blank can crash the process.
     Version 1.17.1 still does.
     """
-    with reading(path, "a Matrix Market file", *DAMAGED), open_text(path) as file:
+    kind = "a Matrix Market file"
+    with opened(path, kind) as file, reading(path, kind, *DAMAGED):
         banner = file.readline().lower().split()
         if banner[:2] != ["%%matrixmarket", "matrix"] or len(banner) != 5 or banner[2] not in _FIELDS:
             raise ValueError(f"its first line is {' '.join(banner)[:80]!r}")

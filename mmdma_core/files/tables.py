@@ -6,13 +6,9 @@ What is taken for names is said in headings.py. NumPy parses the numbers, a bloc
 from __future__ import annotations
 
 import csv
-import gzip
 import re
-import zlib
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -21,6 +17,7 @@ import numpy as np
 
 from mmdma_core.files.formats import Table, place
 from mmdma_core.files.headings import MISSING, is_name, is_notation, is_number, layout
+from mmdma_core.files.text import opened
 
 _SAMPLE = 10  # rows from which the layout is read
 _BLOCK = 2**22  # entries that are parsed at once
@@ -55,7 +52,7 @@ def read_table(path: Path) -> Table:
     above the table that begin with # are left out, but the last of them may hold the names, as numpy.savetxt writes
     them. The text is UTF-8, or UTF-16 with its mark. Raises ValueError of one line that names the place.
     """
-    with opened(path) as file:
+    with opened(path, "a table of text") as file:
         form = _form(path, file)
         n = sum(number >= form.begin for number, _ in _lines(file))
         if n == 0:
@@ -70,28 +67,10 @@ def read_table(path: Path) -> Table:
     return Table(matrix, tuple(names) if form.named else None, form.columns)
 
 
-@contextmanager
-def opened(path: Path, kind: str = "a table of text") -> Iterator[TextIO]:
-    """The text of a file, unpacked if its name ends in .gz. Raises ValueError for what is no text."""
-    refused = f"{path} cannot be read as {kind}"
-    try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            encoding = "utf-16" if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-            with TextIOWrapper(file, encoding, newline="") as text:
-                yield text
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.object[error.start]:#04x}" if error.start < len(error.object) else "its end"
-        raise ValueError(f"{refused}: {byte} is not {error.encoding.upper()}, save it as UTF-8") from error
-    except (UnicodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{refused}: {error}") from error
-
-
 def _lines(file: TextIO) -> Iterator[Line]:
     """The lines from the beginning on that are not empty."""
     file.seek(0)
     for number, line in enumerate(file, 1):
-        if "\0" in line:
-            raise UnicodeError("it holds NUL, so it is no text; UTF-16 needs its mark")
         if line.strip():
             yield number, line.rstrip("\r\n")
 

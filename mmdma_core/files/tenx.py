@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from mmdma_core.files.formats import DAMAGED, READERS, Table, existing, open_text, reading, suffix
+from mmdma_core.files.formats import DAMAGED, READERS, Table, existing, reading, suffix
 from mmdma_core.files.hdf5 import hdf5_filters, package
+from mmdma_core.files.text import opened
 
 FOLDER, FILE = "10x folder", ".h5"  # the kinds, as errors call them
 _PARTS = {
@@ -60,7 +61,7 @@ def _part(folder: Path, endings: tuple[str, ...]) -> Path:
 
 def _fields(path: Path) -> list[list[str]]:
     """The fields of each line, between tabs."""
-    with reading(path, "a table of 10x", *DAMAGED), open_text(path) as file:
+    with opened(path, "a table of 10x") as file:
         rows = [[field.strip() for field in line.split("\t")] for line in file]
     while rows and rows[-1] == [""]:
         rows.pop()
