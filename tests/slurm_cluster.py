@@ -78,13 +78,14 @@ def _found(program: str) -> str | None:
 @contextmanager
 def running(folder: Path, nodes: dict[str, int], cpus: int = 2, memory_mb: int = 4000) -> Iterator[dict[str, str]]:
     """The environment of a cluster's users: the partition `gpu` has the nodes, each with so many fake GPUs."""
-    for name in ("state", "spool", *(f"spool/{node}" for node in nodes)):
+    for name in ("state", "spool", "tmp", *(f"spool/{node}" for node in nodes)):
         (folder / name).mkdir(parents=True)
     for k in range(max(nodes.values())):
         os.mknod(folder / f"gpu{k}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     _write_configuration(folder, nodes, cpus, memory_mb)
     environment = os.environ | {
         "SLURM_CONF": str(folder / "slurm.conf"),
+        "TMPDIR": str(folder / "tmp"),  # what a job that is killed leaves behind lies here
         "PATH": f"{_srun(folder).parent}{os.pathsep}{os.environ['PATH']}",
     }
     with ExitStack() as stack:
