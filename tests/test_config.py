@@ -10,6 +10,8 @@ from conftest import ROOT
 
 import mmdma_core
 from benchmarks import __main__ as commands
+from benchmarks.experiments import gpu_check
+from benchmarks.experiments.gpu_check_steps import FULL
 from benchmarks.study import config as configuration
 from benchmarks.study import study
 from benchmarks.study.config import ConfigError
@@ -114,14 +116,14 @@ def test_overrides_travel_from_snakemake_to_our_commands():
 
 
 def test_what_make_gpu_would_run_is_understood():
-    """Its commands need a GPU; here their options are read, and the cells that they name are in their study."""
+    """It needs a GPU; here its options are read, and the cells that its steps name are in their studies."""
     said = subprocess.run(["make", "-n", "gpu"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    lines = [line for line in said.replace("\\\n", "").splitlines() if "python -m benchmarks" in line]
-    assert len(lines) >= 5
-    for line in lines:
-        options = commands._parser().parse_args(shlex.split(line)[4:])  # after PATH=... python -m benchmarks
-        config = configuration.read(options.config, options.set)
-        named = config["studies"].get(config["study"], {})
-        for key, option in (("n", "n"), ("p", "p"), ("variants", "variant")):
-            asked = getattr(options, option, None) or []
-            assert set(asked) <= set(named.get(key, asked))
+    (line,) = [line for line in said.replace("\\\n", "").splitlines() if "python -m benchmarks" in line]
+    options = commands._parser().parse_args(shlex.split(line)[4:])  # after PATH=... python -m benchmarks
+    assert (options.run, options.device, options.small) == (commands._gpu_check, "cuda", False)
+    assert len(gpu_check.STEPS) >= 5
+    studies = configuration.read(options.config, options.set)["studies"]
+    assert FULL.overview in studies
+    for variants, ns in FULL.rows:
+        for key, asked in (("n", ns), ("p", FULL.p), ("variants", variants)):
+            assert set(asked) <= set(studies["table"][key])
