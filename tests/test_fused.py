@@ -50,20 +50,17 @@ def test_means_that_come_from_far_pairs_alone():
 
 
 def test_pairs_in_a_wide_plane_are_mostly_left_out():
-    from mmdma_core.fused import pairs_cpu
+    from mmdma_core.fused import pairs_tiles
+    from mmdma_core.fused.pairs_cpu import _FAR
 
     points = torch.zeros(2000, 10)
     points[:, :2] = 30 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
     mmd, out = on_cpu(2000, 2000, Settings()), torch.empty_like(points)
     mmd(points, points, out, out)
     gaps = np.empty_like(mmd._gaps[0])
-    blocks = [panel[low : low + pairs_cpu.ROWS] for panel in mmd._rows for low in range(0, 256, pairs_cpu.ROWS)]
-    spans = [
-        pairs_cpu._near_columns(block, boxes, mmd._scale, pairs_cpu._FAR, gaps)
-        for block in blocks
-        for boxes in mmd._boxes
-    ]
-    taken = sum(int(end) - int(begin) for begin, end in spans) / (len(spans) * pairs_cpu.PANEL)
+    blocks = [panel[low : low + pairs_tiles.ROWS] for panel in mmd._rows for low in range(0, 256, pairs_tiles.ROWS)]
+    spans = [pairs_tiles.near_columns(block, boxes, mmd._scale, _FAR, gaps) for block in blocks for boxes in mmd._boxes]
+    taken = sum(int(end) - int(begin) for begin, end in spans) / (len(spans) * pairs_tiles.PANEL)
     assert 0.05 < taken < 0.4  # of the columns; of the pairs 0.02 have k >= 2^-48
 
 

@@ -16,7 +16,7 @@ file, since Numba's cache of a function does not see a change in another.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numba
 import numpy as np
@@ -27,9 +27,11 @@ from numba.core.base import BaseContext
 from numba.core.typing import Signature
 from numba.extending import intrinsic
 
+from mmdma_core.fused.vectors import INT, LONG, Vectors, index_vector
+
 _ROWS = 6  # 12 sums or factors, 2 of the narrow columns and 1 of a row: of 16 registers
 _VECTOR_BYTES = 32
-_INT, _LONG, _ADDRESS = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+_ADDRESS = ir.IntType(8).as_pointer()
 _CHUNK_BYTES = 2048  # of each row that are taken at a time, so that all of them stay in the first cache
 _PARTIAL_ROWS = 256  # rows after which partial sums go into float64
 
@@ -91,7 +93,7 @@ def _add_rows(builder, loop):
     loop.over_columns(body)
 
 
-class _Loop:
+class _Loop(Vectors):
     """The addresses that a kernel works on, and the vector instructions it is made of.
 
     x, narrow, rows  of the first elements: of _ROWS rows of x, of two rows of `narrow`, of `rows` [m][r]
@@ -102,10 +104,9 @@ class _Loop:
         self, context: BaseContext, builder: ir.IRBuilder, signature: Signature, values: Sequence[ir.Value]
     ) -> None:
         _, low, first, self._count, _, _, k, self._ahead, self._stride = values
-        self._builder, self._mask = builder, None
         dtype = signature.args[0].dtype
-        self._bytes = dtype.bitwidth // 8
-        self.vector = ir.VectorType(context.get_data_type(dtype), _VECTOR_BYTES // self._bytes)
+        self._mask, self._bytes = None, dtype.bitwidth // 8
+        super().__init__(builder, ir.VectorType(context.get_data_type(dtype), _VECTOR_BYTES // self._bytes))
         self._name = f"v{self.vector.count}f{dtype.bitwidth}"
 
         def elements(argument: int) -> tuple[ir.Value, ir.Value]:
@@ -116,14 +117,14 @@ class _Loop:
             return builder.gep(matrix[0], [builder.add(builder.mul(row, matrix[1]), column)])
 
         x, rows, narrow = elements(0), elements(4), elements(5)
-        both = k, builder.add(k, _LONG(1))
-        self.x = [address(x, builder.add(low, _LONG(r)), first) for r in range(_ROWS)]
+        both = k, builder.add(k, LONG(1))
+        self.x = [address(x, builder.add(low, LONG(r)), first) for r in range(_ROWS)]
         self.narrow = [address(narrow, m, first) for m in both]
-        self.rows = [[address(rows, _LONG(r), m) for r in range(_ROWS)] for m in both]
+        self.rows = [[address(rows, LONG(r), m) for r in range(_ROWS)] for m in both]
 
     def over_columns(self, body: Callable[[], None]) -> None:
         """The code of `body` for every vector of the columns; one that is not whole is masked."""
-        builder, width = self._builder, _LONG(self.vector.count)
+        builder, width = self.builder, LONG(self.vector.count)
         whole = builder.udiv(self._count, width)
         with cgutils.for_range(builder, whole) as step:
             self._column = builder.mul(step.index, width)
@@ -132,69 +133,34 @@ class _Loop:
         self._column = builder.mul(whole, width)
         rest = builder.sub(self._count, self._column)
         with cgutils.if_unlikely(builder, cgutils.is_not_null(builder, rest)):
-            count = self._splat(builder.trunc(rest, _INT), ir.VectorType(_INT, self.vector.count))
-            self._mask = builder.icmp_signed("<", _index_vector(range(self.vector.count)), count)
+            count = self.splat_of(builder.trunc(rest, INT), ir.VectorType(INT, self.vector.count))
+            self._mask = builder.icmp_signed("<", index_vector(range(self.vector.count)), count)
             body()
 
     def _prefetch(self, address: ir.Value) -> None:
         """Ask for a cache line, into the second cache; an address of nothing does no harm."""
-        self._call(
-            "llvm.prefetch.p0", ir.VoidType(), self._builder.inttoptr(address, _ADDRESS), _INT(0), _INT(2), _INT(1)
-        )
+        self.call("llvm.prefetch.p0", ir.VoidType(), self.builder.inttoptr(address, _ADDRESS), INT(0), INT(2), INT(1))
 
     def load(self, row: ir.Value) -> ir.Value:
         """The present vector of the row that begins at an address."""
         address = self._address(row)
         if self._mask is None:
-            return self._builder.load(address, align=self._bytes)
+            return self.builder.load(address, align=self._bytes)
         zero = ir.Constant(self.vector, None)
-        return self._call(
-            f"llvm.masked.load.{self._name}.p0", self.vector, address, _INT(self._bytes), self._mask, zero
-        )
+        return self.call(f"llvm.masked.load.{self._name}.p0", self.vector, address, INT(self._bytes), self._mask, zero)
 
     def store(self, vector: ir.Value, row: ir.Value) -> None:
         """Make the vector the present one of the row that begins at an address."""
         address = self._address(row)
         if self._mask is None:
-            self._builder.store(vector, address, align=self._bytes)
+            self.builder.store(vector, address, align=self._bytes)
         else:
-            self._call(
-                f"llvm.masked.store.{self._name}.p0", ir.VoidType(), vector, address, _INT(self._bytes), self._mask
+            self.call(
+                f"llvm.masked.store.{self._name}.p0", ir.VoidType(), vector, address, INT(self._bytes), self._mask
             )
 
     def _address(self, row: ir.Value) -> ir.Value:
-        return self._builder.bitcast(self._builder.gep(row, [self._column]), self.vector.as_pointer())
-
-    def _call(self, intrinsic_name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
-        kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        return self._builder.call(cgutils.get_or_insert_function(self._builder.module, kind, intrinsic_name), arguments)
-
-    def multiply_add(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
-        """total + a b, as one instruction where there is one."""
-        return self._builder.fadd(total, self._builder.fmul(a, b, flags=["contract"]), flags=["contract"])
-
-    def splat(self, address: ir.Value) -> ir.Value:
-        """A vector of the number at an address."""
-        return self._splat(self._builder.load(address), self.vector)
-
-    def _splat(self, number: ir.Value, vector: ir.VectorType) -> ir.Value:
-        undefined = ir.Constant(vector, ir.Undefined)
-        one = self._builder.insert_element(undefined, number, _INT(0))
-        return self._builder.shuffle_vector(one, undefined, _index_vector([0] * vector.count))
-
-    def sum(self, vector: ir.Value) -> ir.Value:
-        """The sum of a vector's numbers, by halves."""
-        count = self.vector.count
-        while count > 1:
-            count //= 2
-            halves = _index_vector(range(count)), _index_vector(range(count, 2 * count))
-            vector = self._builder.fadd(*(self._builder.shuffle_vector(vector, vector, half) for half in halves))
-        return self._builder.extract_element(vector, _INT(0))
-
-
-def _index_vector(numbers: Iterable[int]) -> ir.Constant:
-    numbers = list(numbers)
-    return ir.Constant(ir.VectorType(_INT, len(numbers)), numbers)
+        return self.builder.bitcast(self.builder.gep(row, [self._column]), self.vector.as_pointer())
 
 
 @numba.njit(fastmath=True, cache=True)

@@ -1,0 +1,297 @@
+"""All pairs of points, tile by tile in vector registers, on the CPU, with Numba: the inner loops of pairs_cpu.
+
+The points are cut into panels of 256. A pair of panels is treated in tiles of four rows and 64 columns (16 where there
+is no AVX-512): the exponents, their exponentials and what these pull stay in vector registers. Four rows' sums of k b
+are vectors, too, and are summed over lanes after the last of a panel's columns; the columns' sums of k a lie in a
+buffer of the panel's size. Both stay in the first cache. In float32 a lane sums 16 terms of a row and a column 256,
+beyond that sums run in float64.
+
+Operations for a pair in d dimensions: 3 d multiply-adds, d of them for the exponent, 3 additions, and for the
+exponential 5 multiply-adds and 6 other instructions. Differences take d subtractions more. LLVM would not keep a tile
+in registers from loops, so that it is written out in its vectors. (All is in one file, since Numba's cache of a
+function does not see a change in another.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from mmdma_core.fused.vectors import INT, LONG, Vectors, index_vector
+
+PANEL = 256
+ROWS = 4
+LANES = 16
+BOX = 32  # columns that are left out together
+
+_F = np.float32
+_ZERO = _F(0)
+LOWEST = _F(-100.0)  # less counts as 2^-100: products are never denormal, which is slow
+ALL = _F(-1e30)  # nothing is left out
+# 2^f on [-1/2, 1/2], interpolated at the Chebyshev points: relative error 1.0e-7
+_SERIES = np.polynomial.Chebyshev.interpolate(np.exp2, 5, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial)
+_ROUND = 1.5 * 2.0**23  # added to a small number, the last bits are those of the nearest integer
+_MANTISSA_BITS = 23
+
+_FLOATS, _INTEGERS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(INT, LANES)
+
+
+def _floats(number: float) -> ir.Constant:
+    return ir.Constant(_FLOATS, [float(_F(number))] * LANES)
+
+
+def _exp2(vectors: Vectors, t: ir.Value) -> ir.Value:
+    """2^t for t <= 0: t = n + f, a polynomial of f, and n added to its exponent's bits."""
+    builder = vectors.builder
+    # The bits of a negative number are the larger, the further it lies from 0.
+    lowest = ir.Constant(_INTEGERS, [int(LOWEST.view(np.int32))] * LANES)
+    bits = vectors.call(f"llvm.umin.v{LANES}i32", _INTEGERS, builder.bitcast(t, _INTEGERS), lowest)
+    t = builder.bitcast(bits, _FLOATS)
+    rounded = builder.fadd(t, _floats(_ROUND))
+    f = builder.fsub(t, builder.fsub(rounded, _floats(_ROUND)))
+    *lower, power = map(_floats, _SERIES.coef)
+    for coefficient in reversed(lower):
+        power = vectors.multiply_add(power, f, coefficient)
+    whole = builder.shl(builder.bitcast(rounded, _INTEGERS), index_vector([_MANTISSA_BITS] * LANES))
+    return builder.bitcast(builder.add(builder.bitcast(power, _INTEGERS), whole), _FLOATS)
+
+
+def _matrix(context, builder, kind, array) -> Callable[[ir.Value, ir.Value], ir.Value]:
+    """The address of an element of a C-contiguous array, by row and by place in it."""
+    array = context.make_array(kind)(context, builder, array)
+    shape = cgutils.unpack_tuple(builder, array.shape, kind.ndim)
+    width = shape[1]
+    for length in shape[2:]:
+        width = builder.mul(width, length)
+    return lambda row, place: builder.gep(array.data, [builder.add(builder.mul(row, width), place)])
+
+
+@intrinsic
+def exp2_in_place(typing_context, matrix, row, place):
+    """2^t for LANES numbers t <= 0 of a matrix, from one on."""
+
+    def generate(context, builder, signature, values):
+        vectors = _Vectors(builder)
+        address = _matrix(context, builder, matrix, values[0])(*values[1:])
+        vectors.store(_exp2(vectors, vectors.load(address)), address)
+        return context.get_dummy_value()
+
+    return types.void(matrix, types.int64, types.int64), generate
+
+
+def _vectors_of_tile(context) -> int:
+    """Vectors of columns in a tile: AVX-512 has registers for 4, with four rows' t, and other machines have for 1."""
+    return 4 if "+avx512f" in context.codegen().magic_tuple()[2].split(",") else 1
+
+
+@intrinsic
+def _tile_columns(typing_context):
+    """How many columns a tile has on the machine that this is compiled for."""
+
+    def generate(context, builder, signature, values):
+        return context.get_constant(types.int64, LANES * _vectors_of_tile(context))
+
+    return types.int64(), generate
+
+
+@intrinsic
+def _tile(typing_context, rows, low, columns, first, scale, own, row_sums, column_pull):
+    """Four rows, from `low` on, and a tile's columns, from `first` on: k b to the rows' sums, k a to the columns'.
+
+    rows (PANEL, d + 1), columns (d + 1, PANEL), row_sums (d + 1, ROWS, LANES), column_pull (d + 1, PANEL)
+    scale  t is that times the squared distance, of differences; 0: t is a dot product
+    own    whether a row meets itself here: then it takes later columns alone
+    """
+
+    def generate(context, builder, signature, values):
+        _Tile(context, builder, signature, values).write()
+        return context.get_dummy_value()
+
+    return types.void(rows, low, columns, first, scale, own, row_sums, column_pull), generate
+
+
+@intrinsic
+def _move_row_sums(typing_context, row_sums, pull, low):
+    """pull (d + 1, PANEL) += row_sums (d + 1, ROWS, LANES), summed over lanes, from the row `low` on; row_sums = 0."""
+
+    def generate(context, builder, signature, values):
+        vectors = _Vectors(builder)
+        sums, pulls = (_matrix(context, builder, signature.args[k], values[k]) for k in range(2))
+        array = context.make_array(signature.args[0])(context, builder, values[0])
+        with cgutils.for_range(builder, cgutils.unpack_tuple(builder, array.shape, 3)[0]) as loop:
+            places = [sums(loop.index, LONG(LANES * r)) for r in range(ROWS)]
+            doubles = ir.VectorType(ir.DoubleType(), ROWS)
+            more = builder.fpext(vectors.sums([vectors.load(place) for place in places]), doubles)
+            for place in places:
+                vectors.store(_floats(0), place)
+            total = builder.bitcast(pulls(loop.index, values[2]), doubles.as_pointer())
+            builder.store(builder.fadd(builder.load(total, align=8), more), total, align=8)
+        return context.get_dummy_value()
+
+    return types.void(row_sums, pull, types.int64), generate
+
+
+class _Vectors(Vectors):
+    """The instructions on LANES floats."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        super().__init__(builder, _FLOATS)
+
+    def load(self, address: ir.Value) -> ir.Value:
+        return self.builder.load(self.builder.bitcast(address, _FLOATS.as_pointer()), align=4)
+
+    def store(self, vector: ir.Value, address: ir.Value) -> None:
+        self.builder.store(vector, self.builder.bitcast(address, _FLOATS.as_pointer()), align=4)
+
+
+class _Tile(_Vectors):
+    """What `_tile` does. In every list, [r][c] is of row r and of the columns' vector c.
+
+    t  places of the squared distances, the exponents and then k, which LLVM keeps in registers
+    """
+
+    def __init__(self, context, builder, signature, values) -> None:
+        super().__init__(builder)
+        _, low, _, self._first, self._scale, self._own, _, _ = values
+        of = [_matrix(context, builder, signature.args[k], values[k]) for k in (0, 2, 6, 7)]
+        count = range(_vectors_of_tile(context))
+        starts = [builder.add(self._first, LONG(LANES * c)) for c in count]
+        self._rows = lambda k: [of[0](builder.add(low, LONG(r)), k) for r in range(ROWS)]
+        self._columns, self._pulls = (lambda k, m=m: [m(k, start) for start in starts] for m in (of[1], of[3]))
+        self._row_sums = lambda k: [of[2](k, LONG(LANES * r)) for r in range(ROWS)]
+        self._low, shape = low, context.make_array(signature.args[2])(context, builder, values[2]).shape
+        self._d = builder.sub(cgutils.unpack_tuple(builder, shape, 2)[0], LONG(1))
+        self._t = [[cgutils.alloca_once(builder, _FLOATS) for _ in count] for _ in range(ROWS)]
+
+    def write(self) -> None:
+        from_dots = self.builder.fcmp_ordered("==", self._scale, ir.Constant(ir.FloatType(), 0.0))
+        self._change(lambda t, a, b: self.builder.fadd(a, b), self._d)
+        with self.builder.if_else(from_dots) as (dots, differences):
+            with dots, cgutils.for_range(self.builder, self._d) as loop:
+                self._change(lambda t, a, b: self.multiply_add(a, b, t), loop.index)
+            with differences:
+                self._from_differences()
+        self._change(lambda t, *_: _exp2(self, t))
+        with self.builder.if_then(self._own, likely=False):
+            self._leave_out_earlier()
+        with cgutils.for_range(self.builder, self._d) as loop:
+            self._pull(loop.index)
+        self._add_up()
+
+    def _change(self, how: Callable[..., ir.Value], k: ir.Value | None = None) -> None:
+        """Make t of every pair how(t, a, b), with the coordinates k of its row and of its column."""
+        columns = [self.load(address) for address in self._columns(k)] if k else [None] * len(self._t[0])
+        for r, of_row in enumerate(self._t):
+            row = self.splat(self._rows(k)[r]) if k else None
+            for place, column in zip(of_row, columns, strict=True):
+                self.builder.store(how(self.builder.load(place), row, column), place)
+
+    def _from_differences(self) -> None:
+        def add_square(t: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+            difference = self.builder.fsub(a, b)
+            return self.multiply_add(difference, difference, t)
+
+        with cgutils.for_range(self.builder, self._d) as loop:
+            self._change(add_square, loop.index)
+        scale = self.splat_of(self._scale, _FLOATS)
+        self._change(lambda t, *_: self.builder.fmul(t, scale))
+
+    def _leave_out_earlier(self) -> None:
+        """k = 0 where the column does not come after the row."""
+        builder = self.builder
+        before = builder.trunc(builder.sub(self._low, self._first), INT)
+        for r, of_row in enumerate(self._t):
+            row = self.splat_of(builder.add(before, INT(r)), _INTEGERS)
+            for c, place in enumerate(of_row):
+                later = builder.icmp_signed(">", index_vector(range(LANES * c, LANES * (c + 1))), row)
+                builder.store(builder.select(later, builder.load(place), _floats(0)), place)
+
+    def _pull(self, k: ir.Value) -> None:
+        """Coordinate k of k b to the rows' sums, of k a to the columns'."""
+        columns = [self.load(address) for address in self._columns(k)]
+        pulls = [self.load(address) for address in self._pulls(k)]
+        for of_row, row, sums in zip(self._t, self._rows(k), self._row_sums(k), strict=True):
+            a, total = self.splat(row), self.load(sums)
+            for c, place in enumerate(of_row):
+                kernel = self.builder.load(place)
+                total = self.multiply_add(kernel, columns[c], total)
+                pulls[c] = self.multiply_add(kernel, a, pulls[c])
+            self.store(total, sums)
+        for pull, address in zip(pulls, self._pulls(k), strict=True):
+            self.store(pull, address)
+
+    def _add_up(self) -> None:
+        """k itself to both sums."""
+        pulls = [self.load(address) for address in self._pulls(self._d)]
+        for of_row, sums in zip(self._t, self._row_sums(self._d), strict=True):
+            total = self.load(sums)
+            for c, place in enumerate(of_row):
+                kernel = self.builder.load(place)
+                total, pulls[c] = self.builder.fadd(total, kernel), self.builder.fadd(pulls[c], kernel)
+            self.store(total, sums)
+        for pull, address in zip(pulls, self._pulls(self._d), strict=True):
+            self.store(pull, address)
+
+
+@numba.njit(fastmath=True, cache=True)
+def near_columns(four, boxes, scale, lowest, gaps):
+    """From where to where the columns of a panel have an exponent of `lowest` or more with any of the four rows.
+
+    boxes (d, 2, boxes): the least and the greatest coordinates of every BOX columns
+    """
+    gaps[:] = _ZERO
+    for k in range(boxes.shape[0]):
+        least = min(min(four[0, k], four[1, k]), min(four[2, k], four[3, k]))
+        greatest = max(max(four[0, k], four[1, k]), max(four[2, k], four[3, k]))
+        for box in range(len(gaps)):
+            gap = max(max(boxes[k, 0, box] - greatest, least - boxes[k, 1, box]), _ZERO)
+            gaps[box] += gap * gap
+    begin, end = 0, len(gaps)
+    while begin < end and gaps[begin] * scale < lowest:
+        begin += 1
+    while begin < end and gaps[end - 1] * scale < lowest:
+        end -= 1
+    return begin * BOX, end * BOX
+
+
+@numba.njit(cache=True)  # no fastmath, which Numba would give to the tile's instructions, too
+def _panel_pair(i, j, panels, scale, lowest, buffers, pulls):
+    """One pair of panels: the pulls of its points, added to pulls (panels, d + 1, PANEL)."""
+    (rows, columns, boxes, counts), (gaps, row_sums, column_pull) = panels, buffers
+    of_i, of_j, pull, tile = rows[i], columns[j], pulls[i], _tile_columns()
+    row_sums[:] = column_pull[:] = _ZERO
+    for low in range(0, counts[i], ROWS):
+        begin, end = 0, counts[j]
+        if lowest != ALL:
+            begin, end = near_columns(of_i[low : low + ROWS], boxes[j], scale, lowest, gaps)
+        if i == j:  # each pair once
+            begin = max(begin, low)
+        if begin < end:
+            for first in range(begin // tile * tile, end, tile):
+                own = i == j and first <= low
+                _tile(of_i, low, of_j, first, scale, own, row_sums, column_pull)
+            _move_row_sums(row_sums, pull, low)
+    pulls[j] += column_pull
+
+
+@numba.njit(parallel=True, cache=True)
+def all_pairs(pairs, across, panels, scale, lowest, buffers, pulls):
+    """Thread t takes every T-th pair of panels and adds to pulls[t, across or not].
+
+    panels   what `_pack` fills, and how many points each panel has
+    scale    of the squared distances, 0 if t comes from dot products
+    buffers  gaps of boxes, sums of rows and of columns, for every thread
+    """
+    gaps, row_sums, column_pulls = buffers
+    threads = len(gaps)
+    for t in numba.prange(threads):
+        pulls[t] = 0.0
+        for q in range(t, len(pairs), threads):
+            i, j = pairs[q]
+            of_thread = gaps[t], row_sums[t], column_pulls[t]
+            _panel_pair(i, j, panels, scale, lowest, of_thread, pulls[t, across[q]])
