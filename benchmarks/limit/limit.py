@@ -1,9 +1,10 @@
 """How near the one pass over pairs comes to what this machine can do: python -m benchmarks.limit [--n 5000] [--d 10].
 
-The limit is counted from the operations for a pair (docstrings of mmdma_core.fused.pairs_cpu and pairs_cuda) and
+The limit is counted from the operations for a pair (docstrings of mmdma_core.fused.pairs_tiles and pairs_cuda) and
 from throughputs that are measured here, in registers or the first cache:
 
-    CPU   unordered pairs: (3 d + 2) multiply-adds, then one exponential, which the same units compute
+    CPU   unordered pairs: 3 d multiply-adds and 2 additions for the sums of k, counted alike, then one exponential,
+          which the same units compute
     CUDA  ordered pairs: 12 D float16 flops on the tensor cores (D = d padded to 16, 32, 64), one exp2 and 6 other
           float32 instructions, each on units of its own: the slowest of the three is the limit
 """

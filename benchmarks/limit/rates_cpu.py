@@ -1,11 +1,12 @@
-"""Throughput of multiply-adds and of the polynomial exponential on the CPU: work whose operands stay in the caches."""
+"""Throughput of multiply-adds and of the pass's own exponential on the CPU: work whose operands stay in the caches."""
 
 from __future__ import annotations
 
 import numba
 import numpy as np
 
-from mmdma_core.fused.pairs_cpu import exp2, threads
+from mmdma_core.fused.pairs_cpu import threads
+from mmdma_core.fused.pairs_tiles import LANES, exp2
 
 _LANES = 96  # numbers a thread holds: enough independent chains to hide the latency of a multiply-add
 _REPEATS = 5_000_000
@@ -22,7 +23,8 @@ def multiply_adds() -> int:
 def exponentials() -> int:
     """As many float32 exponentials as this returns."""
     numba.set_num_threads(threads())
-    _exponentials(np.zeros((threads(), 1024), _F), _REPEATS // 100)
+    values = np.full((threads(), 1024), -1.5, _F)
+    _exponentials(values, np.empty_like(values), _REPEATS // 100)
     return threads() * (_REPEATS // 100) * 1024
 
 
@@ -37,9 +39,9 @@ def _multiply_adds(out, repeats):  # noqa: ANN001, ANN202
             out[t] += values[lane]
 
 
-@numba.njit(fastmath=True, parallel=True, cache=True)
-def _exponentials(values, repeats):  # noqa: ANN001, ANN202
+@numba.njit(parallel=True, cache=True)
+def _exponentials(values, out, repeats):  # noqa: ANN001, ANN202
     for t in numba.prange(len(values)):
         for _ in range(repeats):
-            for i in range(values.shape[1]):
-                values[t, i] = exp2(-values[t, i])
+            for i in range(0, values.shape[1], LANES):
+                exp2(values, out, t, i)

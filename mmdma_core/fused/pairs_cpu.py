@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from mmdma_core.fused.neighbours import kd_orders
-from mmdma_core.fused.pairs_tiles import ALL, BOX, LANES, LOWEST, PANEL, ROWS, all_pairs
+from mmdma_core.fused.pairs_tiles import ALL, BOX, LANES, LOWEST, PANEL, PULLS, ROWS, all_pairs
 from mmdma_core.fused.run import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
 from mmdma_core.objective.terms import squared_mmd
@@ -147,7 +147,7 @@ class FusedMMD(MMD):
         self._orders, self._ordered = (np.arange(n_x), np.arange(n_y)), False
         self._row_sums = aligned_zeros((many, d + 1, ROWS, LANES))
         self._column_pulls = aligned_zeros((many, d + 1, PANEL))
-        self._pulls = np.zeros((many, 2, panels, d + 1, PANEL))
+        self._pulls = np.zeros((many, 2, panels, d + 1, PULLS))
 
     def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, out_x: torch.Tensor, out_y: torch.Tensor) -> float:
         """MMD2; its gradient goes to out_x (n_x, d) and out_y (n_y, d)."""

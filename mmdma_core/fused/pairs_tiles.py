@@ -14,6 +14,7 @@ function does not see a change in another.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numba
@@ -26,8 +27,9 @@ from mmdma_core.fused.vectors import INT, LONG, Vectors, index_vector
 
 PANEL = 256
 ROWS = 4
-LANES = 16
+LANES = 16  # room for a vector
 BOX = 32  # columns that are left out together
+PULLS = PANEL + 8  # numbers of a row of pulls: rows of 2 KiB would share few places of the first cache
 
 _F = np.float32
 _ZERO = _F(0)
@@ -37,28 +39,6 @@ ALL = _F(-1e30)  # nothing is left out
 _SERIES = np.polynomial.Chebyshev.interpolate(np.exp2, 5, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial)
 _ROUND = 1.5 * 2.0**23  # added to a small number, the last bits are those of the nearest integer
 _MANTISSA_BITS = 23
-
-_FLOATS, _INTEGERS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(INT, LANES)
-
-
-def _floats(number: float) -> ir.Constant:
-    return ir.Constant(_FLOATS, [float(_F(number))] * LANES)
-
-
-def _exp2(vectors: Vectors, t: ir.Value) -> ir.Value:
-    """2^t for t <= 0: t = n + f, a polynomial of f, and n added to its exponent's bits."""
-    builder = vectors.builder
-    # The bits of a negative number are the larger, the further it lies from 0.
-    lowest = ir.Constant(_INTEGERS, [int(LOWEST.view(np.int32))] * LANES)
-    bits = vectors.call(f"llvm.umin.v{LANES}i32", _INTEGERS, builder.bitcast(t, _INTEGERS), lowest)
-    t = builder.bitcast(bits, _FLOATS)
-    rounded = builder.fadd(t, _floats(_ROUND))
-    f = builder.fsub(t, builder.fsub(rounded, _floats(_ROUND)))
-    *lower, power = map(_floats, _SERIES.coef)
-    for coefficient in reversed(lower):
-        power = vectors.multiply_add(power, f, coefficient)
-    whole = builder.shl(builder.bitcast(rounded, _INTEGERS), index_vector([_MANTISSA_BITS] * LANES))
-    return builder.bitcast(builder.add(builder.bitcast(power, _INTEGERS), whole), _FLOATS)
 
 
 def _matrix(context, builder, kind, array) -> Callable[[ir.Value, ir.Value], ir.Value]:
@@ -72,21 +52,26 @@ def _matrix(context, builder, kind, array) -> Callable[[ir.Value, ir.Value], ir.
 
 
 @intrinsic
-def exp2_in_place(typing_context, matrix, row, place):
-    """2^t for LANES numbers t <= 0 of a matrix, from one on."""
+def exp2(typing_context, matrix, out, row, place):
+    """out = 2^t for LANES numbers t <= 0 of a matrix, from one on."""
 
     def generate(context, builder, signature, values):
-        vectors = _Vectors(builder)
-        address = _matrix(context, builder, matrix, values[0])(*values[1:])
-        vectors.store(_exp2(vectors, vectors.load(address)), address)
+        vectors = _Vectors(context, builder)
+        source, target = (_matrix(context, builder, matrix, value)(*values[2:]) for value in values[:2])
+        for k in range(0, LANES, vectors.vector.count):
+            t = vectors.load(builder.gep(source, [LONG(k)]))
+            vectors.store(vectors.exp2(t), builder.gep(target, [LONG(k)]))
         return context.get_dummy_value()
 
-    return types.void(matrix, types.int64, types.int64), generate
+    return types.void(matrix, out, types.int64, types.int64), generate
 
 
-def _vectors_of_tile(context) -> int:
-    """Vectors of columns in a tile: AVX-512 has registers for 4, with four rows' t, and other machines have for 1."""
-    return 4 if "+avx512f" in context.codegen().magic_tuple()[2].split(",") else 1
+def _tile_shape(context) -> tuple[int, int]:
+    """Floats of a vector, and vectors of columns in a tile, by the machine that this is compiled for.
+
+    Its four rows times these vectors stay in registers: AVX-512 has 32 of 16 floats, AVX2 and others 16 of 8 or less.
+    """
+    return (16, 4) if "+avx512f" in context.codegen().magic_tuple()[2].split(",") else (8, 2)
 
 
 @intrinsic
@@ -94,7 +79,7 @@ def _tile_columns(typing_context):
     """How many columns a tile has on the machine that this is compiled for."""
 
     def generate(context, builder, signature, values):
-        return context.get_constant(types.int64, LANES * _vectors_of_tile(context))
+        return context.get_constant(types.int64, math.prod(_tile_shape(context)))
 
     return types.int64(), generate
 
@@ -117,18 +102,18 @@ def _tile(typing_context, rows, low, columns, first, scale, own, row_sums, colum
 
 @intrinsic
 def _move_row_sums(typing_context, row_sums, pull, low):
-    """pull (d + 1, PANEL) += row_sums (d + 1, ROWS, LANES), summed over lanes, from the row `low` on; row_sums = 0."""
+    """pull (d + 1, PULLS) += row_sums (d + 1, ROWS, LANES), summed over lanes, from the row `low` on; row_sums = 0."""
 
     def generate(context, builder, signature, values):
-        vectors = _Vectors(builder)
+        vectors = _Vectors(context, builder)
         sums, pulls = (_matrix(context, builder, signature.args[k], values[k]) for k in range(2))
         array = context.make_array(signature.args[0])(context, builder, values[0])
         with cgutils.for_range(builder, cgutils.unpack_tuple(builder, array.shape, 3)[0]) as loop:
-            places = [sums(loop.index, LONG(LANES * r)) for r in range(ROWS)]
+            places = [sums(loop.index, LONG(vectors.vector.count * r)) for r in range(ROWS)]
             doubles = ir.VectorType(ir.DoubleType(), ROWS)
             more = builder.fpext(vectors.sums([vectors.load(place) for place in places]), doubles)
             for place in places:
-                vectors.store(_floats(0), place)
+                vectors.store(vectors.constant(0), place)
             total = builder.bitcast(pulls(loop.index, values[2]), doubles.as_pointer())
             builder.store(builder.fadd(builder.load(total, align=8), more), total, align=8)
         return context.get_dummy_value()
@@ -137,16 +122,36 @@ def _move_row_sums(typing_context, row_sums, pull, low):
 
 
 class _Vectors(Vectors):
-    """The instructions on LANES floats."""
+    """The instructions on as many floats as a vector has."""
 
-    def __init__(self, builder: ir.IRBuilder) -> None:
-        super().__init__(builder, _FLOATS)
+    def __init__(self, context, builder: ir.IRBuilder) -> None:
+        lanes, self._count = _tile_shape(context)
+        super().__init__(builder, ir.VectorType(ir.FloatType(), lanes))
+        self._integers = ir.VectorType(INT, lanes)
+
+    def constant(self, number: float) -> ir.Constant:
+        return ir.Constant(self.vector, [float(_F(number))] * self.vector.count)
 
     def load(self, address: ir.Value) -> ir.Value:
-        return self.builder.load(self.builder.bitcast(address, _FLOATS.as_pointer()), align=4)
+        return self.builder.load(self.builder.bitcast(address, self.vector.as_pointer()), align=4)
 
     def store(self, vector: ir.Value, address: ir.Value) -> None:
-        self.builder.store(vector, self.builder.bitcast(address, _FLOATS.as_pointer()), align=4)
+        self.builder.store(vector, self.builder.bitcast(address, self.vector.as_pointer()), align=4)
+
+    def exp2(self, t: ir.Value) -> ir.Value:
+        """2^t for t <= 0: t = n + f, a polynomial of f, and n added to its exponent's bits."""
+        builder, lanes, shift = self.builder, self.vector.count, self.constant(_ROUND)
+        # The bits of a negative number are the larger, the further it lies from 0.
+        lowest = index_vector([int(LOWEST.view(np.int32))] * lanes)
+        bits = self.call(f"llvm.umin.v{lanes}i32", self._integers, builder.bitcast(t, self._integers), lowest)
+        t = builder.bitcast(bits, self.vector)
+        rounded = builder.fadd(t, shift)
+        f = builder.fsub(t, builder.fsub(rounded, shift))
+        *lower, power = map(self.constant, _SERIES.coef)
+        for coefficient in reversed(lower):
+            power = self.multiply_add(power, f, coefficient)
+        whole = builder.shl(builder.bitcast(rounded, self._integers), index_vector([_MANTISSA_BITS] * lanes))
+        return builder.bitcast(builder.add(builder.bitcast(power, self._integers), whole), self.vector)
 
 
 class _Tile(_Vectors):
@@ -156,17 +161,17 @@ class _Tile(_Vectors):
     """
 
     def __init__(self, context, builder, signature, values) -> None:
-        super().__init__(builder)
+        super().__init__(context, builder)
         _, low, _, self._first, self._scale, self._own, _, _ = values
         of = [_matrix(context, builder, signature.args[k], values[k]) for k in (0, 2, 6, 7)]
-        count = range(_vectors_of_tile(context))
-        starts = [builder.add(self._first, LONG(LANES * c)) for c in count]
+        lanes = self.vector.count
+        starts = [builder.add(self._first, LONG(lanes * c)) for c in range(self._count)]
         self._rows = lambda k: [of[0](builder.add(low, LONG(r)), k) for r in range(ROWS)]
         self._columns, self._pulls = (lambda k, m=m: [m(k, start) for start in starts] for m in (of[1], of[3]))
-        self._row_sums = lambda k: [of[2](k, LONG(LANES * r)) for r in range(ROWS)]
+        self._row_sums = lambda k: [of[2](k, LONG(lanes * r)) for r in range(ROWS)]
         self._low, shape = low, context.make_array(signature.args[2])(context, builder, values[2]).shape
         self._d = builder.sub(cgutils.unpack_tuple(builder, shape, 2)[0], LONG(1))
-        self._t = [[cgutils.alloca_once(builder, _FLOATS) for _ in count] for _ in range(ROWS)]
+        self._t = [[cgutils.alloca_once(builder, self.vector) for _ in starts] for _ in range(ROWS)]
 
     def write(self) -> None:
         from_dots = self.builder.fcmp_ordered("==", self._scale, ir.Constant(ir.FloatType(), 0.0))
@@ -176,7 +181,7 @@ class _Tile(_Vectors):
                 self._change(lambda t, a, b: self.multiply_add(a, b, t), loop.index)
             with differences:
                 self._from_differences()
-        self._change(lambda t, *_: _exp2(self, t))
+        self._change(lambda t, *_: self.exp2(t))
         with self.builder.if_then(self._own, likely=False):
             self._leave_out_earlier()
         with cgutils.for_range(self.builder, self._d) as loop:
@@ -198,18 +203,18 @@ class _Tile(_Vectors):
 
         with cgutils.for_range(self.builder, self._d) as loop:
             self._change(add_square, loop.index)
-        scale = self.splat_of(self._scale, _FLOATS)
+        scale = self.splat_of(self._scale, self.vector)
         self._change(lambda t, *_: self.builder.fmul(t, scale))
 
     def _leave_out_earlier(self) -> None:
         """k = 0 where the column does not come after the row."""
-        builder = self.builder
+        builder, lanes = self.builder, self.vector.count
         before = builder.trunc(builder.sub(self._low, self._first), INT)
         for r, of_row in enumerate(self._t):
-            row = self.splat_of(builder.add(before, INT(r)), _INTEGERS)
+            row = self.splat_of(builder.add(before, INT(r)), self._integers)
             for c, place in enumerate(of_row):
-                later = builder.icmp_signed(">", index_vector(range(LANES * c, LANES * (c + 1))), row)
-                builder.store(builder.select(later, builder.load(place), _floats(0)), place)
+                later = builder.icmp_signed(">", index_vector(range(lanes * c, lanes * (c + 1))), row)
+                builder.store(builder.select(later, builder.load(place), self.constant(0)), place)
 
     def _pull(self, k: ir.Value) -> None:
         """Coordinate k of k b to the rows' sums, of k a to the columns'."""
@@ -261,7 +266,7 @@ def near_columns(four, boxes, scale, lowest, gaps):
 
 @numba.njit(cache=True)  # no fastmath, which Numba would give to the tile's instructions, too
 def _panel_pair(i, j, panels, scale, lowest, buffers, pulls):
-    """One pair of panels: the pulls of its points, added to pulls (panels, d + 1, PANEL)."""
+    """One pair of panels: the pulls of its points, added to pulls (panels, d + 1, PULLS)."""
     (rows, columns, boxes, counts), (gaps, row_sums, column_pull) = panels, buffers
     of_i, of_j, pull, tile = rows[i], columns[j], pulls[i], _tile_columns()
     row_sums[:] = column_pull[:] = _ZERO
@@ -276,7 +281,10 @@ def _panel_pair(i, j, panels, scale, lowest, buffers, pulls):
                 own = i == j and first <= low
                 _tile(of_i, low, of_j, first, scale, own, row_sums, column_pull)
             _move_row_sums(row_sums, pull, low)
-    pulls[j] += column_pull
+    pull = pulls[j]
+    for k in range(column_pull.shape[0]):
+        for place in range(PANEL):
+            pull[k, place] += column_pull[k, place]
 
 
 @numba.njit(parallel=True, cache=True)
