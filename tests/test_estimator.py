@@ -87,6 +87,31 @@ def test_of_several_starts_the_lowest_loss_wins_and_all_are_kept():
     assert fitted(n_starts=4, random_state=np.random.RandomState(0)).starts_["seed"].is_monotonic_increasing
 
 
+@pytest.mark.parametrize("variant", ["primal-fused", "dual-fused", "primal-fourier"])
+def test_losses_on_the_way_change_no_number(variant):
+    often, seldom = (fitted(variant=variant, n_starts=2, loss_every=every) for every in (1, 20))
+    np.testing.assert_array_equal(often.embedding_x_, seldom.embedding_x_)
+    np.testing.assert_array_equal(often.starts_["loss"], seldom.starts_["loss"])
+
+
+def test_a_step_of_a_fit_takes_the_gradient_that_the_loss_has_formed(monkeypatch):
+    from mmdma_core.fused.pairs_cpu import FusedMMD
+
+    passes, call = [], FusedMMD.__call__
+    monkeypatch.setattr(FusedMMD, "__call__", lambda *arguments: passes.append(1) or call(*arguments))
+    fitted(variant="primal-fused", n_epochs=20, loss_every=5)
+    assert len(passes) == 20 + 1  # an epoch each, and the last loss
+    run = start("primal-fused", X, Y, Settings(n_components=2))
+    run.loss()
+    run.step()  # as it is measured
+    assert len(passes) == 21 + 2
+    run.takes_up_loss = True
+    run.loss()
+    run.restart(seed=1)
+    run.step()
+    assert len(passes) == 23 + 2
+
+
 def test_auto_says_which_variant_it_took(caplog):
     with caplog.at_level(logging.INFO, "mmdma_core"):
         model = fitted(variant="auto")

@@ -54,7 +54,11 @@ class FormulationView:
 
 
 class FusedRun(AdamRun):
-    """A run of full-batch Adam on written-out gradients, see mmdma_core.training.run.Run. Float32 views."""
+    """A run of full-batch Adam on written-out gradients, see mmdma_core.training.run.Run. Float32 views.
+
+    takes_up_loss  whether a step that follows `loss` takes the gradient that this has formed, where MMD2 is exact. What
+                   is measured does not: each of its epochs is a whole one.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,8 @@ class FusedRun(AdamRun):
         self.sizes = [len(view.d_e) for view in views]  # n_x, n_y
         self._seed = torch.tensor(seed)
         self.batches: Batches | None = None  # of the cells that an update takes; None: all
+        self.takes_up_loss = False
+        self._gradient_of: tuple[int, ...] | None = None  # the state whose gradient `loss` has left
 
     def step(self) -> None:
         mmd = self.mmd
@@ -83,6 +89,8 @@ class FusedRun(AdamRun):
     def loss(self) -> LossTerms:
         self._take_all()
         terms = [float(term) for term in self._evaluate(self.mmd.of_loss)]
+        if self.mmd.is_exact():
+            self._gradient_of = self._moment()
         return LossTerms(total_loss(self.settings, *terms), *terms)
 
     def gradients(self) -> Pair:
@@ -112,8 +120,13 @@ class FusedRun(AdamRun):
         mmd.begin(int(self._seed), self.epoch)
 
     def _update(self, mmd: MMD) -> None:
-        self._evaluate(mmd)
+        if not (self.takes_up_loss and mmd is self.mmd and self._gradient_of == self._moment()):
+            self._evaluate(mmd)
         self._adam.step([view.gradient for view in self.views])
+
+    def _moment(self) -> tuple[int, ...]:
+        """Differs whenever the parameters may differ: PyTorch counts what writes to a tensor."""
+        return self.epoch, *(theta._version for theta in self.parameters)
 
     def _forward(self) -> None:
         for view, theta in zip(self.views, self.parameters, strict=True):
@@ -121,6 +134,7 @@ class FusedRun(AdamRun):
 
     def _evaluate(self, mmd_of: Callable[..., Term]) -> tuple[Term, ...]:
         """MMD2, both penalties, both distortions; the gradients are filled."""
+        self._gradient_of = None
         self._forward()
         x, y = self.views
         mmd = mmd_of(x.e, y.e, x.d_e, y.d_e)

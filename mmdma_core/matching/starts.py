@@ -52,6 +52,8 @@ def run_starts(
             else:
                 run = None  # let go of what it holds first
                 run = begin(seed)
+            if isinstance(run, FusedRun):
+                run.takes_up_loss = True
             try:
                 history = train(run, seed, k)
             except FloatingPointError as error:
