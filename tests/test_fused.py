@@ -1,17 +1,23 @@
 """The fused variants beyond the common checks: accuracy where it is hard, memory, allocations, limits."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import common
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from benchmarks.measuring import records
 from mmdma_core import Settings, Unsupported, simulate, start
 from mmdma_core.objective import reference
 
 FUSED = ["primal-fused", "dual-fused"]
+CPU_FLAGS = set(Path("/proc/cpuinfo").read_text().split())
 
 
 def on_cpu(n_x, n_y, settings):
@@ -25,6 +31,67 @@ def on_cpu(n_x, n_y, settings):
 def test_mmd_and_its_gradient_whatever_the_norms(n_x, n_y, d, offset):
     """Coordinates enter as differences, so points far from the origin lose nothing but their own rounding."""
     common.check_mmd(on_cpu, n_x, n_y, Settings(n_components=d), spread=2.0, offset=offset)
+
+
+@pytest.mark.parametrize(("spread", "dots"), [(15.0, True), (17.0, False), (100.0, False)])
+@pytest.mark.parametrize("sigma", [1.0, 7.0])
+def test_mmd_and_its_gradient_up_to_the_width_where_differences_are_taken(spread, dots, sigma):
+    """|z - centre|^2 / sigma is about `spread` on average; dot products round by its multiple."""
+    settings, made = Settings(n_components=10, sigma=sigma), []
+
+    def make(*of):
+        made.append(on_cpu(*of))
+        return made[-1]
+
+    common.check_mmd(make, 600, 500, settings, spread=spread * sigma)
+    assert all((mmd._unit > 0) == dots for mmd in made)
+
+
+def test_one_cell_far_away_lets_differences_be_taken():
+    x = torch.randn(500, 5, generator=torch.Generator().manual_seed(0))
+    x[7] *= 17 / x[7].norm()
+    mmd, out = on_cpu(500, 500, Settings(n_components=5)), torch.empty_like(x)
+    mmd(x, x, out, out)
+    assert mmd._unit == 0
+
+
+def test_the_exponential():
+    import numba
+
+    from mmdma_core.fused import pairs_tiles
+
+    @numba.njit
+    def of_all(t, out):
+        for place in range(0, t.shape[1], pairs_tiles.LANES):
+            pairs_tiles.exp2(t, out, 0, place)
+
+    t = np.linspace(-100, 0, 1_600_000, dtype=np.float32)[None]
+    out = np.empty_like(t)
+    of_all(t, out)
+    np.testing.assert_allclose(out, np.exp2(t.astype(np.float64)), rtol=2e-7)
+    t[:] = np.float32([-101, -1e6, -1e30, -np.inf] * (t.size // 4))  # less counts as 2^-100
+    of_all(t, out)
+    np.testing.assert_allclose(out, 2.0**-100, rtol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "features"), [("haswell", "+avx2,+fma"), ("generic", ""), ("skylake-avx512", "+avx512f,+avx2,+fma")]
+)
+def test_other_processors(name, features, tmp_path):
+    """Tiles by the registers that there are, in a process that compiles for another processor."""
+    if not set(features.replace("+", "").split(",")) - {""} <= CPU_FLAGS:
+        pytest.skip(f"this processor has not all of {features}")
+    code = (
+        "import common, test_fused\n"
+        "from mmdma_core import Settings\n"
+        "for spread in (2.0, 200.0):\n"
+        "    common.check_mmd(test_fused.on_cpu, 300, 517, Settings(), spread=spread, rank=2)\n"
+    )
+    environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "tests", env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("spread", "rank"), [(200.0, 2), (2000.0, 3), (2e4, 2)])
