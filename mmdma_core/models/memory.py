@@ -158,7 +158,7 @@ ORIGINALS: dict[str, MemoryModel] = {  # the first two compute the same tensors,
 
 # --- the fused variants, as on the CPU; on CUDA the large terms, data and Gram matrices, are the same ---
 
-_PANEL, _BOXES = 256, 8  # of mmdma_core.fused.pairs_cpu
+_PANEL, _PULLS, _BOXES = 256, 264, 8  # of mmdma_core.fused.pairs_cpu
 _GRAM_ROWS, _NORM_ROWS = 4096, 512  # rows that are converted at a time, mmdma_core.fused.views_cpu
 _BYTES_PER_PAIR = 8 + 56 + 32 + 2 * 8  # a slot of CPython's list, a tuple, an integer; two numbers of the array
 
@@ -173,7 +173,7 @@ def fused_pairs(n: int, d: int) -> int:
     points = panels * _PANEL * (d + 1)
     unordered = panels * (panels + 1) // 2
     boxes = SINGLE * panels * d * 2 * _BOXES
-    pulls = 2 * DOUBLE * torch.get_num_threads() * points
+    pulls = 2 * DOUBLE * torch.get_num_threads() * panels * _PULLS * (d + 1)
     return boxes + 2 * SINGLE * points + 8 * 2 * n + pulls + _BYTES_PER_PAIR * unordered
 
 
