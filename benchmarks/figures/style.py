@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import mmdma_core
@@ -119,6 +120,15 @@ def grid_axes(axes: Axes, ns: Sequence[int], ps: Sequence[int]) -> None:
     axes.tick_params(axis="x", rotation=90 if len(ns) > 12 else 0)
     axes.set_xlim(-0.5, len(ns) - 0.5)
     axes.set_ylim(-0.5, len(ps) - 0.5)
+
+
+def mark(figure: Figure, word: str) -> Figure:
+    """Write the word across every panel, so that no part of the picture can be taken for something else."""
+    halo = [withStroke(linewidth=3, foreground="white", alpha=0.7)]
+    look = {"ha": "center", "va": "center", "rotation": 25, "fontsize": 18, "color": "0.25", "alpha": 0.7, "zorder": 9}
+    for axes in figure.axes:
+        axes.text(0.5, 0.5, word, transform=axes.transAxes, path_effects=halo, **look)
+    return figure
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

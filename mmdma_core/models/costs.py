@@ -36,6 +36,9 @@ class Rates(NamedTuple):
     epoch_s: float = 0.0
 
 
+NOMINAL = Rates()
+
+
 class Cost(NamedTuple):
     """The work of an epoch, in the units of Rates; threads: those that KeOps has at once, 0 where it has no part."""
 
@@ -49,7 +52,7 @@ class Cost(NamedTuple):
         pairs = zip(self[:-1], other[:-1], strict=True)
         return Cost(*(a + b for a, b in pairs), threads=max(self.threads, other.threads))
 
-    def seconds(self, rates: Rates = Rates()) -> float:
+    def seconds(self, rates: Rates = NOMINAL) -> float:
         """The sum of the kinds at their rates, for an epoch waits for its last result before the next begins."""
         waiting = max(1.0, rates.filled_by / self.threads) if self.threads else 1.0
         kinds = (self.products, self.passes, waiting * self.evaluated, self.compiled)
