@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import mmdma_core
@@ -124,10 +123,10 @@ def grid_axes(axes: Axes, ns: Sequence[int], ps: Sequence[int]) -> None:
 
 def mark(figure: Figure, word: str) -> Figure:
     """Write the word across every panel, so that no part of the picture can be taken for something else."""
-    halo = [withStroke(linewidth=3, foreground="white", alpha=0.7)]
-    look = {"ha": "center", "va": "center", "rotation": 25, "fontsize": 18, "color": "0.25", "alpha": 0.7, "zorder": 9}
+    ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.55, "pad": 2}
+    look = {"ha": "center", "va": "center", "rotation": 25, "fontsize": 16, "color": "0.25", "alpha": 0.8, "zorder": 9}
     for axes in figure.axes:
-        axes.text(0.5, 0.5, word, transform=axes.transAxes, path_effects=halo, **look)
+        axes.text(0.5, 0.5, word, transform=axes.transAxes, bbox=ground, **look)
     return figure
 
 
