@@ -50,7 +50,7 @@ def test_nine_of_ten_runtimes_that_it_was_not_shown_are_within_a_factor_of_1_5(v
     """Of all published cells, and of those alone that were read off their own panel."""
     found = predict.ratios(v100).query("not shown")
     assert predict.WITHIN == 1.5
-    assert len(found) == len(published.runtimes().dropna()) - 12
+    assert len(found) == 453  # of 507; a reading of a dual variant that was shown is shown at every p of that value
     assert predict.right(found["ratio"]).mean() >= 0.9
     assert predict.right(found.query("source == 'read'")["ratio"]).mean() >= 0.9
     for _, own in found.groupby("variant"):

@@ -122,11 +122,12 @@ def grid_axes(axes: Axes, ns: Sequence[int], ps: Sequence[int]) -> None:
 
 
 def mark(figure: Figure, word: str) -> Figure:
-    """Write the word across every panel, so that no part of the picture can be taken for something else."""
-    ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.55, "pad": 2}
-    look = {"ha": "center", "va": "center", "rotation": 25, "fontsize": 16, "color": "0.25", "alpha": 0.8, "zorder": 9}
+    """Write the word into every panel, so that no part of the picture can be taken for something else."""
+    ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5}
     for axes in figure.axes:
-        axes.text(0.5, 0.5, word, transform=axes.transAxes, bbox=ground, **look)
+        axes.text(
+            0.98, 0.05, word, transform=axes.transAxes, ha="right", fontsize=12, color="0.2", bbox=ground, zorder=9
+        )
     return figure
 
 

@@ -152,13 +152,18 @@ def winners(table: pd.DataFrame) -> pd.DataFrame:
 def ratios(table: pd.DataFrame) -> pd.DataFrame:
     """Every published runtime: variant, n, p, source, shown (to the calibration), ratio = predicted / published.
 
-    A cell that is predicted not to fit has no ratio, and is left out.
+    A reading of a dual variant stands for several p: one that is shown is taken as shown at every p of that value. A
+    cell that is predicted not to fit has no ratio, and is left out.
     """
     read = published.runtimes().dropna()
     shown = set(calibration_cells(read))
+    times = read.set_index(["variant", "n", "p"])["runtime_s"]
+    values = {(variant, n, times[variant, n, p]) for variant, n, p in shown if variant.startswith("dual")}
     both = read.merge(table[["variant", "n", "p", "runtime_s"]], on=["variant", "n", "p"], suffixes=("_there", ""))
     both["ratio"] = both["runtime_s"] / both["runtime_s_there"]
-    both["shown"] = [cell in shown for cell in zip(both["variant"], both["n"], both["p"], strict=True)]
+    both["shown"] = [
+        (c.variant, c.n, c.p) in shown or (c.variant, c.n, c.runtime_s_there) in values for c in both.itertuples()
+    ]
     return both.dropna(subset=["ratio"])[["variant", "n", "p", "source", "shown", "ratio"]].reset_index(drop=True)
 
 
