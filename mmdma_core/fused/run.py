@@ -57,7 +57,7 @@ class FusedRun(AdamRun):
     """A run of full-batch Adam on written-out gradients, see mmdma_core.training.run.Run. Float32 views.
 
     takes_up_loss  whether a step that follows `loss` takes the gradient that this has formed, where MMD2 is exact. What
-                   is measured does not: each of its epochs is a whole one.
+                   is measured does not: each of its epochs is a whole one. On CUDA a sort may come in between.
     """
 
     def __init__(
