@@ -55,10 +55,10 @@ def _squares(x, y, centre):
 
 @numba.njit(fastmath=True, cache=True)
 def _pack(points, order, centre, unit, first, rows, columns, boxes):
-    """Copy points (n, d), in the order, into panels from `first` on, with their boxes.
+    """Copy points (n, d), in the order, into panels from `first` on; where unit is 0 with boxes around them.
 
-    unit  coordinates become u = unit (z - centre), and the last one -|u|^2 / 2; 0: z - centre, and 0
-
+    unit  coordinates become u = unit (z - centre), and the last one -|u|^2 / 2; 0: z - centre, and 0. Whoever is not
+          there has a last one that makes k 2^-100, and coordinates of 0.
     rows (panels, PANEL, d + 1), columns (panels, d + 1, PANEL), boxes (panels, d, 2, BOXES)
     """
     n, d = points.shape

@@ -3,8 +3,8 @@
 The points are cut into panels of 256. A pair of panels is treated in tiles of four rows and 64 columns (16 where there
 is no AVX-512): the exponents, their exponentials and what these pull stay in vector registers. Four rows' sums of k b
 are vectors, too, and are summed over lanes after the last of a panel's columns; the columns' sums of k a lie in a
-buffer of the panel's size. Both stay in the first cache. In float32 a lane sums 16 terms of a row and a column 256,
-beyond that sums run in float64.
+buffer of the panel's size. Both stay in the first cache. In float32 a lane sums at most 32 terms of a row and 256 of a
+column, beyond that sums run in float64.
 
 Operations for a pair in d dimensions: 3 d multiply-adds, d of them for the exponent, 3 additions, and for the
 exponential 5 multiply-adds and 6 other instructions. Differences take d subtractions more. LLVM would not keep a tile
