@@ -1,4 +1,4 @@
-"""What a Triton kernel is on a GPU that is not there: compiled, disassembled, and the instructions of its loops counted.
+"""What a Triton kernel is on a GPU that is not there: compiled, disassembled, its loops counted.
 
 `launched(jobs)` runs the project's own launches in a process where Triton is no interpreter and its driver says that it
 has the GPU of a compute capability. Nothing is loaded or run: each launch is compiled, with the types, alignments and
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,7 +71,7 @@ def missing():
 
 
 def launched(jobs):
-    """Kernels by job: a job (capability, d, options) is a call of FusedMMD for d dimensions; options change its tile."""
+    """Kernels by job: a job (capability, d, options) is a call of FusedMMD; options change its tile."""
     done = subprocess.run(
         [sys.executable, __file__, json.dumps(jobs)],
         env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
@@ -83,7 +84,7 @@ def launched(jobs):
 
 
 def loops_over_pairs(sass):
-    """(instructions, how many of them lie in loops inside) of the smallest loops with an exp2; a listing by nvdisasm."""
+    """(instructions, how many of them lie in loops inside) of the smallest loops with an exp2, from nvdisasm."""
     names, labels, loops = [], {}, set()
     for line in sass.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
@@ -160,7 +161,7 @@ def _main(jobs):
         pairs_cuda.tile = lambda *d, options=options: tile(*d) | options
         points = [torch.randn(n, d) for _ in "xy"]
         summing = pairs_cuda.FusedMMD(n, n, d, 1.0, True, sort=False)
-        kernels = _compiled(capability, lambda: summing(*points, *map(torch.empty_like, points)))
+        kernels = _compiled(capability, partial(summing, *points, *map(torch.empty_like, points)))
         found.append([_counted(kernel, capability) for kernel in kernels])
     print(json.dumps(found))
 

@@ -1,0 +1,40 @@
+"""Instructions of the pair kernel on CUDA, counted in what Triton makes of it for a GPU that need not be there.
+
+tests/test_fused_cuda.py counts again and holds these numbers to 10 %.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TRITON = "3.7"  # the version that they were counted with
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a thread executes for an ordered pair.
+
+    compact, exact  instructions for a pair, in a compact block and in any other
+    registers       of a thread, in the kernel of compact blocks
+    """
+
+    compact: float
+    exact: float
+    registers: int
+
+
+COUNTED = {  # (compute capability, d)
+    (80, 10): Counted(11.2, 65.7, 168),
+    (80, 62): Counted(32.7, 451.9, 255),
+    (90, 10): Counted(11.0, 60.5, 255),
+    (90, 62): Counted(25.6, 430.7, 255),
+    (100, 10): Counted(12.9, 51.6, 255),
+    (100, 62): Counted(29.6, 347.7, 255),
+}
+
+
+def nearest(capability: int, d: int) -> tuple[tuple[int, int], Counted]:
+    """The counts for the nearest compute capability (10 major + minor) that is not above, and the nearest d."""
+    of = max([c for c, _ in COUNTED if c <= capability], default=min(COUNTED)[0])
+    key = min((key for key in COUNTED if key[0] == of), key=lambda key: abs(key[1] - d))
+    return key, COUNTED[key]

@@ -1,0 +1,62 @@
+"""The limit of the pass over pairs on a GPU, and how near compact and other blocks come to it, apart.
+
+An ordered pair takes one exp2, the instructions that are counted (`counted.py`) and, in a compact block, 12 D float16
+flops on the tensor cores, D = d padded. Each has units of its own, so the slowest of the three is the limit. No kernel
+that visits ordered pairs is faster than their exponentials: they are the floor of its seconds.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.limit import counted
+from benchmarks.limit.timing import points, rate, seconds
+
+_WIDTH = 8192  # of the matrices whose product measures the tensor cores
+# Mean squared norms in units of sigma: every block of rows is compact, and none is while no pair is far.
+SPREADS = {"compact": 0.1, "exact": 8.0}
+
+
+def limit(n: int, d: int, device: str = "cuda") -> tuple[float, float]:
+    """Print what is counted and measured; pairs a second at the limit, and seconds of a pass, for compact blocks.
+
+    device  'cuda', or 'cpu' where Triton is an interpreter
+    """
+    from benchmarks.limit import rates_cuda
+    from mmdma_core.fused.pairs_cuda import tile
+
+    instructions, exponentials = (rate(work) for work in (rates_cuda.multiply_adds, rates_cuda.exponentials))
+    half = torch.ones(_WIDTH, _WIDTH, dtype=torch.float16, device=device)
+    flops = 2 * _WIDTH**3 / seconds(torch.matmul, half, half)
+    print(f"instructions: {instructions:.3g} /s, exp2: {exponentials:.3g} /s, float16 matrix flops: {flops:.3g} /s")
+    key, counts = counted.nearest(_capability(device), d)
+    of_pair = 12 * tile(d)["D"]
+    print(
+        f"an ordered pair: {counts.compact:g} instructions in a compact block, {counts.exact:g} in any other, "
+        f"{of_pair} flops (counted for sm_{key[0]}, d = {key[1]}, Triton {counted.TRITON})"
+    )
+    print(f"the exponentials' floor: {exponentials:.3g} pairs/s, {4 * n * n / exponentials:.3g} s for a pass")
+    most = {
+        "compact": min(instructions / counts.compact, exponentials, flops / of_pair),
+        "exact": min(instructions / counts.exact, exponentials),
+    }
+    taken = apart(n, d, device)
+    for kind, of_pass in taken.items():
+        reached = 4 * n * n / of_pass
+        print(f"{kind} blocks: {reached:.3g} pairs/s of {most[kind]:.3g}: {reached / most[kind]:.0%}")
+    return most["compact"], taken["compact"]
+
+
+def apart(n: int, d: int, device: str = "cuda") -> dict[str, float]:
+    """Seconds of a pass over the pairs of n and n points in d dimensions: 'compact' blocks alone, and 'exact' alone."""
+    from mmdma_core.fused.pairs_cuda import FusedMMD
+
+    return {
+        kind: seconds(FusedMMD(n, n, d, 1.0, True, sort=False), *points(n, d, device, spread))
+        for kind, spread in SPREADS.items()
+    }
+
+
+def _capability(device: str) -> int:
+    major, minor = torch.cuda.get_device_capability() if device == "cuda" else (9, 0)
+    return 10 * major + minor
