@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
 KINDS = {  # of instructions, by how their names begin; the first that fits
     "exp2": "MUFU.EX2",
     "tensor cores": r"HGMMA|HMMA|UTC\w*MMA",
@@ -71,7 +73,7 @@ def missing():
 
 
 def launched(jobs):
-    """Kernels by job: a job (capability, d, options) is a call of FusedMMD; options change its tile."""
+    """The kernels of each job: (name in LAUNCHES, compute capability, d, what changes the tile)."""
     done = subprocess.run(
         [sys.executable, __file__, json.dumps(jobs)],
         env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
@@ -151,17 +153,32 @@ def _counted(kernel, capability):
     }
 
 
-def _main(jobs):
-    import torch
-
+def _ordered(d, options):
+    """A pass over the pairs of two clouds of 1,024 points; options change the tile."""
     from mmdma_core.fused import pairs_cuda
 
-    n, found, tile = 1024, [], pairs_cuda.tile
-    for capability, d, options in jobs:
-        pairs_cuda.tile = lambda *d, options=options: tile(*d) | options
-        points = [torch.randn(n, d) for _ in "xy"]
-        summing = pairs_cuda.FusedMMD(n, n, d, 1.0, True, sort=False)
-        kernels = _compiled(capability, partial(summing, *points, *map(torch.empty_like, points)))
+    tile = pairs_cuda.tile
+    pairs_cuda.tile = lambda *d: tile(*d) | options
+    points = [torch.randn(1024, d) for _ in "xy"]
+    try:
+        pairs_cuda.FusedMMD(1024, 1024, d, 1.0, True, sort=False)(*points, *map(torch.empty_like, points))
+    finally:
+        pairs_cuda.tile = tile
+
+
+def _unordered(d, options):
+    from benchmarks.limit.unordered_cuda import unordered_sums
+
+    unordered_sums(torch.randn(1024, d), 1.0, **options)
+
+
+LAUNCHES = {"ordered": _ordered, "unordered": _unordered}
+
+
+def _main(jobs):
+    found = []
+    for name, capability, d, options in jobs:
+        kernels = _compiled(capability, partial(LAUNCHES[name], d, options))
         found.append([_counted(kernel, capability) for kernel in kernels])
     print(json.dumps(found))
 

@@ -32,6 +32,8 @@ COUNTED = {  # (compute capability, d)
     (100, 62): Counted(29.6, 347.7, 255),
 }
 
+UNORDERED = 11.6  # for an unordered pair, in compact blocks, d = 10, sm_90: the prototype in unordered_cuda.py
+
 
 def nearest(capability: int, d: int) -> tuple[tuple[int, int], Counted]:
     """The counts for the nearest compute capability (10 major + minor) that is not above, and the nearest d."""

@@ -23,6 +23,7 @@ def limit(n: int, d: int, device: str = "cuda") -> tuple[float, float]:
     device  'cuda', or 'cpu' where Triton is an interpreter
     """
     from benchmarks.limit import rates_cuda
+    from benchmarks.limit.unordered_cuda import unordered_sums
     from mmdma_core.fused.pairs_cuda import tile
 
     instructions, exponentials = (rate(work) for work in (rates_cuda.multiply_adds, rates_cuda.exponentials))
@@ -44,6 +45,8 @@ def limit(n: int, d: int, device: str = "cuda") -> tuple[float, float]:
     for kind, of_pass in taken.items():
         reached = 4 * n * n / of_pass
         print(f"{kind} blocks: {reached:.3g} pairs/s of {most[kind]:.3g}: {reached / most[kind]:.0%}")
+    once = seconds(unordered_sums, points(2 * n, d, device, SPREADS["compact"])[0], 1.0)
+    print(f"each unordered pair once, a prototype: {taken['compact'] / once:.2f} times as fast as compact blocks")
     return most["compact"], taken["compact"]
 
 
