@@ -86,7 +86,10 @@ def launched(jobs):
 
 
 def loops_over_pairs(sass):
-    """(instructions, how many of them lie in loops inside) of the smallest loops with an exp2, from nvdisasm."""
+    """(instructions, how many of them lie in loops inside) of the smallest loops with an exp2, from nvdisasm.
+
+    A loop that adds in float64 is one around a loop over pairs, of which it has taken only a part out of line.
+    """
     names, labels, loops = [], {}, set()
     for line in sass.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
@@ -100,7 +103,7 @@ def loops_over_pairs(sass):
     found = []
     for loop in sorted(over, key=lambda loop: loop.start):
         smaller = [other for other in loops if other != loop and loop.start <= other.start and other.stop <= loop.stop]
-        if not any(other in over for other in smaller):
+        if not any(other in over for other in smaller) and not any(names[i] == "DADD" for i in loop):
             inside = {place for other in smaller for place in other}
             found.append(([names[i] for i in loop], len(inside)))
     return found
@@ -157,13 +160,9 @@ def _ordered(d, options):
     """A pass over the pairs of two clouds of 1,024 points; options change the tile."""
     from mmdma_core.fused import pairs_cuda
 
-    tile = pairs_cuda.tile
-    pairs_cuda.tile = lambda *d: tile(*d) | options
+    tile = pairs_cuda.candidates(d)[0]._replace(**options)
     points = [torch.randn(1024, d) for _ in "xy"]
-    try:
-        pairs_cuda.FusedMMD(1024, 1024, d, 1.0, True, sort=False)(*points, *map(torch.empty_like, points))
-    finally:
-        pairs_cuda.tile = tile
+    pairs_cuda.FusedMMD(1024, 1024, d, 1.0, True, tile)(*points, *map(torch.empty_like, points))
 
 
 def _unordered(d, options):

@@ -33,26 +33,25 @@ def toward_zero(values):
 
 
 def only(monkeypatch, blocks):
-    """Launches over blocks of rows run these alone, among as many as there are."""
+    """Kernels named in `blocks` run these blocks of rows alone, among as many as are launched; others run all."""
     run, builder = interpreter.InterpretedFunction.run, interpreter.InterpreterBuilder
-    identity, number = builder.create_get_program_id, builder.create_get_num_programs
-    launched = []
+    number, launched = builder.create_get_num_programs, []
+    identity = builder.create_get_program_id
+
+    def run_some(self, *args, grid, **options):
+        its = blocks.get(self.fn.__name__, range(grid[0]))
+        launched[:] = its, grid[0]
+        return run(self, *args, grid=(len(its), *grid[1:]), **options)
 
     def handle(value):
         return interpreter.TensorHandle(np.array([value], np.int32), interpreter.tl.int32)
 
-    def run_some(self, *args, grid, **options):
-        launched[:] = grid
-        return run(self, *args, grid=(len(blocks), *grid[1:]), **options)
+    def program_id(self, axis):
+        return identity(self, axis) if axis else handle(launched[0][self.grid_idx[0]])
+
+    def num_programs(self, axis):
+        return number(self, axis) if axis else handle(launched[1])
 
     monkeypatch.setattr(interpreter.InterpretedFunction, "run", run_some)
-    monkeypatch.setattr(
-        builder,
-        "create_get_program_id",
-        lambda self, axis: handle(blocks[self.grid_idx[0]]) if axis == 0 else identity(self, axis),
-    )
-    monkeypatch.setattr(
-        builder,
-        "create_get_num_programs",
-        lambda self, axis: handle(launched[0]) if axis == 0 else number(self, axis),
-    )
+    monkeypatch.setattr(builder, "create_get_program_id", program_id)
+    monkeypatch.setattr(builder, "create_get_num_programs", num_programs)

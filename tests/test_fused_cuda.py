@@ -116,18 +116,21 @@ def test_the_kernel_compiles(compiled, key):
 @pytest.mark.parametrize("key", COUNTED, ids=str)
 def test_the_instructions_for_a_pair_are_as_counted(compiled, key):
     """Within 10 %, and in the loop over pairs of compact blocks nothing goes to memory for want of registers."""
-    (kernel,) = compiled[key]
-    compact, exact = kernel.loops
-    assert compact.per_pair(key[1]) == pytest.approx(COUNTED[key].compact, rel=0.1)
-    assert exact.per_pair(key[1]) == pytest.approx(COUNTED[key].exact, rel=0.1)
-    assert kernel.registers <= COUNTED[key].registers
+    kernels_of = {kernel.name: kernel for kernel in compiled[key]}
+    compact = min(
+        kernels_of["compact_blocks"].loops, key=lambda loop: loop.per_pair(1)
+    )  # not that of the rows themselves
+    (wide,) = kernels_of["wide_blocks"].loops
+    assert compact.per_pair(1) == pytest.approx(COUNTED[key].compact, rel=0.1)
+    assert wide.per_pair(key[1]) == pytest.approx(COUNTED[key].wide, rel=0.1)
+    assert kernels_of["compact_blocks"].registers <= COUNTED[key].registers
     assert not compact.kinds["spills"]
 
 
 @other_triton
 @pytest.mark.skipif(bool(sass.missing()), reason=str(sass.missing()))
 def test_the_instructions_of_each_unordered_pair_once_are_as_counted():
-    """Two ordered pairs of the kernel take a third more at most, once its products start from 0: see docs/gpu.md."""
+    """And without spills; docs/gpu.md weighs them against those of two ordered pairs."""
     ((kernel,),) = sass.launched([("unordered", 90, 10, {})])
     (loop,) = kernel.loops
     assert loop.per_pair(10) == pytest.approx(counted.UNORDERED, rel=0.1)

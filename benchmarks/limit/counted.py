@@ -1,4 +1,4 @@
-"""Instructions of the pair kernel on CUDA, counted in what Triton makes of it for a GPU that need not be there.
+"""Instructions of the pair kernels on CUDA, counted in what Triton makes of it for a GPU that need not be there.
 
 tests/test_fused_cuda.py counts again and holds these numbers to 10 %.
 """
@@ -14,24 +14,23 @@ TRITON = "3.7"  # the version that they were counted with
 class Counted:
     """What a thread executes for an ordered pair.
 
-    compact, exact  instructions for a pair, in a compact block and in any other
-    registers       of a thread, in the kernel of compact blocks
+    compact, wide  instructions for a pair, in a compact block and in any other
+    registers      of a thread, in the kernel of compact blocks
     """
 
     compact: float
-    exact: float
+    wide: float
     registers: int
 
 
-COUNTED = {  # (compute capability, d)
-    (80, 10): Counted(11.2, 65.7, 168),
-    (80, 62): Counted(32.7, 451.9, 255),
-    (90, 10): Counted(11.0, 60.5, 255),
-    (90, 62): Counted(25.6, 430.7, 255),
-    (100, 10): Counted(12.9, 51.6, 255),
-    (100, 62): Counted(29.6, 347.7, 255),
+COUNTED = {  # (compute capability, d), with the tile that suits most devices
+    (80, 10): Counted(9.8, 54.6, 255),
+    (80, 62): Counted(31.9, 293.9, 255),
+    (90, 10): Counted(8.9, 53.5, 242),
+    (90, 62): Counted(23.8, 282.1, 255),
+    (100, 10): Counted(10.1, 46.5, 214),
+    (100, 62): Counted(28.6, 221.5, 255),
 }
-
 UNORDERED = 11.6  # for an unordered pair, in compact blocks, d = 10, sm_90: the prototype in unordered_cuda.py
 
 

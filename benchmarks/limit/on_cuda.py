@@ -13,8 +13,8 @@ from benchmarks.limit import counted
 from benchmarks.limit.timing import points, rate, seconds
 
 _WIDTH = 8192  # of the matrices whose product measures the tensor cores
-# Mean squared norms in units of sigma: every block of rows is compact, and none is while no pair is far.
-SPREADS = {"compact": 0.1, "exact": 8.0}
+SPREAD = 0.1  # mean squared norm, in units of sigma, of points whose blocks are all compact
+_FAR_POINTS, _AWAY = 32, 20.0  # every so many points one lies so far away that no block is compact
 
 
 def limit(n: int, d: int, device: str = "cuda") -> tuple[float, float]:
@@ -24,40 +24,52 @@ def limit(n: int, d: int, device: str = "cuda") -> tuple[float, float]:
     """
     from benchmarks.limit import rates_cuda
     from benchmarks.limit.unordered_cuda import unordered_sums
-    from mmdma_core.fused.pairs_cuda import tile
+    from mmdma_core.fused.pairs_cuda import candidates
 
     instructions, exponentials = (rate(work) for work in (rates_cuda.multiply_adds, rates_cuda.exponentials))
     half = torch.ones(_WIDTH, _WIDTH, dtype=torch.float16, device=device)
     flops = 2 * _WIDTH**3 / seconds(torch.matmul, half, half)
     print(f"instructions: {instructions:.3g} /s, exp2: {exponentials:.3g} /s, float16 matrix flops: {flops:.3g} /s")
     key, counts = counted.nearest(_capability(device), d)
-    of_pair = 12 * tile(d)["D"]
+    of_pair = 12 * candidates(d)[0].D
     print(
-        f"an ordered pair: {counts.compact:g} instructions in a compact block, {counts.exact:g} in any other, "
+        f"an ordered pair: {counts.compact:g} instructions in a compact block, {counts.wide:g} in any other, "
         f"{of_pair} flops (counted for sm_{key[0]}, d = {key[1]}, Triton {counted.TRITON})"
     )
     print(f"the exponentials' floor: {exponentials:.3g} pairs/s, {4 * n * n / exponentials:.3g} s for a pass")
     most = {
         "compact": min(instructions / counts.compact, exponentials, flops / of_pair),
-        "exact": min(instructions / counts.exact, exponentials),
+        "wide": min(instructions / counts.wide, exponentials),
     }
     taken = apart(n, d, device)
     for kind, of_pass in taken.items():
         reached = 4 * n * n / of_pass
         print(f"{kind} blocks: {reached:.3g} pairs/s of {most[kind]:.3g}: {reached / most[kind]:.0%}")
-    once = seconds(unordered_sums, points(2 * n, d, device, SPREADS["compact"])[0], 1.0)
+    once = seconds(unordered_sums, points(2 * n, d, device, SPREAD)[0], 1.0)
     print(f"each unordered pair once, a prototype: {taken['compact'] / once:.2f} times as fast as compact blocks")
     return most["compact"], taken["compact"]
 
 
 def apart(n: int, d: int, device: str = "cuda") -> dict[str, float]:
-    """Seconds of a pass over the pairs of n and n points in d dimensions: 'compact' blocks alone, and 'exact' alone."""
-    from mmdma_core.fused.pairs_cuda import FusedMMD
+    """Seconds of a pass over the pairs of n and n points in d dimensions: 'compact' blocks alone, and 'wide' alone."""
+    from mmdma_core.fused.tiles import fastest
 
-    return {
-        kind: seconds(FusedMMD(n, n, d, 1.0, True, sort=False), *points(n, d, device, spread))
-        for kind, spread in SPREADS.items()
-    }
+    in_line = torch.arange(n, dtype=torch.float32, device=device)[:, None]
+    taken = {}
+    for kind in ("compact", "wide"):
+        summing = fastest(n, n, d, 1.0, True, torch.device(device))
+        summing.sort(in_line, in_line)  # as they come
+        taken[kind] = seconds(summing, *blocks_of(kind, n, d, device))
+    return taken
+
+
+def blocks_of(kind: str, n: int, d: int, device: str) -> list[torch.Tensor]:
+    """Two clouds (n, d) whose blocks, as the points come, are all 'compact' or all 'wide', and room for gradients."""
+    clouds = points(n, d, device, SPREAD)
+    if kind == "wide":
+        for cloud in clouds[:2]:
+            cloud[::_FAR_POINTS, 0] += _AWAY
+    return clouds
 
 
 def _capability(device: str) -> int:

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mmdma_core.fused.pairs_cuda import _float16_parts
+from mmdma_core.fused.pair_kernels import _float16_parts, _product_of_parts
 
 _FAR = tl.constexpr(256.0)
 _PROGRAMS = 4096
@@ -32,14 +32,6 @@ def unordered_sums(points: torch.Tensor, scale: float, M: int = 128, N: int = 64
         padded, pulls, scale, n, segment, d=d, D=width, M=M, N=N, num_warps=num_warps
     )
     return torch.cat([pulls[:n, :d], pulls[:n, d + 1 : d + 2]], 1)
-
-
-@triton.jit
-def _product(a_high, a_low, b_high, b_low):
-    """(a_high + a_low) (b_high + b_low) without the product of the low parts; tensor cores truncate, so from 0."""
-    total = tl.dot(a_low, b_high)
-    total = tl.dot(a_high, b_low, total)
-    return tl.dot(a_high, b_high, total)
 
 
 @triton.jit
@@ -74,10 +66,10 @@ def _unordered_pairs(
         square = tl.maximum(-tl.sum(b * b, 1), -60000.0)
         ones = tl.where(one, 1.0, tl.where(norm, square[:, None], b))
         b_high, b_low = _float16_parts(ones)
-        kernel = tl.exp2(_product(a_high, a_low, tl.trans(b_high), tl.trans(b_low)))
+        kernel = tl.exp2(_product_of_parts(a_high, a_low, tl.trans(b_high), tl.trans(b_low)))
         kernel_high, kernel_low = _float16_parts(kernel)
-        drawn += _product(kernel_high, kernel_low, b_high, b_low)
-        back = _product(tl.trans(kernel_high), tl.trans(kernel_low), back_high, back_low)
+        drawn += _product_of_parts(kernel_high, kernel_low, b_high, b_low)
+        back = _product_of_parts(tl.trans(kernel_high), tl.trans(kernel_low), back_high, back_low)
         total = tl.sum(tl.where(one, back, 0.0), 1)[:, None]
         tl.atomic_add(pulls + columns[:, None] * D + dims[None, :], back - total * b, sem="relaxed")
     total = tl.sum(tl.where(one, drawn, 0.0), 1)[:, None]
