@@ -24,12 +24,12 @@ class Counted:
 
 
 COUNTED = {  # (compute capability, d), with the tile that suits most devices
-    (80, 10): Counted(9.8, 54.6, 255),
-    (80, 62): Counted(31.9, 293.9, 255),
-    (90, 10): Counted(8.9, 53.5, 242),
-    (90, 62): Counted(23.8, 282.1, 255),
-    (100, 10): Counted(10.1, 46.5, 214),
-    (100, 62): Counted(28.6, 221.5, 255),
+    (80, 10): Counted(9.8, 71.1, 255),
+    (80, 62): Counted(24.6, 301.1, 255),
+    (90, 10): Counted(8.9, 73.0, 242),
+    (90, 62): Counted(17.3, 292.6, 255),
+    (100, 10): Counted(10.1, 71.5, 214),
+    (100, 62): Counted(21.7, 227.2, 255),
 }
 UNORDERED = 11.6  # for an unordered pair, in compact blocks, d = 10, sm_90: the prototype in unordered_cuda.py
 
