@@ -4,7 +4,7 @@ The limit is counted from the operations for a pair (docstring of mmdma_core.fus
 throughputs that are measured here, in registers or the first cache:
 
     CPU   unordered pairs: (3 d + 2) multiply-adds, then one exponential, which the same units compute
-    CUDA  ordered pairs, see on_cuda.py: instructions as counted in the compiled kernel, compact and exact blocks apart
+    CUDA  ordered pairs, see on_cuda.py: instructions as counted in the compiled kernel, compact and wide blocks apart
 """
 
 from __future__ import annotations
