@@ -38,6 +38,14 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def draw_map(cells: pd.DataFrame, title: str) -> Figure:
+    """The upper part alone, of cells as benchmarks.paper.against_paper.winners gives them."""
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    _draw_map(figure.subplots(), cells)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure
+
+
 def _draw_map(axes: Axes, cells: pd.DataFrame) -> None:
     ns, ps = published.grid()
     grid_axes(axes, ns, ps)
