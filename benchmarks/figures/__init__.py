@@ -28,6 +28,8 @@ NAMES = (
     "exponents",
 )
 
+_PANELS = 4  # p up to which runtimes_all has all, else those of figure_1b
+
 
 def paths(study: Study) -> list[Path]:
     """The files that draw_all writes."""
@@ -79,7 +81,8 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
         yield curves.draw(
             table[table["variant"].isin(six)], *runtime, ns, ps, six, f"The paper's implementations, {where}", behind
         )
-    yield curves.draw(table, *runtime, study.every_n, study.p, study.variants, f"Runtime of every variant, {where}")
+    some = study.p if len(study.p) <= _PANELS else few
+    yield curves.draw(table, *runtime, study.every_n, some, study.variants, f"Runtime of every variant, {where}")
     held = table["peak_device_bytes"] if on_gpu else table["peak_host_bytes"]
     memory = table.assign(memory_gib=held / 2**30)
     cap = study.gpu_gib if on_gpu else study.host_gib

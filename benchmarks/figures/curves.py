@@ -15,7 +15,7 @@ from benchmarks.figures.style import above_legend, count, halves, in_groups, leg
 from benchmarks.paper.fastest import PAPER_IMPLEMENTATIONS
 
 _ENDS = {"oom": ("x", "out of memory"), "timeout": ("|", "out of time"), "budget": ("|", "out of time")}
-_PANEL, _PANELS = 2.4, 8  # inches: the height of a panel, and the most that all have
+_PANEL, _PANELS = 2.4, 7.4  # inches: the height of a panel, and the most that all have
 _FEW_DECADES = 3
 
 

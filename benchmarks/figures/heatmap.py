@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 
-from benchmarks.figures.style import LEGEND_ROW, SMALL, TIGHT, bands, log_axis, style
+from benchmarks.figures.style import LEGEND_ROW, SMALL, TIGHT, bands, grid_axes, log_axis, style
 from benchmarks.paper.fastest import Winners, winners_over
 
 _NOTHING_FITS = {"facecolor": "white", "edgecolor": "0.35", "hatch": "////", "linewidth": 0}
@@ -19,7 +19,8 @@ _TOO_SLOW = {"facecolor": "0.82", "edgecolor": "none"}
 _NOT_ALL = {"facecolor": "0.93", "edgecolor": "0.6", "hatch": "..", "linewidth": 0}
 _UNTESTED = {"facecolor": "none", "edgecolor": "0.8", "linestyle": ":", "linewidth": 0.6}
 _EQUAL = "split: equally fast"
-_WIDTH, _LEFT, _RIGHT, _ABOVE, _BELOW, _FRAME = 5.3, 0.65, 0.1, 0.45, 0.6, 2.55  # inches
+_WIDTH, _LEFT, _RIGHT, _ABOVE, _BELOW, _FRAME = 5.3, 0.65, 0.1, 0.45, 0.75, 2.55  # inches
+_LEAST = 0.1  # inches: where a cell on log axes would be thinner, all cells have one size
 _LETTER = 0.55 * SMALL / 72  # about the width of one in a legend, in inches
 
 
@@ -46,14 +47,15 @@ def draw(
         figure = Figure(figsize=(_WIDTH, height))
         _draw_map(figure.add_axes(frame), what, ns, ps)
         figure.text(0.06 / _WIDTH, 1 - 0.05 / height, title, ha="left", va="top")
-        place = {"loc": "upper left", "bbox_to_anchor": (0, 1 - (_ABOVE + _FRAME + _BELOW - 0.15) / height)}
+        place = {"loc": "upper left", "bbox_to_anchor": (0, 1 - (_ABOVE + _FRAME + _BELOW - 0.05) / height)}
         figure.legend(handles=handles, ncols=across, **place, **TIGHT)
         figures.append(figure)
     return figures
 
 
 def _draw_map(axes: Axes, found: Winners, ns: Sequence[int], ps: Sequence[int]) -> None:
-    edges_n, edges_p = _edges(ns), _edges(ps)
+    even = min(_thinnest(ns, _WIDTH - _LEFT - _RIGHT), _thinnest(ps, _FRAME)) < _LEAST
+    edges_n, edges_p = (np.arange(len(values) + 1) - 0.5 if even else _edges(values) for values in (ns, ps))
     for i, n in enumerate(ns):
         for j, p in enumerate(ps):
             low, high = np.array([edges_n[i], edges_p[j]]), np.array([edges_n[i + 1], edges_p[j + 1]])
@@ -61,11 +63,15 @@ def _draw_map(axes: Axes, found: Winners, ns: Sequence[int], ps: Sequence[int]) 
             if len(what) == 1:
                 axes.add_patch(Rectangle(low, *(high - low), **_patch_style(what[0])))
             for variant, corners in zip(what, bands(len(what)) if len(what) > 1 else (), strict=False):
-                axes.add_patch(Polygon(low * (high / low) ** np.array(corners), **_patch_style(variant)))
+                inside = np.array(corners)
+                where = low + (high - low) * inside if even else low * (high / low) ** inside
+                axes.add_patch(Polygon(where, **_patch_style(variant)))
     axes.set_xlim(edges_n[0], edges_n[-1])
     axes.set_ylim(edges_p[0], edges_p[-1])
-    log_axis(axes, "x", ns)
-    log_axis(axes, "y", ps)
+    if even:
+        grid_axes(axes, ns, ps)
+    for which, values in () if even else (("x", ns), ("y", ps)):
+        log_axis(axes, which, values)
     axes.set_xlabel("number of cells n")
     axes.set_ylabel("number of features p")
 
@@ -95,6 +101,12 @@ def _legend(found: Winners, variants: Sequence[str]) -> list[Patch | Line2D]:
         look = {"markersize": 9, "markerfacecolor": "0.35", "markerfacecoloralt": "0.75", "markeredgecolor": "white"}
         handles.append(Line2D([], [], linestyle="none", marker="s", fillstyle="left", label=_EQUAL, **look))
     return handles
+
+
+def _thinnest(values: Sequence[int], size: float) -> float:
+    """How wide the thinnest cell of a log axis of this size is."""
+    logs = np.log(_edges(values))
+    return float(np.diff(logs).min() / np.ptp(logs) * size)
 
 
 def _edges(values: Sequence[int]) -> np.ndarray:

@@ -182,7 +182,7 @@ def count(value: float) -> str:
 
 def factor(value: float) -> str:
     """3.0 -> '3 x', 0.5 -> '1/2 x'."""
-    return f"{value:.3g} x" if value >= 1 else f"1/{1 / value:.3g} x"
+    return f"{value:.3g} x" if value > 0.995 else f"1/{1 / value:.3g} x"
 
 
 def bands(count: int) -> list[list[tuple[float, float]]]:

@@ -45,7 +45,7 @@ def figures(evidence: Evidence) -> Section | None:
     lines = (
         ("figure_1b", f"**Figure 1B.** Runtime of the paper's implementations for a few p{v100}", marks),
         ("figure_a1", f"**Figure A1.** The same for every p{v100}", marks),
-        ("runtimes_all", "**Every variant.** Runtime against n for every p.", marks),
+        ("runtimes_all", "**Every variant.** Runtime against n.", marks),
         ("memory", "**Memory.** The peak that a cell held, against n.", marks),
     )
     curves = [
