@@ -124,7 +124,7 @@ def in_groups(variants: Sequence[str], marks: Sequence[Line2D]) -> list[list[Lin
         line.set_label(short_label(variant))
         groups[group(variant)].append(line)
     groups["marks"] = list(marks)
-    blocks = [[_blank(f"$\\bf{{{name}}}$".replace(" ", "\\ ")), *lines] for name, lines in groups.items() if lines]
+    blocks = [[heading(name), *lines] for name, lines in groups.items() if lines]
     return min(_in_three(blocks), key=lambda found: max(map(len, found)))
 
 
@@ -151,6 +151,11 @@ def _in_three(blocks: Sequence[list[Line2D]]) -> Iterator[list[list[Line2D]]]:
     for first, second in itertools.combinations_with_replacement(range(len(blocks) + 1), 2):
         parts = (blocks[:first], blocks[first:second], blocks[second:])
         yield [list(itertools.chain(*part)) for part in parts]
+
+
+def heading(words: str) -> Line2D:
+    """A heading within a legend."""
+    return _blank(f"$\\bf{{{words}}}$".replace(" ", "\\ "))
 
 
 def _blank(label: str) -> Line2D:
