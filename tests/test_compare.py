@@ -1,12 +1,15 @@
 """Two results folders compared: planted slow, lost and noisy cells, other machines, and what cannot be read."""
 
+import dataclasses
 import json
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_records import record
 
 from benchmarks.__main__ import main
 from benchmarks.figures import comparison
+from benchmarks.figures.style import PAGE
 from benchmarks.measuring import records
 from benchmarks.reading import compare
 
@@ -272,6 +275,18 @@ def test_whole_fits_are_compared_by_quality_and_time(folders):
     ]
     (b / "scale" / "scale.csv").write_text("method,n\nprimal,1000\n")
     assert compare.compare(a, b).fits == []
+
+
+@pytest.mark.parametrize("ns", [range(1000, 6000, 1000), range(1000, 27_000, 1000)])
+def test_the_picture_is_no_wider_than_a_page(folders, ns):
+    a = [made(variant, n) for variant in ("primal", "dual", "published-primal-keops", "original-2019") for n in ns]
+    found = compare.compare(*folders(a, a))
+    figure = comparison.draw(dataclasses.replace(found, a="results/" + 20 * "a-long-name-"))
+    FigureCanvasAgg(figure).draw()
+    assert figure.get_tightbbox().x1 <= figure.get_figwidth() + 0.02 <= PAGE + 0.02
+    texts = [text for axes in figure.axes for text in axes.texts if text.get_text()]
+    assert len(texts) == (len(a) if len(ns) < 10 else 0)  # numbers where they have room
+    assert {text.get_fontsize() for text in texts} <= {9}
 
 
 def test_the_picture_colours_each_cell_by_its_verdict(folders):

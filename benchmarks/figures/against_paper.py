@@ -19,7 +19,7 @@ from benchmarks.paper.fastest import PAPER_VARIANTS
 from benchmarks.paper.published import NOTHING_FITS
 
 _PALE = 0.22  # of the published winner's colour where it could not be tested
-_LINE = 90  # characters of a title
+_LINE = 82  # characters of a title
 _NOTHING = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
 
 

@@ -25,7 +25,7 @@ _COLORS = {  # safe for colour-blind readers; the darker the worse
     "same": "0.88",
     "noisy": "white",
 }
-_LINE = 95  # characters of a title
+_LINE = 80  # characters of a title
 _DARK = ("lost", "gained", "slower")
 _LEGIBLE = 0.4  # inches: the least width of a cell that holds its ratio
 
@@ -48,7 +48,9 @@ def draw(found: Comparison) -> Figure:
     cells = found.cells
     ns, ps = (sorted(cells[axis].unique()) for axis in "np")
     variants = list(dict.fromkeys(cells["variant"]))
-    width, height = max(1.9, (_LEGIBLE + 0.02) * len(ns)), max(0.8, 0.21 * len(ps))  # of a panel, in inches
+    numbers = (_LEGIBLE + 0.02) * len(ns) <= PAGE - 0.7
+    cell = (_LEGIBLE + 0.02, 0.21) if numbers else (0.12, 0.12)
+    width, height = max(1.9, cell[0] * len(ns)), max(0.8, cell[1] * len(ps))  # of a panel, in inches
     across = max(1, min(len(variants), int((PAGE - 0.7) / width)))
     down = math.ceil(len(variants) / across)
     figure = Figure(figsize=(PAGE, 1.7 + down * (height + 0.55)), layout="constrained")
@@ -56,7 +58,7 @@ def draw(found: Comparison) -> Figure:
     for axes in panels.flat[len(variants) :]:
         axes.set_visible(False)
     for axes, variant in zip(panels.flat, variants, strict=False):
-        _panel(axes, cells[cells["variant"] == variant], ns, ps, (PAGE - 0.7) / across / len(ns) >= _LEGIBLE)
+        _panel(axes, cells[cells["variant"] == variant], ns, ps, numbers)
         axes.set_title(short_label(variant), loc="left", fontsize=SMALL)
     figure.supylabel("number of features p")
     title = f"B against A over n cells: ratio of the median epochs (threshold {found.threshold:g})"
