@@ -212,7 +212,7 @@ def sitting(primal, dual, keops=STEADY, n=1000):
     return [made(variant, n, epoch_s=each) for variant, each in (epochs_of | fast).items()]
 
 
-WIDE = [0.09, 0.1, 0.1, 0.101, 0.11, 0.112]
+WIDE, WIDER = [0.09, 0.1, 0.1, 0.101, 0.11, 0.112], [0.08, 0.1, 0.1, 0.1, 0.1, 0.2]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +221,7 @@ WIDE = [0.09, 0.1, 0.1, 0.101, 0.11, 0.112]
         ((STEADY, epochs(2)), (epochs(3), epochs(6)), "same", (("primal",), ("primal",))),
         ((WIDE, epochs(1.05)), (epochs(1.05), WIDE), "equal", (("primal", "dual"), ("dual", "primal"))),  # a tie
         ((WIDE, epochs(1.05)), (STEADY, epochs(2)), "equal", (("primal", "dual"), ("primal",))),
+        ((WIDER, epochs(1.3)), (epochs(2), STEADY), "equal", (("primal", "dual"), ("dual",))),  # far apart, but a tie
         ((STEADY, epochs(1.05)), (epochs(1.05), STEADY), "equal", (("primal",), ("dual",))),  # within the threshold
         ((STEADY, epochs(1.3)), (epochs(1.05), STEADY), "differ", (("primal",), ("dual",))),
         ((STEADY, epochs(1.3)), (epochs(1.3), STEADY), "differ", (("primal",), ("dual",))),
