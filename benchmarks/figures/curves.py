@@ -53,12 +53,7 @@ def draw(
             _line(axes, table[(table["variant"] == variant) & (table["p"] == p)], variant, column)
         if limit:
             axes.axhline(limit[0], color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.set_title(f"p = {count(p)}")
-        axes.grid(True, color="0.92", linewidth=0.6)
-        axes.set_yscale("log")
-        log_axis(axes, "x", ns, apart=0.18)
-        axes.margins(y=0.12)
-        axes.tick_params(labelbottom=True)
+        _frame(axes, ns, p)
     _value_axis(grid[0, 0])
     if not variants:
         grid[0, 0].text(0.5, 0.5, "no such variant in the study", transform=grid[0, 0].transAxes, ha="center")
@@ -66,6 +61,15 @@ def draw(
     upper.supylabel(label)
     upper.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+def _frame(axes: Axes, ns: Sequence[int], p: int) -> None:
+    axes.set_title(f"p = {count(p)}")
+    axes.grid(True, color="0.92", linewidth=0.6)
+    axes.set_yscale("log")
+    log_axis(axes, "x", ns, apart=0.18)
+    axes.margins(y=0.12)
+    axes.tick_params(labelbottom=True)
 
 
 def _value_axis(axes: Axes) -> None:
