@@ -46,14 +46,14 @@ def _on_cpu(n: int, d: int) -> tuple[float, float]:
 
 def _on_cuda(n: int, d: int) -> tuple[float, float]:
     from benchmarks.limit import rates_cuda
-    from mmdma_core.fused.pairs_cuda import FusedMMD, tile
+    from mmdma_core.fused.pairs_cuda import FusedMMD, candidates
 
     fma, exponentials = _rate(rates_cuda.multiply_adds), _rate(rates_cuda.exponentials)
     half = torch.ones(8192, 8192, dtype=torch.float16, device="cuda")
     flops = 2 * 8192**3 / _seconds(torch.matmul, half, half)
     print(f"float32 instructions: {fma:.3g} /s, exp2: {exponentials:.3g} /s, float16 matrix flops: {flops:.3g} /s")
-    seconds = _seconds(FusedMMD(n, n, d, 1.0, True, sort=True), *_points(n, d, "cuda"))
-    return min(fma / 6, exponentials, flops / (12 * tile(d)["D"])), seconds
+    seconds = _seconds(FusedMMD(n, n, d, 1.0, True), *_points(n, d, "cuda"))
+    return min(fma / 6, exponentials, flops / (12 * candidates(d)[0].D)), seconds
 
 
 def _points(n: int, d: int, device: str) -> list[torch.Tensor]:

@@ -29,7 +29,7 @@ _BLOCK_ELEMENTS = 2**24  # of X that are taken at a time; before the first epoch
 _COLUMNS = 512  # of X whose products are summed in float32
 _MORE_DIRECTIONS = 8  # of X than W has columns, so that the first d are found well
 _ITERATIONS = 4
-CAPTURED_POINTS = 40_000  # up to so many cells of both views, an epoch is captured in a graph
+CAPTURED_POINTS = 60_000  # up to so many cells of both views, an epoch is captured in a graph
 
 
 class CudaView:
