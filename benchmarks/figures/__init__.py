@@ -95,6 +95,43 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     yield exponents.draw(table, f"Growth in n and p, {where}")
 
 
+def draw_predicted(table: pd.DataFrame, where: str, folder: Path, against: pd.DataFrame | None = None) -> list[Path]:
+    """Figure 1A and A1 of a table that benchmarks.reading.predict gives, each marked as predicted.
+
+    where    which card, in words
+    against  its `winners`, for a map against the published one; A1 then has the published runtimes behind it
+    """
+    import pandas as pd
+
+    from benchmarks.figures import against_paper, curves, heatmap
+    from benchmarks.figures.style import mark, save
+    from benchmarks.paper import published
+    from benchmarks.paper.fastest import PAPER_VARIANTS
+
+    (ns, ps), seconds = published.grid(), f"seconds for {published.EPOCHS} epochs"
+    variants, behind = list(dict.fromkeys(table["variant"])), None if against is None else published.PUBLISHED
+    figures = {
+        "figure_1a": heatmap.draw(
+            table, ns, ps, [(f"Predicted: fastest of the paper's variants\n{where}", PAPER_VARIANTS)]
+        )[0],
+        "figure_a1": curves.draw(
+            table,
+            "runtime_s",
+            seconds,
+            ns,
+            ps,
+            variants,
+            f"Predicted: runtime, {where}",
+            behind and pd.read_csv(behind),
+        ),
+    }
+    if against is not None:
+        figures["against_paper"] = against_paper.draw_map(against, f"Predicted, against the published V100: {where}")
+    for name, figure in figures.items():
+        save(mark(figure, "predicted"), folder, f"predicted_{name}")
+    return [folder / f"predicted_{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
+
+
 def _where(study: Study, table: pd.DataFrame) -> str:
     from benchmarks.reading.selection import machine_name
 

@@ -20,6 +20,7 @@ from benchmarks.paper.published import NOTHING_FITS
 
 _PALE = 0.22  # of the published winner's colour where it could not be tested
 _LINE = 82  # characters of a title
+_MAP = 4.4  # inches: the height of the map
 _NOTHING = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
 
 
@@ -32,7 +33,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     """
     cells, ratios = against_paper.winners(table), against_paper.ratios(table)
     order = _order(ratios)
-    heights = (4.4, 1.1 + 0.28 * len(order))
+    heights = (_MAP, 1.1 + 0.28 * len(order))
     figure = Figure(figsize=(PAGE, sum(heights)), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=heights)
     _draw_map(above, cells)
@@ -40,6 +41,14 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     _, left_out = against_paper.comparable(table)
     lines = [line for text in (title, *left_out) for line in textwrap.wrap(text, _LINE)]
     figure.suptitle("\n".join(lines), x=0.01, ha="left")
+    return figure
+
+
+def draw_map(cells: pd.DataFrame, title: str) -> Figure:
+    """The upper part alone, of cells as benchmarks.paper.against_paper.winners gives them."""
+    figure = Figure(figsize=(PAGE, _MAP), layout="constrained")
+    _draw_map(figure.subfigures(), cells)
+    figure.suptitle("\n".join(textwrap.wrap(title, _LINE)), x=0.01, ha="left")
     return figure
 
 

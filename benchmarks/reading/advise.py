@@ -6,12 +6,13 @@ import torch
 
 import mmdma_core
 from benchmarks.measuring import memory, records
-from benchmarks.paper import published
-from benchmarks.reading import selection
+from benchmarks.reading import predict, selection
 from benchmarks.reading.table import to_frame
 from benchmarks.study.plan import duration, machine_memory
 from benchmarks.study.study import Study
 from mmdma_core.families import advice
+from mmdma_core.families.calibration import calibrate
+from mmdma_core.models.costs import NOMINAL, Rates
 from mmdma_core.models.memory import in_words
 
 _QUALITY = (
@@ -20,11 +21,12 @@ _QUALITY = (
 )
 
 
-def describe(study: Study, n: int, p: int, gpu_gib: float | None = None) -> str:
+def describe(study: Study, n: int, p: int, gpu_gib: float | None = None, like: str = predict.V100) -> str:
     """Which variant, about how long for the study's epochs, how much memory, and what the advice rests on.
 
     gpu_gib  memory of a GPU that need not be here: then nothing is asked of this machine, and only cells that were
              measured on a GPU count
+    like     the card whose rates a GPU is taken to have, see benchmarks.reading.predict.card
 
     Raises ValueError for an n or p that is too small, MissingDependency if no variant is left.
     """
@@ -32,19 +34,19 @@ def describe(study: Study, n: int, p: int, gpu_gib: float | None = None) -> str:
         raise ValueError(f"--n must be at least 2 and --p at least 1, got {n} and {p}")
     kind = study.device if gpu_gib is None else "cuda"
     d = study.settings.n_components
-    measured, where = _measured(study, kind)
+    measured, where, rates = _known(study, kind, like)
     limit = machine_memory(kind) if gpu_gib is None else gpu_gib * memory.GIB
     device = torch.device(kind) if gpu_gib is None else None
-    choice, linear = advice.choose(n, p, d, device, limit, measured=measured), advice.LINEAR_IN_N["dense"]
+    choice, linear = advice.choose(n, p, d, device, limit, measured=measured, rates=rates), advice.LINEAR_IN_N["dense"]
     lines = [
         f"n = {n:,} cells, p = {p:,} features, d = {d}, {in_words(limit)} of {kind} memory; "
         f"{len(measured)} measured cells {where}",
         f"take {choice.variant}: {_words(study, choice.estimate)}{_needs(choice)}",
         f"this rests on {choice.estimate.basis}",
-        f"or, approximate, {linear}: {_words(study, advice.estimate(linear, n, p, d, measured))}; {_QUALITY}",
+        f"or, approximate, {linear}: {_words(study, advice.estimate(linear, n, p, d, measured, rates))}; {_QUALITY}",
     ]
     others = {
-        name: advice.estimate(name, n, p, d, measured)
+        name: advice.estimate(name, n, p, d, measured, rates)
         for name in mmdma_core.variants()
         if mmdma_core.variant(name).cost_model and name != choice.variant
     }
@@ -64,16 +66,23 @@ def _needs(choice: advice.Choice) -> str:
     return "" if choice.needs_bytes is None else f", {in_words(choice.needs_bytes)} with the data"
 
 
+def _known(study: Study, kind: str, like: str) -> tuple[list[advice.Measured], str, Rates]:
+    """The ok cells of one machine, where they are from, and its rates; a GPU of which none is measured is a `like`."""
+    if kind != "cuda" and like != predict.V100:
+        raise ValueError("--like is about a GPU: give --gpu-memory-gib, too")
+    cells, said = _measured(study, kind)
+    if kind != "cuda":
+        return cells, f"in {study.root}{said}", NOMINAL
+    card = predict.card(like)
+    if cells:
+        return cells, f"in {study.root}{said}", calibrate(cells, card.rates())
+    return card.cells, f"of {card.name}, since {study.root} has none of a GPU", card.rates()
+
+
 def _measured(study: Study, kind: str) -> tuple[list[advice.Measured], str]:
-    """The ok cells of one machine; those of the published V100 where a GPU is asked for and none is measured."""
+    """The ok cells of one machine, and which others are left out."""
     known = [record for record in records.read_all(study.root) if record.status == "ok" and record.device == kind]
-    if known:
-        table, left_out = selection.one_machine(to_frame(known))
-        said = "".join(f"; left out: {sentence}" for sentence in left_out)
-        columns = zip(*(table[name] for name in ("variant", "n", "p", "d", "median_epoch_s")), strict=True)
-        return [advice.Measured(*cell) for cell in columns], f"in {study.root}{said}"
-    if kind == "cuda":
-        read = published.runtimes().dropna(subset=["runtime_s"])
-        cells = [advice.Measured(c.variant, c.n, c.p, published.D, c.runtime_s / 500) for c in read.itertuples()]
-        return cells, f"of the published V100, since {study.root} has none of a GPU"
-    return [], f"in {study.root}"
+    if not known:
+        return [], ""
+    table, left_out = selection.one_machine(to_frame(known))
+    return predict.measured(table), "".join(f"; left out: {sentence}" for sentence in left_out)
