@@ -1,20 +1,20 @@
-"""The fused variants' CUDA code without a GPU: its logic in Triton's interpreter, its kernel compiled for sm_80, sm_90.
+"""The fused variants' CUDA code without a GPU: its logic in Triton's interpreter, its kernel compiled and counted.
 
 The interpreter multiplies float16 and float32 matrices in float32, so the split into float16 parts is what it is on a
 GPU; the tensor cores' own rounding is not seen here. The tests marked gpu, here and in test_variants.py, see it.
 """
 
-import json
-import os
-import subprocess
 import sys
 
 import common
 import pytest
+import sass
 import torch
+import triton
 import triton.language as tl
-from conftest import ROOT
 
+from benchmarks.limit import counted
+from benchmarks.limit.counted import COUNTED
 from mmdma_core import Settings, Unsupported, simulate, start, variant
 from mmdma_core.fused import compose, pair_kernels, tiles, views_cuda
 from mmdma_core.fused import pairs_cuda as kernels
@@ -200,54 +200,77 @@ def test_the_distortion_near_the_optimum(as_on_cuda, name, n, p):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The kernel in PTX for (capability, d), compiled in a process where Triton is no interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, json.dumps([(c, d) for c in INSTRUCTION for d in WIDTHS])],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return {(c, d): ptx for c, d, ptx in map(json.loads, done.stdout.splitlines())}
+    """The kernels that a pass launches, for (capability, d) as they were counted."""
+    if reason := sass.missing():
+        pytest.skip(reason)
+    return dict(zip(COUNTED, sass.launched([("ordered", *key, {}) for key in COUNTED]), strict=True))
 
 
-INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}  # of the tensor cores, by compute capability
-WIDTHS = [10, 64]
-COMPILE = """
-import json, sys
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from mmdma_core.fused.pair_kernels import arrange, compact_blocks, wide_blocks
-from mmdma_core.fused.pairs_cuda import candidates
-
-TYPES = dict.fromkeys(("n_x", "n_y", "blocks_x", "segment"), "i32")
-TYPES |= dict.fromkeys(("scale", "weight_x", "weight_y", "weight_across"), "fp32")
-TYPES |= dict.fromkeys(("e_x", "e_y", "points", "blocks", "radii", "pulls"), "*fp32")
-TYPES |= {"sums": "*fp64", "means": "*fp64", "order_x": "*i64", "order_y": "*i64"}
-
-def built(kernel, capability, **sizes):
-    warps = sizes.pop("num_warps")
-    constants = {name: size for name, size in sizes.items() if name in kernel.arg_names}
-    types = {name: "constexpr" if name in constants else TYPES[name] for name in kernel.arg_names}
-    source = ASTSource(kernel, types, constexprs=constants)
-    return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
-
-for capability, d in json.loads(sys.argv[1]):
-    tile = candidates(d)[0]
-    assert built(arrange, capability, d=d, **tile.compact).asm["cubin"]
-    assert built(wide_blocks, capability, d=d, GROUP=256, again=True, **tile.wide).asm["cubin"]
-    assert built(wide_blocks, capability, d=d, GROUP=256, again=False, **tile.wide).asm["cubin"]
-    compact = built(compact_blocks, capability, d=d, GROUP=256, **tile.compact)
-    print(json.dumps([capability, d, compact.asm["ptx"]]))
-"""
+other_triton = pytest.mark.skipif(
+    not triton.__version__.startswith(f"{counted.TRITON}."),
+    reason=f"counted with Triton {counted.TRITON}, this is {triton.__version__}",
+)
+TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # the instruction of a product, by compute capability
 
 
-@pytest.mark.parametrize("d", WIDTHS)
-@pytest.mark.parametrize("capability", INSTRUCTION)
-def test_the_kernel_compiles(compiled, capability, d):
+@pytest.mark.parametrize("key", COUNTED, ids=str)
+def test_the_kernel_compiles(compiled, key):
     """With products on the tensor cores, and nothing that only the device it is compiled on could tell."""
-    assert INSTRUCTION[capability] in compiled[capability, d]
+    assert any(
+        name.startswith(TENSOR_CORES[key[0]]) for k in compiled[key] for loop in k.loops for name in loop.instructions
+    )
+
+
+@other_triton
+@pytest.mark.parametrize("key", COUNTED, ids=str)
+def test_the_instructions_for_a_pair_are_as_counted(compiled, key):
+    """Within 10 %, and in the loop over pairs of compact blocks nothing goes to memory for want of registers."""
+    kernels_of = {kernel.name: kernel for kernel in compiled[key]}
+    compact = min(
+        kernels_of["compact_blocks"].loops, key=lambda loop: loop.per_pair(1)
+    )  # not that of the rows themselves
+    (wide,) = kernels_of["wide_blocks"].loops
+    assert compact.per_pair(1) == pytest.approx(COUNTED[key].compact, rel=0.1)
+    assert wide.per_pair(key[1]) == pytest.approx(COUNTED[key].wide, rel=0.1)
+    assert kernels_of["compact_blocks"].registers <= COUNTED[key].registers
+    assert not compact.kinds["spills"]
+
+
+@other_triton
+@pytest.mark.skipif(bool(sass.missing()), reason=str(sass.missing()))
+def test_the_instructions_of_each_unordered_pair_once_are_as_counted():
+    """And without spills; docs/gpu.md weighs them against those of two ordered pairs."""
+    ((kernel,),) = sass.launched([("unordered", 90, 10, {})])
+    (loop,) = kernel.loops
+    assert loop.per_pair(10) == pytest.approx(counted.UNORDERED, rel=0.1)
+    assert not loop.kinds["spills"]
+
+
+def test_a_loop_is_counted_with_the_turns_of_the_loop_inside():
+    """A loop over pairs with two exp2 and an inner loop; a loop around both; and one without an exp2."""
+    (loop,) = [sass.Loop(*found) for found in sass.loops_over_pairs(LISTING)]
+    assert loop.kinds == {"float32": 2, "exp2": 2, "spills": 1, "other": 3}
+    assert loop.per_pair(5) == (8 + 4 * 2) / 2
+
+
+LISTING = """
+.L_x_0:
+        /*0000*/                   IADD3 R1, R1, 0x1, RZ ;
+.L_x_1:
+        /*0010*/                   LDL R2, [R1] ;
+.L_x_2:
+        /*0020*/                   FADD R2, R2, R3 ;
+        /*0030*/               @P0 BRA `(.L_x_2) ;
+        /*0040*/                   MUFU.EX2 R2, R2 ;
+        /*0050*/                   MUFU.EX2 R3, R3 ;
+        /*0060*/              @!P1 FMUL R2, R2, R3 ;
+        /*0070*/                   BRA `(.L_x_3) ;
+.L_x_3:
+        /*0080*/              @!P1 BRA `(.L_x_1) ;
+        /*0090*/               @P2 BRA `(.L_x_0) ;
+.L_x_4:
+        /*00a0*/                   BRA `(.L_x_4) ;
+"""
 
 
 def test_what_the_fused_variants_do_not_take_on_a_gpu_is_said(monkeypatch):

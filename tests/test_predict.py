@@ -151,7 +151,7 @@ def test_the_command_marks_every_picture_and_row_as_predicted(tmp_path, capsys):
     assert "Missing: " in said
     table = pd.read_csv(tmp_path / "predicted.csv")
     assert set(table["basis"]) == {"predicted"}
-    assert set(table["verdict"]) == {"agree", "close", "differ"}
+    assert set(table["verdict"]) == {"agree", "equal", "differ"}
     panels = {"figure_1a": 1, "figure_a1": 12, "against_paper": 1}
     for name, count in panels.items():
         assert (tmp_path / f"predicted_{name}.png").stat().st_size

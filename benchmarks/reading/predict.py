@@ -134,7 +134,7 @@ def predicted(known: Card, gib: float) -> pd.DataFrame:
 def winners(table: pd.DataFrame) -> pd.DataFrame:
     """Every cell of the grid: n, p, here (predicted), there (published), verdict.
 
-    verdict  'agree'; 'close': another variant, which was published with at most NEARLY times the time of the winner;
+    verdict  'agree'; 'equal': another variant, which was published with at most NEARLY times the time of the winner;
              'differ'
     """
     times = published.runtimes().set_index(["variant", "n", "p"])["runtime_s"].to_dict()
@@ -144,7 +144,7 @@ def winners(table: pd.DataFrame) -> pd.DataFrame:
         n, p = there.n, there.p
         here = winner(cells.get((n, p)), len(PAPER_VARIANTS))
         ratio = times.get((here, n, p), math.nan) / times.get((there.winner, n, p), math.nan)
-        verdict = "agree" if here == there.winner else "close" if ratio <= NEARLY else "differ"
+        verdict = "agree" if here == there.winner else "equal" if ratio <= NEARLY else "differ"
         rows.append((n, p, here, there.winner, verdict))
     return pd.DataFrame(rows, columns=["n", "p", "here", "there", "verdict"])
 
@@ -204,7 +204,7 @@ def _against_published(table: pd.DataFrame) -> Iterator[str]:
     good = len(cells) - counts.get("differ", 0)
     yield (
         f"of {len(cells)} published cells it names the winner in {counts.get('agree', 0)}, one within "
-        f"{100 * (NEARLY - 1):.0f} % of it in {counts.get('close', 0)}: {100 * good / len(cells):.0f} %"
+        f"{100 * (NEARLY - 1):.0f} % of it in {counts.get('equal', 0)}: {100 * good / len(cells):.0f} %"
     )
     hidden = found[~found["shown"]]
     share = right(hidden["ratio"]).mean()

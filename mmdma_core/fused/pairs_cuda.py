@@ -5,8 +5,8 @@ ones have a kernel each, see mmdma_core.fused.pair_kernels. The order comes from
 SORTED_EVERY epochs: with an older one the sums are as right, and fewer blocks are compact. Nothing waits for the
 device, so that an epoch can be captured in a graph.
 
-Operations for an ordered pair and d <= 14: on the tensor cores 2 x 3 x 32 float16 flops; one exp2; and about 7
-instructions (scale k, split it in two parts, and a share of what is done once for a column).
+Operations for an ordered pair in a compact block, d <= 14: on the tensor cores 2 x 3 x 32 float16 flops; one exp2; and
+8 or 9 instructions with it (scale k, split it in two parts, and a share of what is done once for a column).
 """
 
 from __future__ import annotations
