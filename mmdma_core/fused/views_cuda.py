@@ -16,6 +16,7 @@ from mmdma_core.fused.parts import MMD, FusedView
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.objective import terms
 from mmdma_core.objective.settings import Settings
+from mmdma_core.ranks import Rows
 
 _BLOCK_ELEMENTS = 2**24  # of X that are converted to float64 at a time
 CAPTURED_POINTS = 40_000  # up to so many cells of both views, an epoch is captured in a graph
@@ -24,23 +25,26 @@ CAPTURED_POINTS = 40_000  # up to so many cells of both views, an epoch is captu
 class CudaView:
     """One view in the primal, see mmdma_core.fused.parts.FusedView."""
 
-    def __init__(self, x: torch.Tensor, settings: Settings) -> None:
+    def __init__(self, x: torch.Tensor, settings: Settings, held: Rows | None = None) -> None:
         self.x, self.settings, self._all = x, settings, x
-        self.n, self.p = x.shape
+        self.held = held or Rows(len(x))
+        self.n, self.p = self.held.n, x.shape[1]
         self.rows = self.p
-        self.d_e = x.new_empty(self.n, settings.n_components)
+        self.d_e = x.new_empty(len(x), settings.n_components)
         self._through_gram = self.p < self.n
         if self._through_gram:
             self._gram = x.new_zeros(self.p, self.p, dtype=torch.float64)
             for _, block in self._blocks():
                 self._gram.addmm_(block.T, block)
+            self.held.sum(self._gram)
             self._constant = self._gram.square().sum()
         else:
             self._constant = self._squared_kernel_norm()
 
     def take(self, rows: np.ndarray | None) -> None:
         """See mmdma_core.fused.parts.BatchView."""
-        self.x = self._all if rows is None else self._all[torch.from_numpy(rows).to(self._all.device)]
+        here = None if rows is None else torch.from_numpy(self.held.taken(rows)).to(self._all.device)
+        self.x = self._all if here is None else self._all[here]
         self.d_e = self.x.new_empty(len(self.x), self.settings.n_components)
 
     def forward(self, w: torch.Tensor) -> None:
@@ -50,12 +54,13 @@ class CudaView:
             self.e = self.x @ w
             self._t = self._gram @ self._w
         else:
-            self.e = self.x.new_empty(self.n, w.shape[1])
+            self.e = self.x.new_empty(len(self.x), w.shape[1])
             self._t = self._w.new_zeros(self.p, w.shape[1])
             for rows, block in self._blocks():
                 e = block @ self._w
                 self.e[rows] = e
                 self._t.addmm_(block.T, e)
+            self.held.sum(self._t)
 
     def backward(self) -> tuple[torch.Tensor, torch.Tensor]:
         w, t, b = self._w, self._t, self._w.T @ self._t
@@ -73,7 +78,8 @@ class CudaView:
         else:
             self.d_e += (of_norm * 4 * (self.e.double() @ b)).float()
             self.d_e -= self.x @ (of_norm * 4 * t).float()
-        self.gradient = self._transposed_product(self.d_e).add_(gradient).float()
+        gradient = self._transposed_product(self.d_e).add_(gradient, alpha=self.held.share)
+        self.gradient = self.held.sum(gradient).float()
         return penalty, distortion
 
     def _transposed_product(self, rows: torch.Tensor) -> torch.Tensor:
@@ -89,20 +95,24 @@ class CudaView:
 
     def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Blocks of rows of X in float64, with where they stand."""
-        for low in range(0, self.n, self._block_rows):
+        for low in range(0, len(self.x), self._block_rows):
             rows = slice(low, low + self._block_rows)
             yield rows, self.x[rows].double()
 
     def _squared_kernel_norm(self) -> torch.Tensor:
         """|X X^T|^2 without X X^T."""
-        return sum((block @ other.T).square().sum() for _, block in self._blocks() for _, other in self._blocks())
+        own = sum((block @ other.T).square().sum() for _, block in self._blocks() for _, other in self._blocks())
+        for rows in self.held.others(self.x):
+            for columns in rows.split(self._block_rows):
+                own += 2 * sum((block @ columns.double().T).square().sum() for _, block in self._blocks())
+        return self.held.sum(own)
 
 
 class CudaDualView(CudaView):
     """The same view with parameters alpha (n, d): W = X^T alpha."""
 
-    def __init__(self, x: torch.Tensor, settings: Settings) -> None:
-        super().__init__(x, settings)
+    def __init__(self, x: torch.Tensor, settings: Settings, held: Rows | None = None) -> None:
+        super().__init__(x, settings, held)
         self.rows = self.n
 
     def forward(self, alpha: torch.Tensor) -> None:
@@ -127,7 +137,7 @@ class CudaRun(FusedRun):
         parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
     ) -> None:
         super().__init__(views, mmd, settings, like, seed, parameters)
-        small = sum(len(view.d_e) for view in views) <= CAPTURED_POINTS
+        small = sum(self.sizes) <= CAPTURED_POINTS and self.held.size == 1  # a graph waits for no other process
         # PyTorch may wait for the device in what it differentiates, which a graph does not allow.
         self._captures = small and like.device.type == "cuda" and all(isinstance(view, CudaView) for view in views)
         self._graph: torch.cuda.CUDAGraph | None = None
