@@ -56,12 +56,16 @@ class Rows:
         """The entries of the sum over the ranks of a sparse matrix, in any order, zeros left out or not."""
         return matrix.values()
 
-    def of_first(self, values: list[float]) -> list[float]:
-        """The numbers of rank 0."""
-        return values
+    def of_first(self, value: Any) -> Any:
+        """What rank 0 gives, a plain value or tensors on the CPU."""
+        return value
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """All rows (n, d) of a matrix of which (own, d) are here."""
+        return rows
+
+    def to_first(self, rows: torch.Tensor) -> torch.Tensor:
+        """At rank 0 all rows (n, d) of a matrix of which (own, d) are here; elsewhere these."""
         return rows
 
     def room(self, rows: torch.Tensor) -> torch.Tensor:
@@ -98,8 +102,11 @@ class SharedRows(Rows):
 
     def sum(self, values: Array) -> Array:
         tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+        there = tensor.to(self._device)  # of a group of GPUs alone
         with around():
-            distributed.all_reduce(tensor, group=self._group)
+            distributed.all_reduce(there, group=self._group)
+        if there is not tensor:
+            tensor.copy_(there)
         return values
 
     def sum_of_graph(self, values: torch.Tensor) -> torch.Tensor:
@@ -108,16 +115,29 @@ class SharedRows(Rows):
     def sum_of_sparse(self, matrix: torch.Tensor) -> torch.Tensor:
         return self.sum(matrix.to_dense())
 
-    def of_first(self, values: list[float]) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
-        self._broadcast(tensor, 0)
-        return tensor.tolist()
+    def of_first(self, value: Any) -> Any:
+        values = [value]
+        with around():
+            distributed.broadcast_object_list(values, group=self._group, group_src=0, device=self._device)
+        return values[0]
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         whole = rows.new_empty(self.n, *rows.shape[1:])
         whole[self.first : self.first + self.own] = rows
         self._each(lambda rank, part: distributed.broadcast(part, **self._at("src", rank)), whole)
         return whole
+
+    def to_first(self, rows: torch.Tensor) -> torch.Tensor:
+        with around():
+            if self.rank > 0:
+                distributed.send(rows.to(self._device).contiguous(), group=self._group, group_dst=0)
+                return rows
+            parts = [rows]
+            for rank in range(1, self.size):
+                part = torch.empty(self._counts[rank], *rows.shape[1:], dtype=rows.dtype, device=self._device)
+                distributed.recv(part, group=self._group, group_src=rank)
+                parts.append(part.to(rows.device))
+            return torch.cat(parts)
 
     def room(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.new_empty(self.n, *rows.shape[1:])
@@ -175,6 +195,18 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ANN001
         return gradient, None
+
+
+def world() -> ProcessGroup | None:
+    """The group of all processes that were started together, where there are several and they have joined."""
+    ready = distributed.is_available() and distributed.is_initialized()
+    return distributed.group.WORLD if ready and distributed.get_world_size() > 1 else None
+
+
+def in_world(own: int) -> Rows:
+    """The rows of a matrix in the host's memory of which so many are here, over all processes."""
+    backend = distributed.get_backend_config() if world() else ""
+    return shared(own, world(), torch.device("cpu" if "gloo" in backend else "cuda"))
 
 
 def shared(own: int, group: ProcessGroup | None, device: torch.device) -> Rows:

@@ -9,10 +9,11 @@ import torch
 from groups import in_group, shares
 from torch import distributed
 
-from mmdma_core import Settings, Unsupported, simulate, start
+from mmdma_core import MMDMA, Settings, Unsupported, simulate, start
 from mmdma_core.fused.compose import in_batches
 from mmdma_core.fused.fourier_cuda import CudaFourierMMD
 from mmdma_core.fused.views_cuda import CudaRun, CudaView
+from mmdma_core.matching.preparing import digest
 from mmdma_core.objective.inputs import as_views
 from mmdma_core.ranks import shared
 
@@ -124,11 +125,26 @@ def pairs_of_panels(rank, size):
     return run.mmd._pairs.tolist()
 
 
+def fitted(rank, size):
+    """MMDMA in the group: the variant, sigma and means are those of all rows."""
+    x, y = (own(view, rank, size, which).numpy() for which, view in enumerate(views(700, 20)))
+    model = MMDMA(sigma="median", center=True, n_starts=2, n_epochs=20, loss_every=10, random_state=0, device="cpu")
+    model.fit(x, y)
+    return {
+        "x": model.embedding_x_,
+        "y": model.embedding_y_,
+        "told": (model.variant_, model.starts_["seed"].tolist(), model.n_iter_),
+        "sigma": model.sigma_,
+        "losses": model.loss_history_["total"].to_numpy(),
+        "question": digest(["asked"], [x, scipy.sparse.csr_array(y * (y > 1))]),
+    }
+
+
 def everything(rank, size):
     """All that a rank is asked here, in one process, since a process takes seconds to begin."""
     found = {case: trained(case, rank, size) for case in CASES}
     found |= dict(zip(("blocks", "blocks-few-cells"), in_blocks(rank, size), strict=True))
-    found |= {"samples": in_samples(rank, size)}
+    found |= {"samples": in_samples(rank, size), "fitted": fitted(rank, size)}
     return found | ({"refused": refused(rank, size), "pairs": pairs_of_panels(rank, size)} if size == 2 else {})
 
 
@@ -143,6 +159,17 @@ def answers(tmp_path_factory):
 def test_the_result_does_not_depend_on_the_number_of_ranks(answers, case, size):
     """Blocks: what runs on CUDA, on the CPU. In most samples a rank with 2 rows has none."""
     agree([answer[case] for answer in answers[size]], answers[1][0][case])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_an_estimator_in_a_group_is_that_of_one_process(answers, size):
+    alone, found = answers[1][0]["fitted"], [answer["fitted"] for answer in answers[size]]
+    for answer in found:
+        assert (answer["told"], answer["question"]) == (alone["told"], alone["question"])
+        assert answer["sigma"] == pytest.approx(alone["sigma"], rel=1e-6)
+        near(answer["losses"], alone["losses"])
+    for name in "xy":
+        near(np.concatenate([answer[name] for answer in found]), alone[name], 1e-5)
 
 
 def test_what_runs_in_one_process_says_what_to_take(answers):

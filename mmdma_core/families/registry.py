@@ -51,7 +51,8 @@ class Variant:
         The module that registered it.
     memory_model : callable, optional
         (n, p, d) -> the most bytes that are allocated at one moment of `start` or of an epoch, the two views (n, p) in
-        float32 included, see mmdma_core.models.memory; None: not stated.
+        float32 included, see mmdma_core.models.memory; None: not stated. With `several_ranks` it takes a fourth, the
+        number of ranks, and gives what each of them needs.
     formulation : {'primal', 'dual'}
         Of its parameters: W (p, d) or alpha (n, d).
     cost_model : callable, optional
@@ -83,6 +84,29 @@ class Variant:
     importer: Callable[[str], object] = importlib.import_module
     install: str | None = None
     several_ranks: bool = False
+
+    def needs_bytes(self, n: int, p: int, d: int, ranks: int = 1) -> int | None:
+        """What the memory model says.
+
+        Parameters
+        ----------
+        n : int
+            Cells of each view, over all ranks.
+        p : int
+            Features of each view.
+        d : int
+            Components.
+        ranks : int
+            Processes that share the cells.
+
+        Returns
+        -------
+        int or None
+            Bytes that each process needs; None without a model.
+        """
+        if self.memory_model is None:
+            return None
+        return self.memory_model(n, p, d) if ranks == 1 else self.memory_model(n, p, d, ranks)
 
     def taken(self, settings: Settings) -> Settings:
         """The settings as this variant follows them: with its own MMD2, if it has only one.
