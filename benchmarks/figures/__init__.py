@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from benchmarks.study.study import Study
 
-NAMES = ("figure_1a", "fastest_of_all", "figure_1b", "figure_a1", "memory", "log_ratios", "against_paper", "exponents")
+NAMES = (
+    *("figure_1a", "fastest_of_all", "figure_1b", "figure_a1", "memory"),
+    *("log_ratios", "against_paper", "exponents", "scaling"),
+)
 
 
 def paths(study: Study) -> list[Path]:
@@ -51,8 +54,9 @@ def draw_all(study: Study) -> list[Path]:
 
 def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     import mmdma_core
-    from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios
+    from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios, scaling
     from benchmarks.paper.fastest import PAPER_VARIANTS
+    from benchmarks.reading.scaling import read_scaling
 
     where = _where(study, table)
     on_gpu = table["device"].iloc[0] == "cuda"
@@ -75,6 +79,8 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     yield ratios.draw(table, study.n, study.p, f"Runtimes compared, {where}")
     yield against_paper.draw(table, f"Against the published V100: {where}")
     yield exponents.draw(table, f"Growth in n and p, {where}")
+    root = study.root if study.devices == 1 else study.root.parent
+    yield scaling.draw(read_scaling(root), f"Several devices, {where}")
 
 
 def _where(study: Study, table: pd.DataFrame) -> str:
