@@ -62,7 +62,16 @@ def _plan(study, options) -> None:  # noqa: ANN001
 
     if options.gpus < 1:
         raise ValueError(f"--gpus must be at least 1, got {options.gpus}")
-    print(plan.describe(study, options.gpus))
+    print(plan.describe(study, options.gpus, _rates(study, options.like)))
+
+
+def _rates(study, like: str):  # noqa: ANN001, ANN202
+    from benchmarks.reading import predict
+    from mmdma_core.models.costs import NOMINAL
+
+    if study.device != "cuda" and like != predict.V100:
+        raise ValueError(f"--like is about a GPU, and the study runs on {study.device}")
+    return predict.card(like).rates() if study.device == "cuda" else NOMINAL
 
 
 def _sweep(study, options) -> None:  # noqa: ANN001
@@ -91,7 +100,7 @@ def _figures(study, options) -> None:  # noqa: ANN001
 def _advise(study, options) -> None:  # noqa: ANN001
     from benchmarks.reading import advise
 
-    print(advise.describe(study, options.n, options.p, options.gpu_memory_gib, options.devices))
+    print(advise.describe(study, options.n, options.p, options.gpu_memory_gib, options.devices, options.like))
 
 
 def _citeseq(study, options) -> None:  # noqa: ANN001
@@ -124,6 +133,20 @@ def _frontier(study, options) -> None:  # noqa: ANN001
     from benchmarks.paper import frontier
 
     print(frontier.describe(options.gpu_memory_gib))
+
+
+def _predict(study, options) -> None:  # noqa: ANN001
+    from benchmarks import figures
+    from benchmarks.reading import predict
+
+    known, gib = predict.card(options.like), options.gpu_memory_gib
+    table = predict.predicted(known, gib)
+    print(predict.describe(known, gib, table))
+    folder = options.out or study.root.parent / f"predicted-{Path(options.like).name}-{gib:g}-gib"
+    against = predict.winners(table) if known.is_published(gib) else None
+    print(predict.write(table, against, folder))
+    for path in figures.draw_predicted(table, f"{gib:g} GiB, like {known.name}", folder, against):
+        print(path)
 
 
 def _gpu_check(study, options) -> None:  # noqa: ANN001
@@ -171,11 +194,16 @@ def _parser() -> argparse.ArgumentParser:
         ("citeseq", _citeseq, "the real-data experiment: CITE-seq, or a stand-in of its shape"),
         ("gpu-check", _gpu_check, "all that a GPU alone can show, step by step, within minutes; again: it goes on"),
         ("report", _report, "write report.html: verdict, figures, tables, in one page"),
+        (
+            "predict",
+            _predict,
+            "Figure 1A and A1 of a card that is not here, from the models and a card that was measured",
+        ),
         ("frontier", _frontier, "where memory ends each variant, predicted and published"),
     ):
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
         command.set_defaults(run=run)
-        if name == "frontier":
+        if name in ("frontier", "predict"):
             command.add_argument(
                 "--gpu-memory-gib", type=float, default=16.0, help="of the card; default: 16, the paper's"
             )
@@ -184,6 +212,17 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--p", type=int, required=True, help="features")
             command.add_argument("--gpu-memory-gib", type=float, help="for a GPU of this memory, wherever it is")
             command.add_argument("--devices", type=int, default=1, help="that share the cells; default: 1")
+        if name in ("advise", "plan", "predict"):
+            command.add_argument(
+                "--like",
+                default="v100",
+                metavar="CARD",
+                help="whose rates a GPU is taken to have: v100, the published one, or results/MACHINE; default: v100",
+            )
+        if name == "predict":
+            command.add_argument(
+                "--out", type=Path, help="a folder for table and pictures; default: beside the results"
+            )
         if name == "plan":
             command.add_argument("--gpus", type=int, default=1, help="that measure at once, on a cluster; default: 1")
         if name == "sweep":

@@ -1,12 +1,15 @@
 """Two results folders compared: planted slow, lost and noisy cells, other machines, and what cannot be read."""
 
+import dataclasses
 import json
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_records import record
 
 from benchmarks.__main__ import main
 from benchmarks.figures import comparison
+from benchmarks.figures.style import PAGE
 from benchmarks.measuring import records
 from benchmarks.reading import compare
 
@@ -27,6 +30,8 @@ def epochs(factor, base=STEADY):
 def made(variant="primal", n=1000, p=100, epoch_s=STEADY, status="ok", machine=MACHINE, device="cuda", **fields):
     one = record(variant, n, p, status, machine=machine, **fields)
     one.epoch_s, one.device = (list(epoch_s) if status == "ok" else []), device
+    if status == "ok":
+        one.set_runtime()
     return one
 
 
@@ -198,6 +203,91 @@ def test_the_command_and_its_status(folders, tmp_path, capsys):
 def test_no_common_cell_is_bad_input(folders):
     with pytest.raises(ValueError, match="have no cell that ended in one of them and was tried in the other"):
         compare.compare(*folders([made()], [made("dual")]))
+
+
+def sitting(primal, dual, keops=STEADY, n=1000):
+    """The paper's variants at one point, and two that are in no map of theirs: faster than all, and 1.5 x slower."""
+    epochs_of = {"primal": primal, "dual": dual, "primal-keops": epochs(5, keops)}
+    fast = {"primal-fourier": epochs(0.01), "primal-fused": epochs(0.5), "dual-fused": epochs(0.75)}
+    return [made(variant, n, epoch_s=each) for variant, each in (epochs_of | fast).items()]
+
+
+WIDE, WIDER = [0.09, 0.1, 0.1, 0.101, 0.11, 0.112], [0.08, 0.1, 0.1, 0.1, 0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict", "winners"),
+    [
+        ((STEADY, epochs(2)), (epochs(3), epochs(6)), "same", (("primal",), ("primal",))),
+        ((WIDE, epochs(1.05)), (epochs(1.05), WIDE), "equal", (("primal", "dual"), ("dual", "primal"))),  # a tie
+        ((WIDE, epochs(1.05)), (STEADY, epochs(2)), "equal", (("primal", "dual"), ("primal",))),
+        ((WIDER, epochs(1.3)), (epochs(2), STEADY), "equal", (("primal", "dual"), ("dual",))),  # far apart, but a tie
+        ((STEADY, epochs(1.05)), (epochs(1.05), STEADY), "equal", (("primal",), ("dual",))),  # within the threshold
+        ((STEADY, epochs(1.3)), (epochs(1.05), STEADY), "differ", (("primal",), ("dual",))),
+        ((STEADY, epochs(1.3)), (epochs(1.3), STEADY), "differ", (("primal",), ("dual",))),
+    ],
+)
+def test_two_sittings_differ_only_where_the_winners_share_nothing(folders, a, b, verdict, winners):
+    found = compare.compare(*folders(sitting(*a), sitting(*b)))
+    paper, exact = found.points.itertuples()
+    assert (paper.among, paper.n, paper.p) == ("the paper's variants", 1000, 100)
+    assert ((paper.a, paper.b), paper.verdict) == (winners, verdict)
+    assert (exact.a, exact.b, exact.verdict) == (("primal-fused",), ("primal-fused",), "same")
+    text = compare.describe(found)
+    counts = ", ".join(f"{name} {int(name == verdict)}" for name in ("same", "equal", "differ"))
+    assert f"The fastest of the paper's variants at 1 points (n, p): {counts}" in text
+    assert ("n = 1000     p = 100    primal -> dual" in text) == (verdict == "differ")
+
+
+def test_a_winner_that_one_side_says_nothing_about_is_no_difference(folders):
+    slow, fast = sitting(STEADY, epochs(2)), sitting(STEADY, epochs(2))
+    fast[0] = made("primal", status="missing_dependency")
+    (paper, _) = compare.compare(*folders(slow, fast)).points.itertuples()
+    assert (paper.a, paper.b, paper.verdict) == (("dual",), ("dual",), "same")
+    fast[0] = made("primal", status="oom")  # that is one
+    (paper, _) = compare.compare(*folders(slow, fast)).points.itertuples()
+    assert (paper.a, paper.b, paper.verdict) == (("primal",), ("dual",), "differ")
+
+
+def test_an_approximation_is_compared_and_called_so(folders):
+    a, b = sitting(STEADY, epochs(2)), sitting(STEADY, epochs(2))
+    b[3] = made("primal-fourier", epoch_s=epochs(0.02))
+    found = compare.compare(*folders(a, b))
+    assert not {"primal-fourier"} & {variant for point in found.points.itertuples() for variant in point.a + point.b}
+    assert "primal-fourier (approximate) n = 1000" in compare.describe(found)
+
+
+def test_whole_fits_are_compared_by_quality_and_time(folders):
+    a, b = folders([made()], [made()])
+    assert compare.compare(a, b).fits == []
+    for folder, factor in ((a, 1), (b, 2)):
+        (folder / "scale").mkdir()
+        rows = [
+            f"primal-fourier,1000,ok,{factor * 3},0.2,0.5\n",
+            f"primal-fourier,1000,ok,{factor * 5},0.1,0.0{factor}\n",
+            "primal,1000,ok,7,0.1,0.03\n",
+            "quantised-gw,1000,timeout,,,\n",
+        ]
+        (folder / "scale" / "scale.csv").write_text("method,n,status,seconds,loss,foscttm\n" + "".join(rows))
+    assert [" ".join(line.split()) for line in compare.compare(a, b).fits] == [
+        "Quality against time, whole fits: seconds a start, FOSCTTM at the lowest loss (0 is best):",
+        "primal-fourier (approximate) n = 1000 4 -> 8 s, 0.010 -> 0.020",
+        "primal n = 1000 7 -> 7 s, 0.030 -> 0.030",
+    ]
+    (b / "scale" / "scale.csv").write_text("method,n\nprimal,1000\n")
+    assert compare.compare(a, b).fits == []
+
+
+@pytest.mark.parametrize("ns", [range(1000, 6000, 1000), range(1000, 27_000, 1000)])
+def test_the_picture_is_no_wider_than_a_page(folders, ns):
+    a = [made(variant, n) for variant in ("primal", "dual", "published-primal-keops", "original-2019") for n in ns]
+    found = compare.compare(*folders(a, a))
+    figure = comparison.draw(dataclasses.replace(found, a="results/" + 20 * "a-long-name-"))
+    FigureCanvasAgg(figure).draw()
+    assert figure.get_tightbbox().x1 <= figure.get_figwidth() + 0.02 <= PAGE + 0.02
+    texts = [text for axes in figure.axes for text in axes.texts if text.get_text()]
+    assert len(texts) == (len(a) if len(ns) < 10 else 0)  # numbers where they have room
+    assert {text.get_fontsize() for text in texts} <= {9}
 
 
 def test_the_picture_colours_each_cell_by_its_verdict(folders):

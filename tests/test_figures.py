@@ -2,16 +2,24 @@
 
 import types
 
+import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from conftest import ROOT
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.contour import ContourSet
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from test_records import record
 
 import mmdma_core
+from benchmarks import figures
 from benchmarks.figures import curves, heatmap, ratios, style
-from benchmarks.paper.fastest import PAPER_VARIANTS, winner
+from benchmarks.paper.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS, winner, winners
 from benchmarks.reading.table import to_frame
+from benchmarks.study import study
 
 
 def cells(**outcomes):
@@ -45,11 +53,11 @@ def test_a_cell_that_nobody_tried():
 
 def test_the_map_has_every_cell_and_a_legend_for_what_it_shows():
     frame = to_frame([record("primal", 100, 10), record("dual", 200, 10, "oom"), record("primal", 200, 10, "oom")])
-    figure = heatmap.draw(frame, [100, 200, 300], [10, 20], ["primal", "dual"], "title")
+    (figure,) = heatmap.draw(frame, [100, 200, 300], [10, 20], [("title", ["primal", "dual"])])
     axes = figure.axes[0]
     assert sum(isinstance(patch, Rectangle) for patch in axes.patches) == 6
     assert sum(patch.get_hatch() == "////" for patch in axes.patches) == 1
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "primal",
         "every variant ran out of memory",
         "not tested",
@@ -70,6 +78,127 @@ def test_published_curves_lie_behind():
     frame = to_frame([record("primal", 100, 10)])
     figure = curves.draw(frame, "runtime_s", "seconds", [100], [10], ["primal"], "title", behind=published)
     assert any("published" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Name -> figure, of a study with every variant on the published p, some of it tied, extrapolated or ended."""
+    values = yaml.safe_load((ROOT / "config.yaml").read_text())
+    p = [10, 100, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000, 10_000]
+    asked = {"n": [1000, 2000, 30_000], "p": p, "variants": ["all"], "epochs": 500, "host_memory_gib": 1}
+    values["studies"] = {"test": asked | {"cell_budget_s": 1, "cell_timeout_s": 9, "sweep_budget_s": 99}}
+    asked = study.load(values | {"study": "test", "device": "cpu", "machine": "nowhere"})
+    made = [record(variant, n, p, "oom" if n == 30_000 else "ok") for variant, p, n in asked.cells()]
+    for one in made:
+        one.machine = {"cpu": "A CPU With a Name as Long as They Come @ 2.00GHz"}
+        one.peak_host_bytes = 2**20 * one.n
+    return asked, dict(zip(figures.NAMES, figures._figures(asked, to_frame(made)), strict=True))
+
+
+@pytest.mark.parametrize("name", figures.NAMES)
+def test_a_figure_is_no_wider_than_a_page_and_all_of_it_is_inside(drawn, name):
+    figure = drawn[1][name]
+    assert figure.get_figwidth() <= style.PAGE
+    assert figure.get_figheight() <= 11
+    FigureCanvasAgg(figure).draw()
+    beyond = 0.02  # inches: strokes are as wide
+    box = figure.get_tightbbox()
+    assert min(box.x0, box.y0) > -beyond
+    assert box.x1 < figure.get_figwidth() + beyond
+    assert box.y1 < figure.get_figheight() + beyond
+
+
+@pytest.mark.parametrize("name", figures.NAMES)
+def test_type_is_that_of_a_page(drawn, name):
+    texts = [text for text in drawn[1][name].findobj(Text) if text.get_text().strip() and text.get_visible()]
+    assert len(texts) > 10
+    assert {text.get_fontsize() for text in texts} <= {9, 10}
+
+
+def test_maps_that_stand_side_by_side_have_one_size_and_one_frame(drawn):
+    one, other = (drawn[1][name] for name in ("figure_1a", "fastest_of_all"))
+    assert len(one.legends[0].get_texts()) != len(other.legends[0].get_texts())
+    assert one.get_size_inches() == pytest.approx(other.get_size_inches())
+    assert one.axes[0].get_position().bounds == other.axes[0].get_position().bounds
+
+
+def test_the_papers_figures_have_its_six_implementations_alone(drawn):
+    asked, found = drawn
+    of_paper = ("primal", "primal-keops", "dual", "dual-keops", "original-2019", "original-2020")
+    assert of_paper == PAPER_IMPLEMENTATIONS
+    for name in ("figure_1b", "figure_a1"):
+        texts = [text.get_text() for text in found[name].legends[0].get_texts()]
+        assert {style.style(variant).label for variant in of_paper} == {text for text in texts if text in LABELS}
+        colors = {line.get_color() for axes in found[name].axes for line in axes.lines}
+        assert colors == {style.style(variant).color for variant in of_paper}
+    texts = [text.get_text() for text in found["runtimes_all"].legends[0].get_texts()]
+    assert {style.short_label(variant) for variant in asked.variants} <= set(texts)
+    colors = {line.get_color() for axes in found["runtimes_all"].axes for line in axes.lines}
+    assert colors == {style.style(variant).color for variant in asked.variants}
+
+
+LABELS = {style.style(variant).label for variant in mmdma_core.variants()}
+
+
+def test_the_legend_of_all_groups_them(drawn):
+    texts = [text.get_text() for text in drawn[1]["runtimes_all"].legends[0].get_texts()]
+    headings = [f"$\\bf{{{name}}}$".replace(" ", "\\ ") for name in (*style.GROUPS[:-1], "marks")]
+    assert [text for text in texts if text.startswith("$")] == headings
+    starts = {name: texts.index(heading) for name, heading in zip((*style.GROUPS[:-1], "marks"), headings, strict=True)}
+    for variant in ("primal", "published-dual", "original-2019", "dual-fused", "dual-fourier", "linear-time"):
+        place = texts.index(style.short_label(variant))
+        assert max((at, name) for name, at in starts.items() if at < place)[1] == style.group(variant)
+
+
+def test_an_approximation_is_in_no_map(drawn):
+    approximate = {name for name in mmdma_core.variants() if not mmdma_core.variant(name).exact}
+    assert {"primal-fourier", "dual-fourier", "linear-time"} <= approximate
+    colors = {style.style(name).color for name in approximate}
+    for name in ("figure_1a", "fastest_of_all", "against_paper"):
+        faces = {to_hex(patch.get_facecolor()) for axes in drawn[1][name].axes for patch in axes.patches}
+        assert not {to_hex(color) for color in colors} & faces
+
+
+def test_a_cell_of_several_that_are_equally_fast_is_split():
+    made = [record("primal", 100, 10), record("dual", 100, 10), record("primal", 200, 10), record("dual", 200, 10)]
+    for one, epochs in zip(made, ([1, 2, 4], [3, 3, 5], [1, 1, 1], [2, 2, 2]), strict=True):
+        one.epoch_s = epochs
+        one.set_runtime()
+    (figure,) = heatmap.draw(to_frame(made), [100, 200], [10], [("title", ["primal", "dual"])])
+    shapes = [(type(patch).__name__, to_hex(patch.get_facecolor())) for patch in figure.axes[0].patches]
+    primal, dual = (style.style(variant).color.lower() for variant in ("primal", "dual"))
+    assert shapes == [("Polygon", primal), ("Polygon", dual), ("Rectangle", primal)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["primal", "dual", "split: equally fast"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_bands_cut_a_square_into_equal_parts(count):
+    areas = []
+    for corners in style.bands(count):
+        u, v = np.array(corners).T
+        areas.append(abs(u @ np.roll(v, 1) - v @ np.roll(u, 1)) / 2)
+    assert areas == pytest.approx([1 / count] * count)
+
+
+@pytest.mark.parametrize(
+    ("primal", "dual", "expected"),
+    [
+        ([1, 2, 4], [3, 3, 5], ("primal", "dual")),
+        ([1, 2, 4], [5, 5, 5], ("primal",)),
+        ([1.0], [1.1], ("primal",)),  # an epoch alone tells no spread
+        ([1.0], [0.9, 1.1, 1.3], ("primal", "dual")),
+    ],
+)
+def test_the_winners_of_a_cell(primal, dual, expected):
+    made = [record("primal", epoch_s=primal), record("dual", epoch_s=dual), record("dual-keops", status="oom")]
+    assert winners(to_frame(made), 3) == expected
+    late = to_frame([record("primal", epoch_s=primal, prepare_s=9e9), *made[1:]])
+    assert winners(late, 3) == ("dual",)  # what is formed once counts
+
+
+def test_no_winner_has_one_reason():
+    assert winners(None, 2) == ("untested",)
+    assert winners(to_frame([record("primal", status="oom"), record("dual", status="oom")]), 2) == ("nothing fits",)
 
 
 def test_styles_are_fixed_and_apart():
@@ -122,7 +251,7 @@ def test_the_line_of_equal_runtimes_lies_where_they_cross():
     points = lines[0].get_paths()[0].vertices
     assert points[:, 0] == pytest.approx(200, rel=1e-6)
     assert len(figure.axes[0].collections) == 3  # filled contours, the line, the dots
-    assert [text.get_text() for text in figure.axes[1].texts] == ["no cell where both were measured"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["no cell where both\nwere measured"]
 
 
 def test_where_one_runtime_is_missing_the_contours_are_blank():

@@ -1,22 +1,24 @@
-"""The fused variants' CUDA code without a GPU: its logic in Triton's interpreter, its kernel compiled for sm_80, sm_90.
+"""The fused variants' CUDA code without a GPU: its logic in Triton's interpreter, its kernel compiled and counted.
 
 The interpreter multiplies float16 and float32 matrices in float32, so the split into float16 parts is what it is on a
 GPU; the tensor cores' own rounding is not seen here. The tests marked gpu, here and in test_variants.py, see it.
 """
 
-import json
-import os
-import subprocess
 import sys
 
 import common
 import pytest
+import sass
 import torch
-from conftest import ROOT
+import triton
+import triton.language as tl
 
+from benchmarks.limit import counted
+from benchmarks.limit.counted import COUNTED
 from mmdma_core import Settings, Unsupported, simulate, start, variant
-from mmdma_core.fused import compose, views_cuda
+from mmdma_core.fused import compose, pair_kernels, tiles, views_cuda
 from mmdma_core.fused import pairs_cuda as kernels
+from mmdma_core.fused.neighbours_cuda import kd_order
 
 pytestmark = pytest.mark.slow
 
@@ -30,42 +32,149 @@ def as_on_cuda(monkeypatch):
     monkeypatch.setattr(compose, "on_gpu", lambda device: True)
 
 
-def unsorted(n_x, n_y, settings):
-    return kernels.FusedMMD(n_x, n_y, settings.n_components, settings.sigma, settings.unbiased, sort=False)
-
-
-def in_order(n_x, n_y, settings):
-    return kernels.FusedMMD(n_x, n_y, settings.n_components, settings.sigma, settings.unbiased, sort=True)
+def exact(n_x, n_y, settings):
+    return kernels.FusedMMD(n_x, n_y, settings.n_components, settings.sigma, settings.unbiased)
 
 
 # Every block is compact and takes the tensor cores; no block is; a wide cloud with near neighbours.
 @interpreted
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-@pytest.mark.parametrize(("spread", "rank"), [(0.3, None), (2.0, None), (500.0, 1)])
+@pytest.mark.parametrize(("spread", "rank"), [(0.3, None), (8.0, None), (500.0, 1)])
 @pytest.mark.parametrize(("n_x", "n_y", "d"), [(150, 97, 10), (7, 5, 1), (100, 90, 64), (33, 70, 17)])
 def test_mmd_and_its_gradient_whatever_the_norms(n_x, n_y, d, spread, rank, offset):
-    common.check_mmd(unsorted, n_x, n_y, Settings(n_components=d), spread, offset, rank)
+    common.check_mmd(exact, n_x, n_y, Settings(n_components=d), spread, offset, rank)
 
 
 @interpreted
-def test_sorted_points_with_compact_and_other_blocks():
-    common.check_mmd(in_order, 300, 270, Settings(n_components=2), spread=40.0)
+@pytest.mark.parametrize("tile", kernels.candidates(10), ids=str)
+def test_every_tile_with_compact_and_other_blocks(tile):
+    def tiled(n_x, n_y, settings):
+        return kernels.FusedMMD(n_x, n_y, settings.n_components, settings.sigma, settings.unbiased, tile)
+
+    common.check_mmd(tiled, 300, 270, Settings(n_components=2), spread=40.0)
 
 
-def test_the_curve_makes_blocks_compact():
-    """Blocks of 128 of 10,000 points in a plane of ten dimensions: radius^2 a hundredth of the cloud's, mostly."""
+@interpreted
+def test_columns_far_away_are_left_out(monkeypatch):
+    """Two groups of points within each cloud, whose k is below 2^-48 between them and the sum is the same without."""
     generator = torch.Generator().manual_seed(0)
-    points = torch.randn(12_800, 2, generator=generator) @ torch.randn(2, 10, generator=generator)
-    order = kernels.morton_order(points)
-    assert torch.equal(order.sort().values, torch.arange(len(points)))
-    blocks = points[order].reshape(100, 128, 10)
-    radii = (blocks - blocks.mean(1, keepdim=True)).square().sum(2).amax(1)
-    assert radii.median() < 0.01 * points.square().sum(1).max()
+    x, y = (torch.randn(512, 10, generator=generator) / 3 for _ in "xy")
+    x[256:] += 6.0
+    y[256:] += 6.0
+    mmd = kernels.FusedMMD(512, 512, 10, 1.0, True)
+    mmd.sort(x, y)
+    monkeypatch.setattr(pair_kernels, "_LEAST_MEAN", tl.constexpr(0.0))  # or what is left out is taken after all
+
+    def within_x():
+        return float(mmd._sums(mmd._sum_pairs(x, y)[0])[0])
+
+    answers, is_near = [], pair_kernels._is_near
+
+    def noted(*given):
+        near = bool(is_near(*given))
+        answers.append(near)
+        return near
+
+    monkeypatch.setattr(pair_kernels, "_is_near", noted)
+    found = within_x()
+    assert 0.4 < answers.count(False) / len(answers) < 0.7, "the other group's are left out"
+    monkeypatch.setattr(pair_kernels, "_LEFT_OUT", tl.constexpr(-1.0))
+    assert within_x() < 0.6 * found, "only pairs of a block are left"
+    monkeypatch.setattr(pair_kernels, "_LEFT_OUT", tl.constexpr(1e30))
+    assert within_x() == pytest.approx(found, rel=1e-12)
+
+
+@interpreted
+def test_means_that_are_too_small_are_formed_again():
+    """Clouds so far apart that a mean across is 2^-70, which no compact block could add up."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(140, 3, generator=generator) / 10 for _ in "xy")
+    y[:, 0] += 10.0
+    mmd = kernels.FusedMMD(140, 140, 3, 1.0, True)
+    mmd.sort(x, y)
+    sums = mmd._sums(mmd._sum_pairs(x, y)[0])
+    right = torch.exp(-torch.cdist(x.double(), y.double()).square() / 2).sum()
+    assert right < 140**2 * 2.0**-60
+    assert float(sums[2]) == pytest.approx(float(right), rel=1e-4)
+
+
+@interpreted
+def test_an_old_order_is_as_right():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 2, generator=generator) * 5 for n in (300, 270))
+    mmd = kernels.FusedMMD(300, 270, 2, 1.0, True)
+    found = {}
+    for name, (of_x, of_y) in {"own": (x, y), "another's": (x.flip(0), torch.zeros_like(y))}.items():
+        mmd.sort(of_x, of_y)
+        out_x, out_y = torch.empty_like(x), torch.empty_like(y)
+        found[name] = torch.cat([mmd(x, y, out_x, out_y).float().view(1), out_x.flatten(), out_y.flatten()])
+    assert torch.allclose(found["own"], found["another's"], rtol=1e-5, atol=1e-8)
+
+
+def test_the_order_is_renewed_where_it_lies(as_on_cuda, monkeypatch):
+    """Every SORTED_EVERY epochs, and at once after a restart, into the place that a graph knows."""
+    sorted_at = []
+    x, y, _ = simulate("branch", 60, 20)
+    run = start("primal-fused", x, y)
+    sort = run.mmd.sort
+    monkeypatch.setattr(kernels.FusedMMD, "__call__", lambda self, e_x, e_y, *_: e_x.sum().double())
+    monkeypatch.setattr(run.mmd, "sort", lambda *e: sorted_at.append(run.epoch) or sort(*e))
+    run.step()
+    places = [order.data_ptr() for order in run.mmd._orders]
+    for _ in range(kernels.SORTED_EVERY):
+        run.step()
+    run.restart(1)
+    run.step()
+    assert sorted_at == [0, kernels.SORTED_EVERY, 0]
+    assert [order.data_ptr() for order in run.mmd._orders] == places
+
+
+@pytest.mark.parametrize("n", [1, 127, 128, 1000, 12_800])
+def test_the_tree_makes_blocks_compact(n):
+    """Blocks of 128 points in a plane of ten dimensions: radius^2 a hundredth of the cloud's, mostly."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(n, 2, generator=generator) @ torch.randn(2, 10, generator=generator)
+    order = kd_order(points, 128)
+    assert torch.equal(order.sort().values, torch.arange(n))
+    if n == 12_800:
+        blocks = points[order].reshape(100, 128, 10)
+        radii = (blocks - blocks.mean(1, keepdim=True)).square().sum(2).amax(1)
+        assert radii.median() < 0.01 * points.square().sum(1).max()
+
+
+@pytest.fixture
+def a_gpu_to_time(monkeypatch, tmp_path):
+    """Times that a GPU would have taken, the third candidate's the least; which candidates were timed."""
+    timed = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(
+        tiles, "milliseconds", lambda n, d, tile, device: timed.append((n, tile)) or abs(3 - len(timed) % 5)
+    )
+    return timed
+
+
+def test_the_fastest_tile_is_timed_once(a_gpu_to_time, tmp_path):
+    chosen = [tiles.fastest(n, 900, 10, 1.0, True, torch.device("cuda")) for n in (1000, 1024, 800)]
+    candidates = kernels.candidates(10)
+    assert a_gpu_to_time == [(1024, tile) for tile in candidates]
+    assert [mmd._tile for mmd in chosen] == 3 * [candidates[2]]
+    tiles.fastest(10**6, 10**6, 10, 1.0, True, torch.device("cuda"))
+    assert a_gpu_to_time[-1][0] == 16_384
+    for kept in tmp_path.iterdir():
+        kept.write_text("[16, 3, 5, 1]")
+    tiles.fastest(1000, 900, 10, 1.0, True, torch.device("cuda"))
+    assert len(a_gpu_to_time) == 3 * len(candidates)
+
+
+def test_without_a_gpu_no_tile_is_timed():
+    assert tiles.fastest(1000, 900, 10, 1.0, True, torch.device("cpu"))._tile == kernels.candidates(10)[0]
 
 
 @interpreted
 def test_a_biased_mmd_clipped_at_zero_has_no_gradient():
-    common.check_clipped_mmd(unsorted)
+    common.check_clipped_mmd(exact)
 
 
 @interpreted
@@ -91,45 +200,77 @@ def test_the_distortion_near_the_optimum(as_on_cuda, name, n, p):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The kernel in PTX for (capability, d), compiled in a process where Triton is no interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, json.dumps([(c, d) for c in INSTRUCTION for d in WIDTHS])],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return {(c, d): ptx for c, d, ptx in map(json.loads, done.stdout.splitlines())}
+    """The kernels that a pass launches, for (capability, d) as they were counted."""
+    if reason := sass.missing():
+        pytest.skip(reason)
+    return dict(zip(COUNTED, sass.launched([("ordered", *key, {}) for key in COUNTED]), strict=True))
 
 
-INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async"}  # of the tensor cores, by compute capability
-WIDTHS = [10, 64]
-COMPILE = """
-import json, sys
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from mmdma_core.fused.pairs_cuda import pair_sums, tile
-
-for capability, d in json.loads(sys.argv[1]):
-    sizes = tile(d)
-    warps = sizes.pop("num_warps")
-    types = dict.fromkeys(("n_x", "n_y", "blocks_x", "segment"), "i32")
-    types |= dict.fromkeys(("scale", "weight_x", "weight_y", "weight_across"), "fp32")
-    types |= {"points": "*fp32", "sums": "*fp64", "pulls": "*fp32"}
-    constants = {"d": d} | sizes
-    source = ASTSource(pair_sums, types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
-    built = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
-    assert built.asm["cubin"]
-    print(json.dumps([capability, d, built.asm["ptx"]]))
-"""
+other_triton = pytest.mark.skipif(
+    not triton.__version__.startswith(f"{counted.TRITON}."),
+    reason=f"counted with Triton {counted.TRITON}, this is {triton.__version__}",
+)
+TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # the instruction of a product, by compute capability
 
 
-@pytest.mark.parametrize("d", WIDTHS)
-@pytest.mark.parametrize("capability", INSTRUCTION)
-def test_the_kernel_compiles(compiled, capability, d):
+@pytest.mark.parametrize("key", COUNTED, ids=str)
+def test_the_kernel_compiles(compiled, key):
     """With products on the tensor cores, and nothing that only the device it is compiled on could tell."""
-    assert INSTRUCTION[capability] in compiled[capability, d]
+    assert any(
+        name.startswith(TENSOR_CORES[key[0]]) for k in compiled[key] for loop in k.loops for name in loop.instructions
+    )
+
+
+@other_triton
+@pytest.mark.parametrize("key", COUNTED, ids=str)
+def test_the_instructions_for_a_pair_are_as_counted(compiled, key):
+    """Within 10 %, and in the loop over pairs of compact blocks nothing goes to memory for want of registers."""
+    kernels_of = {kernel.name: kernel for kernel in compiled[key]}
+    compact = min(
+        kernels_of["compact_blocks"].loops, key=lambda loop: loop.per_pair(1)
+    )  # not that of the rows themselves
+    (wide,) = kernels_of["wide_blocks"].loops
+    assert compact.per_pair(1) == pytest.approx(COUNTED[key].compact, rel=0.1)
+    assert wide.per_pair(key[1]) == pytest.approx(COUNTED[key].wide, rel=0.1)
+    assert kernels_of["compact_blocks"].registers <= COUNTED[key].registers
+    assert not compact.kinds["spills"]
+
+
+@other_triton
+@pytest.mark.skipif(bool(sass.missing()), reason=str(sass.missing()))
+def test_the_instructions_of_each_unordered_pair_once_are_as_counted():
+    """And without spills; docs/gpu.md weighs them against those of two ordered pairs."""
+    ((kernel,),) = sass.launched([("unordered", 90, 10, {})])
+    (loop,) = kernel.loops
+    assert loop.per_pair(10) == pytest.approx(counted.UNORDERED, rel=0.1)
+    assert not loop.kinds["spills"]
+
+
+def test_a_loop_is_counted_with_the_turns_of_the_loop_inside():
+    """A loop over pairs with two exp2 and an inner loop; a loop around both; and one without an exp2."""
+    (loop,) = [sass.Loop(*found) for found in sass.loops_over_pairs(LISTING)]
+    assert loop.kinds == {"float32": 2, "exp2": 2, "spills": 1, "other": 3}
+    assert loop.per_pair(5) == (8 + 4 * 2) / 2
+
+
+LISTING = """
+.L_x_0:
+        /*0000*/                   IADD3 R1, R1, 0x1, RZ ;
+.L_x_1:
+        /*0010*/                   LDL R2, [R1] ;
+.L_x_2:
+        /*0020*/                   FADD R2, R2, R3 ;
+        /*0030*/               @P0 BRA `(.L_x_2) ;
+        /*0040*/                   MUFU.EX2 R2, R2 ;
+        /*0050*/                   MUFU.EX2 R3, R3 ;
+        /*0060*/              @!P1 FMUL R2, R2, R3 ;
+        /*0070*/                   BRA `(.L_x_3) ;
+.L_x_3:
+        /*0080*/              @!P1 BRA `(.L_x_1) ;
+        /*0090*/               @P2 BRA `(.L_x_0) ;
+.L_x_4:
+        /*00a0*/                   BRA `(.L_x_4) ;
+"""
 
 
 def test_what_the_fused_variants_do_not_take_on_a_gpu_is_said(monkeypatch):
@@ -171,7 +312,7 @@ def test_large_clouds_on_the_gpu(n, spread):
     x, y = (points.cuda() * (spread / points.square().sum(1).mean()) ** 0.5 for points in (x, y))
     settings = Settings()
     out_x, out_y = torch.empty_like(x), torch.empty_like(y)
-    found = in_order(n, n, settings)(x, y, out_x, out_y)
+    found = exact(n, n, settings)(x, y, out_x, out_y)
     mean, across, gradient, scale = 0.0, 0.0, torch.zeros(n, 10).cuda().double(), torch.zeros(()).cuda().double()
     for rows in torch.arange(n, device="cuda").split(500):
         for cloud, weight in ((x, 1 / (n * (n - 1))), (y, -1 / n**2)):

@@ -57,8 +57,8 @@ def test_a_cut_costs_no_result_and_faults_end_their_own_checks_alone(project):
     first.send_signal(signal.SIGTERM)
     said = first.communicate(timeout=60)[0]
     assert first.returncode == 130, said
-    assert "== 1 of 7" in said
-    assert "== 2 of 7" not in said
+    assert "== 1 of 8" in said
+    assert "== 2 of 8" not in said
     assert set(json.loads((root / "gpu-check" / "steps.json").read_text())) == {"machine"}
     assert not list(root.rglob("*.part*"))
     before = results(root)
@@ -71,12 +71,17 @@ def test_a_cut_costs_no_result_and_faults_end_their_own_checks_alone(project):
     steps = json.loads((root / "gpu-check" / "steps.json").read_text())
     assert list(steps) == list(gpu_check.STEPS)
     assert all(step["done"] for step in steps.values()), said
-    assert said.count("\n== ") + said.startswith("== ") == 7
+    assert said.count("\n== ") + said.startswith("== ") == 8
     assert "wrong-gradient is wrong: gradient of x is off by" in said
     assert "crashes: error: SIGSEGV during" in said
     wrong = records.read(root / "gpu-check" / "correctness" / "wrong-gradient.json")
     assert wrong.metrics["more cells than features"] > 10
     assert max(records.read(root / "gpu-check" / "correctness" / "primal.json").metrics.values()) < 1
+    assert "   products of float16 matrices round to the nearest\n" in said
+    timed = records.read(root / "gpu-check" / "kernels" / "primal-fused.json").metrics
+    assert [name for name in timed if "blocks" in name] == ["compact blocks", "wide blocks"]
+    assert sum(name.startswith("tile of ") for name in timed) == 5
+    assert all(milliseconds > 0 for name, milliseconds in timed.items() if name != "products truncate")
     assert (root / "records" / "primal-keops" / "p50" / "n1000.json").exists()
     assert (root / "citeseq" / "stand-in" / "citeseq.csv").exists()
 

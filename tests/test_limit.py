@@ -1,11 +1,16 @@
 """The machine's limit for a pass over pairs, and the fraction of it that is reached."""
 
+import math
 import re
 import sys
 
 import pytest
+import torch
 
-from benchmarks.limit import limit
+from benchmarks.limit import counted, limit, on_cuda, rates_cuda, timing
+from benchmarks.limit.unordered_cuda import unordered_sums
+from mmdma_core.fused import pairs_cuda as kernels
+from mmdma_core.fused.pair_kernels import COMPACT
 
 
 def test_the_fraction_reached_is_that_of_the_limit(monkeypatch, capsys):
@@ -16,3 +21,49 @@ def test_the_fraction_reached_is_that_of_the_limit(monkeypatch, capsys):
     percent = 100 * reached / most  # of numbers printed with three digits, each off by 0.5 % at most
     assert int(re.search(r"(\d+)%", said)[1]) == pytest.approx(percent, abs=0.5 + 0.01 * percent)
     assert 0.05 < reached / most < 1
+
+
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is used only without a GPU")
+
+
+@pytest.mark.slow
+@interpreted
+def test_on_cuda_compact_and_other_blocks_are_timed_apart(monkeypatch, capsys):
+    """With the kernel in Triton's interpreter, and rates that stand in for a GPU's."""
+    monkeypatch.setattr(on_cuda, "rate", lambda work: 3e3 if work is rates_cuda.exponentials else 7e3)
+    monkeypatch.setattr(on_cuda, "_WIDTH", 64)
+    monkeypatch.setattr(on_cuda, "seconds", lambda work, *arguments: (work(*arguments), 2.0)[1])
+    most, of_pass = on_cuda.limit(200, 10, device="cpu")
+    counts = counted.COUNTED[90, 10]
+    flops = 64**3 / (12 * kernels.candidates(10)[0].D)
+    assert most == min(7e3 / counts.compact, 3e3, flops)
+    assert of_pass == 2
+    said = capsys.readouterr().out
+    assert f"{counts.compact:g} instructions in a compact block, {counts.wide:g} in any other" in said
+    assert "floor: 3e+03 pairs/s, 53.3 s for a pass" in said
+    assert f"wide blocks: 8e+04 pairs/s of {7e3 / counts.wide:.3g}" in said
+    assert "each unordered pair once, a prototype: 1.00 times as fast as compact blocks" in said
+
+
+@pytest.mark.parametrize("d", [1, 2, 10, 64])
+@pytest.mark.parametrize(("kind", "compact"), [("compact", True), ("wide", False)])
+def test_blocks_are_of_the_kind_that_is_timed(kind, compact, d):
+    """Blocks of 128 points in the order that they have, in the kernel's units of sqrt(2 sigma / log2(e))."""
+    for cloud in on_cuda.blocks_of(kind, 5120, d, "cpu")[:2]:
+        blocks = cloud.view(40, 128, d) * (0.5 * math.log2(math.e)) ** 0.5
+        radii = (blocks - blocks.mean(1, keepdim=True)).square().sum(2).amax(1)
+        assert ((radii <= COMPACT) == compact).all()
+
+
+@pytest.mark.slow
+@interpreted
+@pytest.mark.parametrize(("n", "d"), [(300, 10), (129, 1), (270, 62)])
+def test_each_unordered_pair_once_gives_both_its_points_their_pulls(n, d):
+    cloud = timing.points(n, d, spread=on_cuda.SPREAD)[0] + 3
+    found = unordered_sums(cloud, 0.85).double()
+    differences = 0.85 * (cloud[None].double() - cloud[:, None].double())
+    block = torch.arange(n) // 128
+    k = torch.exp2(-differences.square().sum(2)) * (block[:, None] != block)
+    scale = torch.einsum("ij,ijk->ik", k, differences.abs()).norm()
+    assert (found[:, d] - k.sum(1)).abs().max() <= 1e-6 * k.sum(1).max()
+    assert (found[:, :d] - torch.einsum("ij,ijk->ik", k, differences)).norm() <= 1e-6 * scale

@@ -94,9 +94,9 @@ def near(found, right, tolerance=1e-6):
 
 
 def in_blocks(rank, size):
-    """What runs on CUDA, on the CPU; the views once with more and once with fewer cells than features."""
+    """What runs on CUDA, on the CPU."""
     answers = []
-    for n, p in ((700, 20), (500, 550)):
+    for n, p in ((700, 20),):
         data = as_views(*(own(view, rank, size, which) for which, view in enumerate(views(n, p))), CPU)
         held = [shared(len(x), distributed.group.WORLD, CPU) for x in data]
         mmd = CudaFourierMMD(*(rows.n for rows in held), SETTINGS, None, CPU, held[0])
@@ -143,7 +143,7 @@ def fitted(rank, size):
 def everything(rank, size):
     """All that a rank is asked here, in one process, since a process takes seconds to begin."""
     found = {case: trained(case, rank, size) for case in CASES}
-    found |= dict(zip(("blocks", "blocks-few-cells"), in_blocks(rank, size), strict=True))
+    found |= {"blocks": in_blocks(rank, size)[0]}
     found |= {"samples": in_samples(rank, size), "fitted": fitted(rank, size)}
     return found | ({"refused": refused(rank, size), "pairs": pairs_of_panels(rank, size)} if size == 2 else {})
 
@@ -155,7 +155,7 @@ def answers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("case", [*CASES, "blocks", "blocks-few-cells", "samples"])
+@pytest.mark.parametrize("case", [*CASES, "blocks", "samples"])
 def test_the_result_does_not_depend_on_the_number_of_ranks(answers, case, size):
     """Blocks: what runs on CUDA, on the CPU. In most samples a rank with 2 rows has none."""
     agree([answer[case] for answer in answers[size]], answers[1][0][case])

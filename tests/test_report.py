@@ -9,7 +9,7 @@ from reports import LOSSES, MACHINE, RUNTIMES, grid, planted, study_of, written
 
 import mmdma_core
 from benchmarks import figures
-from benchmarks.report import evidence, losses, nodes, noise, page, verdict
+from benchmarks.report import evidence, facts, losses, nodes, noise, page, verdict
 from benchmarks.report.words import at, listing, number, percent, spans
 from mmdma_core import Settings
 
@@ -116,9 +116,58 @@ def test_the_verdict_says_where_memory_ends_whom(tmp_path):
     ]
     text = said(tmp_path, made)
     assert "3 ran out of memory" in text
-    assert "`primal` at 1 (n = 200, p = 10) and none at 1." in text
+    assert "`primal` at 1 (n = 200, p = 10), several, equally fast, at 2 (`dual` = `primal` at 2) and none at 1" in text
     assert "Memory (limit 0.5 GiB) ends `primal` from n = 200 at p = 20; `dual` from n = 200 at every p." in text
     assert "Nothing ran out of memory" in said(tmp_path, grid(RUNTIMES))
+
+
+def test_a_tie_is_counted_as_one(tmp_path):
+    made = [planted("primal", 100, 10, 2.0, epoch_s=[0.0038, 0.004, 0.0045]), planted("dual", 100, 10, 2.2)]
+    made += [planted("primal", 200, 10, 2.0), planted("dual", 200, 10, 2.2)]
+    found = evidence.gather(study_of(tmp_path / "here", made, p=[10], variants=["primal", "dual"]))
+    text = " ".join(verdict.sentences(found))
+    assert "`primal` at 1 (n = 200, p = 10) and several, equally fast, at 1 (`dual` = `primal` at 1)." in text
+    assert verdict.winners(found, ["primal", "dual"])[100, 10] == ("primal", "dual")
+    assert "p = 10: dual = primal at n = 100 and primal at n = 200." in written(found.study)
+
+
+# The facts at the head
+
+
+def test_the_facts_have_the_numbers_of_the_records(tmp_path):
+    made = [*grid(RUNTIMES), planted("primal-fourier", 1000, 10)]
+    made[0] = planted("primal", 100, 10, status="oom")
+    made[1] = planted("primal", 200, 10, epoch_s=[0.1, 0.2, 0.3, 0.9])
+    variants = [*RUNTIMES, "primal-fourier"]
+    study = study_of(tmp_path / "here", made, n=(100, 200, 1000), variants=variants)
+    found = list(facts._facts(evidence.gather(study)))
+    assert [f"{fact.number} {fact.words}" for fact in found] == [
+        "12 of 24 cells came to an end; 1 out of memory, 11 otherwise",
+        "4 of 6 points (n, p) where `dual` is the fastest of the paper's variants; none ended\N{NO-BREAK SPACE}2",
+        "4 x in the median, the fastest exact variant over the fastest of the paper's (4 to 4 x, at 4 of 6 points)",
+        "1,000 cells, the largest n, reached by `primal-fourier` (approximate); exact: 200, by `primal`, `dual` and "
+        "`primal-fused`",
+        "0 of 0 points that can be tested have the winner of the published map; 0 equal, 0 differ",
+        "0 of 12 losses stand apart from their family",
+        "12 of 12 runtimes are extrapolated from fewer epochs",
+        "0 % spread of a cell's epochs, in the median; above 25 % in 1 of 12 cells",
+    ]
+    html = written(study)
+    for fact in found:
+        assert f'<section id="{fact.anchor}"' in html
+    assert html.index('class="facts"') < html.index('id="verdict"')
+
+
+@pytest.mark.parametrize(
+    "made",
+    [grid(dict.fromkeys(RUNTIMES)), grid({"dual": 1.0}), grid({"primal-fused": 1.0}), grid({"linear-time": 1.0})],
+)
+def test_facts_without_much_to_tell(tmp_path, made):
+    study = study_of(tmp_path / "here", made, variants=list({record.variant for record in made}))
+    found = list(facts._facts(evidence.gather(study)))
+    assert 1 <= len(found) <= 8
+    html = written(study)
+    assert all(f'<section id="{fact.anchor}"' in html for fact in found)
 
 
 def test_no_winner_is_no_error(tmp_path):
@@ -126,7 +175,7 @@ def test_no_winner_is_no_error(tmp_path):
     assert "Of the paper's variants, none came to an end anywhere." in text
 
 
-D, DK, PK, P, NONE = "dual", "dual-keops", "primal-keops", "primal", "nothing fits"
+D, DK, PK, P, NONE = [(name,) for name in ("dual", "dual-keops", "primal-keops", "primal", "nothing fits")]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +190,10 @@ D, DK, PK, P, NONE = "dual", "dual-keops", "primal-keops", "primal", "nothing fi
         ([[D, D, DK, PK], [D, PK, PK, PK]], ["is **seen in part**", "does not always rise"]),
         ([[P, P, P, P], [P, P, P, P]], ["is **not seen**", "wins at the smallest n at no p", "wins at 8 points"]),
         ([[D, NONE, NONE, NONE], [D, PK, NONE, NONE]], ["cannot be told from so few points"]),
+        ([[P + D, PK, PK, PK + P], [D, D, P + DK, DK + PK]], ["is **seen**", "never falls"]),  # a tie fits both
+        ([[D, D, PK + DK, PK], [D, PK + D, PK, PK]], ["is **seen**", "never falls"]),  # from the third n on at both
+        ([[D, D, DK, PK], [D, PK + D, PK, PK]], ["does not always rise"]),
+        ([[D, P + D, PK, PK], [D, D, P, PK]], ["`primal`, which wins nowhere in the paper, wins at 1 point."]),
     ],
 )
 def test_the_pattern_of_the_paper(rows, expected):

@@ -156,6 +156,24 @@ def test_paper_is_light_and_has_no_controls(browser):
     assert visible == 0
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert "left out on paper" in find(browser, "main").text
+    assert "The table of all losses, wider than paper, is left out here" in find(browser, "main").text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_begins_with_facts_that_lead_to_their_sections(browser, scheme):
+    emulate(browser, scheme=scheme)
+    facts = browser.find_elements("css selector", ".facts a")
+    assert 6 <= len(facts) <= 8
+    assert max(fact.rect["y"] for fact in facts) < find(browser, "#verdict").rect["y"]
+    assert {fact.rect["width"] for fact in facts} == {facts[0].rect["width"]}
+    facts[0].click()
+    assert browser.current_url.endswith("#how-every-cell-ended")
+
+
+def test_figures_side_by_side_have_one_size_and_one_top(browser):
+    one, other = (figure.rect for figure in browser.find_elements("css selector", ".pair img"))
+    assert (one["y"], one["width"], one["height"]) == (other["y"], other["width"], other["height"])
+    assert one["x"] + one["width"] < other["x"]
 
 
 def test_without_javascript_the_page_says_what_is_missing(browser, page):

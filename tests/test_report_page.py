@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -12,7 +13,7 @@ from conftest import ROOT
 from reports import RUNTIMES, grid, planted, study_of, written
 
 from benchmarks import report
-from benchmarks.report import page
+from benchmarks.report import overview, page
 
 
 class Page(HTMLParser):
@@ -93,11 +94,22 @@ def test_another_part_of_the_project_can_add_a_section(tmp_path, monkeypatch):
     def extra(found):
         return page.Section("Added here", page.table("a caption", ("x", "y"), [("<one>", 2)], numeric=[1]))
 
-    monkeypatch.setattr(report, "SECTIONS", [report.SECTIONS[0], extra, lambda found: None])
+    monkeypatch.setattr(report, "SECTIONS", [overview.verdict, extra, lambda found: None])
     html = written(study_of(tmp_path / "here", grid(RUNTIMES)))
     assert html.index('id="verdict"') < html.index('<section id="added-here"')
     assert '<a href="#added-here">Added here</a>' in html
     assert '<th scope="row">&lt;one&gt;</th>' in html
+
+
+def test_what_is_approximate_is_shown_with_its_quality(tmp_path):
+    study = study_of(tmp_path / "here", grid(RUNTIMES))
+    assert "Quality against time" not in written(study)
+    (study.root / "scale").mkdir()
+    for suffix in ("png", "svg"):
+        shutil.copy(study.root / "figures" / f"memory.{suffix}", study.root / "scale" / f"scale.{suffix}")
+    html = written(study)
+    section = html[html.index('<section id="quality-against-time"') :]
+    assert 'download="scale.svg"' in section[: section.index("</section>")]
 
 
 def test_text_and_marks_have_contrast():

@@ -184,7 +184,7 @@ def test_the_plugin_of_readme_is_in_grid_figures_and_checks(command, configure, 
     assert records.read(records.record_path(root, "primal-blocked", 10, 150)).status == "ok"
     assert "primal-blocked" in command("table")
     command("figures")
-    assert "primal, row blocks" in (root / "figures" / "figure_1b.svg").read_text()
+    assert "primal, row blocks" in (root / "figures" / "runtimes_all.svg").read_text()
     checks = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "tests/test_variants.py", "-k", "primal-blocked", "-o", "pythonpath=."],
         cwd=project,

@@ -6,6 +6,7 @@ What a check found is a record, written as it ends: a crash or a wrong gradient 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -36,10 +37,10 @@ class Check(Cell):
     cases: int = 0
 
 
-def check(study: Study, kind: str, variant: str, timeout_s: float, cases: int = len(CASES)) -> Check:
-    """A check of a variant on the study's device; n and p are those of the first problem."""
+def check(study: Study, kind: str, variant: str, timeout_s: float, cases: int = len(CASES), n: int = 0) -> Check:
+    """A check of a variant on the study's device; n, where it is 0, and p are those of the first problem."""
     first = CASES[0]
-    asked = replace(study, epochs=1, cell_timeout_s=timeout_s).cell(variant, first.n_x, first.p_x)
+    asked = replace(study, epochs=1, cell_timeout_s=timeout_s).cell(variant, n or first.n_x, first.p_x)
     source = asked.source + source_digest(__name__)  # with it that of the problems
     return Check(**vars(asked) | {"source": source, "kind": kind, "cases": cases})
 
@@ -104,7 +105,37 @@ def _done(report: Report, ratios: dict[str, float], seconds: float = 0.0) -> Non
     report({"metrics": ratios, "prepare_s": 0.0, "epoch_s": [seconds], "status": "ok"})
 
 
-KINDS: dict[str, Work] = {"lacks": lacks, "keops": runs_keops, "correctness": is_right}
+def times_kernels(asked: Check, report: Report) -> None:
+    """The work of timing the pass over the pairs of n and n points: each tile, compact blocks and wide ones apart.
+
+    Its metrics are milliseconds, and whether products of float16 matrices truncate (1) or round (0).
+    """
+    if asked.device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # which times nothing of a GPU, but runs
+    lacks(asked, lambda facts: None)
+    try:
+        from benchmarks.limit import on_cuda, rates_cuda
+        from mmdma_core.fused import tiles
+    except ImportError as error:
+        raise MissingDependency(f"the kernels need Triton ({error}): pip install triton") from error
+
+    found: dict[str, float] = {"products truncate": float(rates_cuda.truncates(asked.device))}
+    for tile in tiles.candidates(asked.settings.n_components):
+        name = f"tile of {tile.M} rows, {tile.N} columns, {tile.num_warps} warps"
+        report({"stage": name})
+        found[name] = tiles.milliseconds(asked.n, asked.settings.n_components, tile, torch.device(asked.device))
+        report({"metrics": found})
+    report({"stage": "compact and wide blocks apart"})
+    apart = on_cuda.apart(asked.n, asked.settings.n_components, asked.device)
+    _done(report, found | {f"{kind} blocks": 1000 * seconds for kind, seconds in apart.items()})
+
+
+KINDS: dict[str, Work] = {
+    "lacks": lacks,
+    "keops": runs_keops,
+    "correctness": is_right,
+    "kernels": times_kernels,
+}
 
 
 def sentence(record: Record) -> str:

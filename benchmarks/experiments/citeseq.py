@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import mmdma_core
 from benchmarks.experiments.citeseq_data import Real, StandIn
-from benchmarks.figures.style import save, style
+from benchmarks.figures.style import PAGE, SMALL, save, style
 from benchmarks.measuring import records
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
@@ -182,14 +182,14 @@ def draw(study: Study, rows: list[Row]) -> Figure:
     """Minutes of all epochs, a bar for each variant, beside the published run; hollow where they are extrapolated."""
     minutes = [row["minutes"] for row in rows if row["status"] == "ok"]
     left, right = min(minutes) / 4, max(minutes)
-    figure = Figure(figsize=(8, 1.5 + 0.55 * len(rows)))
+    figure = Figure(figsize=(PAGE, 1.6 + 0.6 * len(rows)))
     axes = figure.subplots()
     for place, row in enumerate(rows):
         end = row["minutes"] if row["status"] == "ok" else left
         color = "0.6" if row is PUBLISHED else style(row["variant"]).color
         face = "none" if row["extrapolated"] else color
         axes.barh(place, end - left, 0.5, left, facecolor=face, edgecolor=color)
-        axes.annotate(_note(row), (end, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(_note(row), (end, place), (5, 0), textcoords="offset points", va="center", fontsize=SMALL)
     axes.set_yticks(range(len(rows)), map(_label, rows))
     axes.invert_yaxis()
     axes.set_xscale("log")
@@ -198,9 +198,7 @@ def draw(study: Study, rows: list[Row]) -> Figure:
     axes.set_xticks([10.0**decade for decade in decades], [f"{10.0**decade:g}" for decade in decades])
     axes.minorticks_off()
     axes.set_xlabel("minutes for all epochs")
-    figure.suptitle(
-        f"{_data_in_words(study)}\n{study.epochs:,} epochs on {rows[0]['machine']}", x=0.02, ha="left", fontsize=9
-    )
+    figure.suptitle(f"{_data_in_words(study)}\n{study.epochs:,} epochs on {rows[0]['machine']}", x=0.02, ha="left")
     figure.tight_layout()
     return figure
 

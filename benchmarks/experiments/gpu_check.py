@@ -33,7 +33,8 @@ STEPS: dict[str, tuple[float, Callable[[Visit], Outcome], str]] = {
     "correctness": (0.27, steps.correctness, "every variant against float64"),
     "keops": (0.29, steps.keops, "KeOps"),
     "table": (0.47, steps.rows_of_readme, "the rows of README's table"),
-    "citeseq": (0.84, steps.shape_of_citeseq, "the shape of CITE-seq"),
+    "citeseq": (0.81, steps.shape_of_citeseq, "the shape of CITE-seq"),
+    "kernels": (0.86, steps.kernels, "the pass over pairs: tiles, and kinds of blocks"),
     "survey": (0.93, steps.overview, "the study of all variants"),
     "report": (1.00, steps.table_figures_report, "table, figures, report"),
 }

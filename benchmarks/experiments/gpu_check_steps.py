@@ -39,6 +39,7 @@ class Sizes:
     rows       README's: variants and n, each at every p of `p`; the longest cells last
     citeseq    keys of config.yaml's `citeseq` that differ
     overview   the study of the last steps
+    timed_n    cells of each view for the pass over pairs alone
     """
 
     p: tuple[int, ...]
@@ -47,9 +48,10 @@ class Sizes:
     overview: str
     cases: int
     check_s: float
+    timed_n: int
 
 
-_FAST, _KEOPS = ("primal-fused", "primal-fourier"), ("primal-keops",)
+_EXACT, _FAST, _KEOPS = ("primal-fused",), ("primal-fused", "primal-fourier"), ("primal-keops",)
 FULL = Sizes(
     p=(100, 1000),
     rows=((_FAST, (1000, 10_000, 100_000, 1_000_000)), (_KEOPS, (1000, 10_000, 100_000)), (_KEOPS, (1_000_000,))),
@@ -57,6 +59,7 @@ FULL = Sizes(
     overview="survey",
     cases=len(CASES),
     check_s=90,
+    timed_n=16_384,
 )
 SMALL = Sizes(
     p=(10, 50),
@@ -68,6 +71,7 @@ SMALL = Sizes(
     overview="smoke",
     cases=2,
     check_s=90,
+    timed_n=256,
 )
 
 
@@ -134,14 +138,30 @@ def keops(visit: Visit) -> Outcome:
     return _checked(visit, "keops", _KEOPS, "variants run on KeOps")
 
 
-def _checked(visit: Visit, kind: str, variants: Sequence[str], good: str, lines: Sequence[str] = ()) -> Outcome:
+def kernels(visit: Visit) -> Outcome:
+    """Step 5: the tiles of the pass over pairs, compact blocks and wide ones apart, and whether products truncate."""
+    outcome = _checked(visit, "kernels", _EXACT, "passes over pairs are timed", n=visit.sizes.timed_n)
+    path = visit.folder / "kernels" / f"{_EXACT[0]}.json"
+    record = records.read(path) if path.exists() else None
+    if record is None or record.status != "ok":
+        return outcome
+    shown = dict(record.metrics)
+    rounding = "truncate" if shown.pop("products truncate") else "round to the nearest"
+    lines = [f"products of float16 matrices {rounding}", f"n = {record.n} of each view:"]
+    lines += [f"  {name}: {milliseconds:.3g} ms" for name, milliseconds in shown.items()]
+    return outcome._replace(lines=lines)
+
+
+def _checked(
+    visit: Visit, kind: str, variants: Sequence[str], good: str, lines: Sequence[str] = (), n: int = 0
+) -> Outcome:
     """A check of each variant; those that lack something are told of by the step that asks for it."""
     study, found = visit.table, []
     with alone(study.device, study.root):
         guard.preload(variants, study.device)
         who = machine.describe(study.device, study.threads)
         for variant in variants:
-            asked = checks.check(study, kind, variant, visit.sizes.check_s, visit.sizes.cases)
+            asked = checks.check(study, kind, variant, visit.sizes.check_s, visit.sizes.cases, n)
             path = visit.folder / kind / f"{variant}.json"
             record, _ = known_at(path, asked, ["error", "timeout"] if visit.retry else [])
             if record is None and visit.left() > 0:
@@ -197,10 +217,6 @@ def shape_of_citeseq(visit: Visit) -> Outcome:
             taken.append(variant)
         needed = record.cell_s or 0.0 if record else math.inf
     return _measured(study, [(variant, n, p) for variant in study.variants])
-
-
-# Candidates of tiles, compact and exact blocks apart, and whether tensor cores truncate: a step of its own, here, once
-# the kernel has candidates to choose from.
 
 
 def overview(visit: Visit) -> Outcome:

@@ -11,6 +11,7 @@ all the same, because it is what a user without the truth can do.
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from sklearn.preprocessing import normalize
 from benchmarks.experiments.peers import PEERS, absent
 from benchmarks.experiments.scale import known_or_measured, style_of
 from benchmarks.experiments.scale_fits import Fit
-from benchmarks.figures.style import save
+from benchmarks.figures.style import PAGE, save
 from benchmarks.measuring import machine
 from benchmarks.measuring.cell import Limits
 from benchmarks.measuring.records import Record, write_atomically
@@ -35,6 +36,7 @@ from mmdma_core import MMDMA, MissingDependency, Settings
 from mmdma_core.files import views
 from mmdma_core.matching import metrics
 
+_LINE, _TOP = 34, 1.3  # of the figure: characters of a line in a legend, and the end of an axis that has room for it
 _SETTING = ["n_components", "lambda1", "lambda2", "sigma"]
 _FIT = ["dataset", "variant", *_SETTING]
 
@@ -291,7 +293,7 @@ def _draw(
 ) -> Figure:
     """FOSCTTM of every start, one column a variant, then the peers; the start of the lowest loss is filled."""
     names = options["datasets"]
-    figure = Figure(figsize=(4.7 * len(names), 3.9), layout="constrained")
+    figure = Figure(figsize=(min(PAGE, 4.7 * len(names)), 4.2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
     for axes, name in zip(panels, names, strict=True):
         best = _best_setting(runs.of(name, options["grid_variant"]))
@@ -308,12 +310,12 @@ def _draw(
             )
         references = summary[(summary["dataset"] == DATASETS[name].title) & summary["status"].isna()]
         for dash, row in zip(("--", ":", "-."), references.itertuples(), strict=True):
-            axes.axhline(
-                row.foscttm, color="0.4", linewidth=1, linestyle=dash, label=f"{row.variant}: {row.foscttm:.3f}"
-            )
-        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
+            label = textwrap.fill(f"{row.variant}: {row.foscttm:.3f}", _LINE)
+            axes.axhline(row.foscttm, color="0.4", linewidth=1, linestyle=dash, label=label)
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_title(f"{DATASETS[name].title}, best setting of the grid", loc="left")
-        axes.legend(loc="upper left", fontsize=7, frameon=True, framealpha=0.9, edgecolor="none")
+        axes.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
     panels[0].set_ylabel("FOSCTTM of each start (filled: lowest loss)")
-    panels[0].set_ylim(0, 1)
+    panels[0].set_ylim(0, _TOP)
+    panels[0].set_yticks(np.linspace(0, 1, 6))
     return figure

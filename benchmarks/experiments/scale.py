@@ -22,7 +22,7 @@ import mmdma_core
 from benchmarks.experiments import scale_fits
 from benchmarks.experiments.peers import PEERS, absent
 from benchmarks.experiments.scale_fits import BATCHED, Fit
-from benchmarks.figures.style import Style, count, save, style
+from benchmarks.figures.style import SMALL, Style, above_legend, count, halves, heading, save, short_label, style
 from benchmarks.measuring import guard, machine, records
 from benchmarks.measuring.alone import alone
 from benchmarks.measuring.cell import Limits
@@ -185,26 +185,35 @@ def _in_words(rows: pd.DataFrame) -> str:
 def draw(table: pd.DataFrame, study: Study, asked: dict[str, Any]) -> Figure:
     """FOSCTTM of each start against its seconds, a panel for each n; filled: the start of the lowest loss."""
     ns = sorted(table["n"].unique())
-    figure = Figure(figsize=(1 + 2.7 * len(ns), 3.7), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(ns), sharey=True, sharex=True))
-    methods = list(dict.fromkeys(table["method"]))
-    for axes, n in zip(panels, ns, strict=True):
+    down = -(-len(ns) // 2)
+    figure, upper = above_legend(0.7 + 2.1 * down, _legend(list(dict.fromkeys(table["method"]))))
+    panels = upper.subplots(down, min(len(ns), 2), sharey=True, sharex=True, squeeze=False)
+    for axes in panels.flat[len(ns) :]:
+        axes.set_visible(False)
+    for axes, n in zip(panels.flat, ns, strict=False):
         _panel(axes, table[table["n"] == n], n)
-    panels[0].set_ylabel("FOSCTTM (0 is best)")
-    panels[0].set_ylim(-0.03, 0.75)
-    figure.supxlabel("seconds of a start, data in memory, without compilation", fontsize=9)
+    panels[0, 0].set_ylim(-0.03, 0.75)
+    upper.supylabel("FOSCTTM (0 is best)")
+    upper.supxlabel("seconds of a start, data in memory, without compilation")
     row = table.iloc[0]
-    figure.suptitle(
+    upper.suptitle(
         f"{asked['n_epochs']} epochs on {study.shape} data, p = {row['p']}: {row['machine']}, {study.threads} threads\n"
         "every start; filled: the one of the lowest loss, which a user without the truth takes",
-        x=0.01, ha="left", fontsize=9,
+        x=0.01, ha="left",
     )  # fmt: skip
-    handles = [
-        Line2D([], [], color=look.color, marker=look.marker, linestyle="none", label=look.label)
-        for look in map(style_of, methods)
-    ]
-    figure.legend(handles=handles, loc="outside right center", fontsize=8)
     return figure
+
+
+def _legend(methods: list[str]) -> list[list[Line2D]]:
+    """Two columns: the variants, and the peers under a heading that says what they are."""
+    looks = {method: style_of(method) for method in methods}
+    lines = {
+        method: Line2D([], [], color=look.color, marker=look.marker, linestyle="none", label=look.label)
+        for method, look in looks.items()
+    }
+    peers = [line for method, line in lines.items() if method in PEERS]
+    variants = [line for method, line in lines.items() if method not in PEERS]
+    return [variants, [heading("other objectives"), *peers]] if peers else halves(variants)
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, n: int) -> None:
@@ -214,7 +223,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, n: int) -> None:
         axes.scatter(starts["seconds"], starts["foscttm"], s=45, c=faces, edgecolors=look.color, marker=look.marker)
     ended = rows[~rows["status"].isin(["ok", "skipped"])]
     notes = [f"{row.method}: {row.status.replace('_', ' ')}" for row in ended.itertuples()]
-    axes.text(0.98, 0.98, "\n".join(notes), transform=axes.transAxes, ha="right", va="top", fontsize=6.5, color="0.3")
+    axes.text(0.98, 0.98, "\n".join(notes), transform=axes.transAxes, ha="right", va="top", fontsize=SMALL, color="0.3")
     axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set_title(f"n = {count(n)}", loc="left")
@@ -224,8 +233,13 @@ def _panel(axes: Axes, rows: pd.DataFrame, n: int) -> None:
 def style_of(method: str) -> Style:
     """How a variant, with batches or not, or a peer is drawn."""
     if method in PEERS:
-        return Style(f"{PEERS[method].label},\nanother objective", *_PEER_STYLES[list(PEERS).index(method)])
+        return Style(PEERS[method].label, *_PEER_STYLES[list(PEERS).index(method)])
     if method.endswith(BATCHED):
         look = style(method.removesuffix(BATCHED))
-        return dataclasses.replace(look, label=f"{look.label},\nupdates from batches", marker="*", color="#E7298A")
+        return dataclasses.replace(
+            look,
+            label=f"{short_label(method.removesuffix(BATCHED))}, in batches (approximate)",
+            marker="*",
+            color="#E7298A",
+        )
     return style(method)

@@ -6,7 +6,7 @@ A figure takes a table and returns a matplotlib Figure; a new one is a file, a n
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,19 @@ if TYPE_CHECKING:
     from benchmarks.study.study import Study
 
 NAMES = (
-    *("figure_1a", "fastest_of_all", "figure_1b", "figure_a1", "memory"),
-    *("log_ratios", "against_paper", "exponents", "scaling"),
+    "figure_1a",
+    "fastest_of_all",
+    "figure_1b",
+    "figure_a1",
+    "runtimes_all",
+    "memory",
+    "log_ratios",
+    "against_paper",
+    "exponents",
+    "scaling",
 )
+
+_PANELS = 4  # p up to which runtimes_all has all, else those of figure_1b
 
 
 def paths(study: Study) -> list[Path]:
@@ -55,20 +65,26 @@ def draw_all(study: Study) -> list[Path]:
 def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     import mmdma_core
     from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios, scaling
-    from benchmarks.paper.fastest import PAPER_VARIANTS
+    from benchmarks.paper.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS
     from benchmarks.reading.scaling import read_scaling
 
     where = _where(study, table)
     on_gpu = table["device"].iloc[0] == "cuda"
     exact = [variant for variant in study.variants if mmdma_core.variant(variant).exact]
     paper = [variant for variant in study.variants if variant in PAPER_VARIANTS]
-    yield heatmap.draw(table, study.n, study.p, paper, f"Fastest of the paper's variants, {where}")
-    yield heatmap.draw(table, study.n, study.p, exact, f"Fastest of all exact variants, {where}")
-    runtime = ("runtime_s", f"seconds for {study.epochs} epochs", study.every_n)
+    maps = ((f"Fastest of the paper's variants\n{where}", paper), (f"Fastest of all exact variants\n{where}", exact))
+    yield from heatmap.draw(table, study.n, study.p, maps)
+    runtime = ("runtime_s", f"seconds for {study.epochs} epochs")
     few = [p for p in study.p if p in study.figure_1b_p] or list(study.p)
-    behind = _published(study) if study.published else None
+    six = [variant for variant in study.variants if variant in PAPER_IMPLEMENTATIONS]
+    ns = sorted({n for variant, _, n in study.cells() if variant in six}) or study.n
+    behind = _published(study, ns) if study.published else None
     for ps in (few, study.p):
-        yield curves.draw(table, *runtime, ps, study.variants, f"Runtime, {where}", behind)
+        yield curves.draw(
+            table[table["variant"].isin(six)], *runtime, ns, ps, six, f"The paper's implementations, {where}", behind
+        )
+    some = study.p if len(study.p) <= _PANELS else few
+    yield curves.draw(table, *runtime, study.every_n, some, study.variants, f"Runtime of every variant, {where}")
     held = table["peak_device_bytes"] if on_gpu else table["peak_host_bytes"]
     memory = table.assign(memory_gib=held / 2**30)
     cap = study.gpu_gib if on_gpu else study.host_gib
@@ -83,6 +99,43 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     yield scaling.draw(read_scaling(root), f"Several devices, {where}")
 
 
+def draw_predicted(table: pd.DataFrame, where: str, folder: Path, against: pd.DataFrame | None = None) -> list[Path]:
+    """Figure 1A and A1 of a table that benchmarks.reading.predict gives, each marked as predicted.
+
+    where    which card, in words
+    against  its `winners`, for a map against the published one; A1 then has the published runtimes behind it
+    """
+    import pandas as pd
+
+    from benchmarks.figures import against_paper, curves, heatmap
+    from benchmarks.figures.style import mark, save
+    from benchmarks.paper import published
+    from benchmarks.paper.fastest import PAPER_VARIANTS
+
+    (ns, ps), seconds = published.grid(), f"seconds for {published.EPOCHS} epochs"
+    variants, behind = list(dict.fromkeys(table["variant"])), None if against is None else published.PUBLISHED
+    figures = {
+        "figure_1a": heatmap.draw(
+            table, ns, ps, [(f"Predicted: fastest of the paper's variants\n{where}", PAPER_VARIANTS)]
+        )[0],
+        "figure_a1": curves.draw(
+            table,
+            "runtime_s",
+            seconds,
+            ns,
+            ps,
+            variants,
+            f"Predicted: runtime, {where}",
+            behind and pd.read_csv(behind),
+        ),
+    }
+    if against is not None:
+        figures["against_paper"] = against_paper.draw_map(against, f"Predicted, against the published V100: {where}")
+    for name, figure in figures.items():
+        save(mark(figure, "predicted"), folder, f"predicted_{name}")
+    return [folder / f"predicted_{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
+
+
 def _where(study: Study, table: pd.DataFrame) -> str:
     from benchmarks.reading.selection import machine_name
 
@@ -90,13 +143,13 @@ def _where(study: Study, table: pd.DataFrame) -> str:
     return machine_name(row) + ("" if row.device == "cuda" else f", {study.threads} threads")
 
 
-def _published(study: Study) -> pd.DataFrame | None:
-    """The published runtimes within the study's grid; None if they have nothing there."""
+def _published(study: Study, ns: Sequence[int]) -> pd.DataFrame | None:
+    """The published runtimes within the study's grid at these n; None if they have nothing there."""
     import pandas as pd
 
     from benchmarks.paper.published import PUBLISHED
 
     published = pd.read_csv(PUBLISHED)
-    within = published["n"].between(study.n[0], study.every_n[-1]) & published["p"].isin(study.p)
+    within = published["n"].between(ns[0], ns[-1]) & published["p"].isin(study.p)
     within &= published["variant"].isin(study.variants)
     return published[within] if within.any() else None

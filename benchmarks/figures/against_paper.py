@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.figures.style import factor, grid_axes, style
+from benchmarks.figures.style import PAGE, SMALL, TIGHT, factor, grid_axes, style
 from benchmarks.paper import against_paper, published
 from benchmarks.paper.fastest import PAPER_VARIANTS
 from benchmarks.paper.published import NOTHING_FITS
 
 _PALE = 0.22  # of the published winner's colour where it could not be tested
+_LINE = 82  # characters of a title
+_MAP = 4.4  # inches: the height of the map
 _NOTHING = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
 
 
@@ -29,34 +32,46 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     Below, runtime here / published of every cell measured in both, median and quartiles by variant.
     """
     cells, ratios = against_paper.winners(table), against_paper.ratios(table)
-    figure = Figure(figsize=(9.5, 7.4), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=(1.55, 1))
+    order = _order(ratios)
+    heights = (_MAP, 1.1 + 0.28 * len(order))
+    figure = Figure(figsize=(PAGE, sum(heights)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
     _draw_map(above, cells)
-    _draw_ratios(below, ratios, _order(ratios))
+    _draw_ratios(below, ratios, order)
     _, left_out = against_paper.comparable(table)
-    figure.suptitle("\n".join([title, *left_out]), x=0.01, ha="left", fontsize=10)
+    lines = [line for text in (title, *left_out) for line in textwrap.wrap(text, _LINE)]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left")
     return figure
 
 
-def _draw_map(axes: Axes, cells: pd.DataFrame) -> None:
+def draw_map(cells: pd.DataFrame, title: str) -> Figure:
+    """The upper part alone, of cells as benchmarks.paper.against_paper.winners gives them."""
+    figure = Figure(figsize=(PAGE, _MAP), layout="constrained")
+    _draw_map(figure.subfigures(), cells)
+    figure.suptitle("\n".join(textwrap.wrap(title, _LINE)), x=0.01, ha="left")
+    return figure
+
+
+def _draw_map(figure: SubFigure, cells: pd.DataFrame) -> None:
+    axes = figure.subplots()
     ns, ps = published.grid()
     grid_axes(axes, ns, ps)
     for cell in cells.itertuples():
         corner = (ns.index(cell.n) - 0.5, ps.index(cell.p) - 0.5)
-        tested = cell.verdict in ("close", "differ")
+        tested = cell.verdict in ("equal", "differ")
         pale = cell.verdict == "untestable"
         axes.add_patch(Rectangle(corner, 1, 1, **_patch_style(cell.there, pale)))
         if tested:
             (x, y), half = corner, _patch_style(cell.here, pale=False)
             axes.add_patch(Polygon([(x, y), (x + 1, y), (x + 1, y + 1)], **half))
-        if cell.verdict == "close":
-            axes.text(x + 0.5, y + 0.5, "~", ha="center", va="center", color="white", fontsize=11, fontweight="bold")
+        if cell.verdict == "equal":
+            axes.text(x + 0.5, y + 0.5, "~", ha="center", va="center", color="white", fontweight="bold")
     axes.set_xlabel("number of cells n (the published grid)")
     axes.set_ylabel("number of features p")
     counts = cells["verdict"].value_counts()
-    words = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("agree", "close", "differ", "untestable"))
+    words = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("agree", "equal", "differ", "untestable"))
     axes.set_title(f"Fastest of the paper's variants: {words}", loc="left")
-    axes.legend(handles=_legend(), loc="center left", bbox_to_anchor=(1.01, 0.5), title="fastest", alignment="left")
+    figure.legend(handles=_legend(), loc="outside lower left", ncols=2, **TIGHT)
 
 
 def _patch_style(what: str, pale: bool) -> dict:
@@ -85,35 +100,40 @@ def _order(ratios: pd.DataFrame) -> list[str]:
     return [*PAPER_VARIANTS, *(name for v in PAPER_VARIANTS if (name := f"published-{v}") in measured)]
 
 
-def _draw_ratios(axes: Axes, ratios: pd.DataFrame, order: Sequence[str]) -> None:
-    """A row of dots for each variant, slightly above and below the row by n; the same table gives the same picture."""
+def _draw_ratios(figure: SubFigure, ratios: pd.DataFrame, order: Sequence[str]) -> None:
+    """A row of dots for each variant, its median and cells at the right."""
+    axes = figure.subplots()
     for row, variant in enumerate(order):
-        mine = ratios[ratios["variant"] == variant]
-        ns = sorted(mine["n"].unique())
-        for source, fill in (("read", style(variant).color), ("other p", "white")):
-            part = mine[mine["source"] == source]
-            y = row - 0.25 + 0.5 * (np.searchsorted(ns, part["n"]) + 0.5) / len(ns) if ns else []
-            axes.plot(part["ratio"], y, "o", color=style(variant).color, markerfacecolor=fill, markersize=3.5)
-        if len(mine):
-            low, middle, high = mine["ratio"].quantile([0.25, 0.5, 0.75])
-            axes.plot([low, high], [row, row], color="0.2", linewidth=5, alpha=0.35, solid_capstyle="butt")
-            axes.plot([middle], [row], "|", color="black", markersize=15, markeredgewidth=1.8)
-            label = f"median {factor(middle)}, {len(mine)} cell{'s' if len(mine) != 1 else ''}"
-        else:
-            label = "no cell measured in both"
-        axes.text(1.01, row, label, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        label = _row_of_ratios(axes, row, ratios[ratios["variant"] == variant], style(variant).color)
+        axes.text(1.01, row, label, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
     axes.axvline(1, color="0.5", linewidth=0.8)
     axes.set_xscale("log")
-    if ratios.empty:
-        axes.set_xlim(0.1, 10)
+    low, high = axes.get_xlim()
+    axes.set_xlim((0.1, 10) if ratios.empty else (min(low, 0.45), max(high, 2.2)))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if np.ptp(np.log10(axes.get_xlim())) < 2 else (1, 3)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: factor(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(order)), [style(name).label for name in order])
     axes.set_ylim(len(order) - 0.5, -0.5)
     good = f"{100 * published.READING:g} %"
-    axes.set_xlabel(f"runtime here / published, which is good to {good}; within a row n grows downwards")
+    axes.set_xlabel(f"runtime here / published (good to {good}); n grows downwards")
+    axes.set_title("median", loc="right", fontsize=SMALL, x=1.01, ha="left")
     hollow = Line2D([], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", markersize=4)
     bar = Line2D([], [], color="0.2", linewidth=5, alpha=0.35)
     labels = ["published value from another p", "quartiles; the stroke is the median"]
-    axes.legend([hollow, bar], labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0)
+    figure.legend([hollow, bar], labels, loc="outside lower left", ncols=2, **TIGHT)
+
+
+def _row_of_ratios(axes: Axes, row: int, mine: pd.DataFrame, color: str) -> str:
+    """Dots slightly above and below the row by n: the same table, the same picture. Returns the median in words."""
+    ns = sorted(mine["n"].unique())
+    if not ns:
+        return "no cell"
+    for source, fill in (("read", color), ("other p", "white")):
+        part = mine[mine["source"] == source]
+        y = row - 0.25 + 0.5 * (np.searchsorted(ns, part["n"]) + 0.5) / len(ns)
+        axes.plot(part["ratio"], y, "o", color=color, markerfacecolor=fill, markersize=3.5)
+    low, middle, high = mine["ratio"].quantile([0.25, 0.5, 0.75])
+    axes.plot([low, high], [row, row], color="0.2", linewidth=5, alpha=0.35, solid_capstyle="butt")
+    axes.plot([middle], [row], "|", color="black", markersize=15, markeredgewidth=1.8)
+    return f"{factor(middle)}, {len(mine)} cell{'s' if len(mine) != 1 else ''}"

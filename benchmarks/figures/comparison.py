@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from benchmarks.figures.style import grid_axes, style
+from benchmarks.figures.style import PAGE, SMALL, TIGHT, grid_axes, short_label
 from benchmarks.reading.compare import VERDICTS, WORDS, Comparison
 from mmdma_core.files.atomic import atomically
 
@@ -24,8 +25,9 @@ _COLORS = {  # safe for colour-blind readers; the darker the worse
     "same": "0.88",
     "noisy": "white",
 }
+_LINE = 80  # characters of a title
 _DARK = ("lost", "gained", "slower")
-_WIDTH = 11  # inches that panels share
+_LEGIBLE = 0.4  # inches: the least width of a cell that holds its ratio
 
 
 def write(found: Comparison, path: Path) -> None:
@@ -36,45 +38,47 @@ def write(found: Comparison, path: Path) -> None:
         raise ValueError(f"--out {path}: No such file or directory")
     try:
         with atomically(path) as part:
-            draw(found).savefig(part, bbox_inches="tight")
+            draw(found).savefig(part)
     except OSError as error:
         raise ValueError(f"--out {path}: {error.strerror}") from None
 
 
 def draw(found: Comparison) -> Figure:
-    """The verdict of each cell as a colour, and the ratio of the median epochs B / A as a number."""
+    """The verdict of each cell as a colour, and the ratio of the median epochs B / A as a number, where it has room."""
     cells = found.cells
     ns, ps = (sorted(cells[axis].unique()) for axis in "np")
     variants = list(dict.fromkeys(cells["variant"]))
-    width, height = max(2.5, 0.42 * len(ns)), max(1.1, 0.26 * len(ps))  # of a panel, in inches
-    across = max(1, min(len(variants), int(_WIDTH / width)))
+    numbers = (_LEGIBLE + 0.02) * len(ns) <= PAGE - 0.7
+    cell = (_LEGIBLE + 0.02, 0.21) if numbers else (0.12, 0.12)
+    width, height = max(1.9, cell[0] * len(ns)), max(0.8, cell[1] * len(ps))  # of a panel, in inches
+    across = max(1, min(len(variants), int((PAGE - 0.7) / width)))
     down = math.ceil(len(variants) / across)
-    size = (2.8 + across * (width + 0.4), 1.5 + down * (height + 0.7))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(PAGE, 1.7 + down * (height + 0.55)), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False)
     for axes in panels.flat[len(variants) :]:
         axes.set_visible(False)
     for axes, variant in zip(panels.flat, variants, strict=False):
-        _panel(axes, cells[cells["variant"] == variant], ns, ps)
-        axes.set_title(style(variant).label, loc="left")
-    figure.supxlabel("number of cells n", fontsize=9)
-    figure.supylabel("number of features p", fontsize=9)
-    title = f"B against A, ratio of the median epochs (threshold {found.threshold:g})\nA  {found.a}\nB  {found.b}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        _panel(axes, cells[cells["variant"] == variant], ns, ps, numbers)
+        axes.set_title(short_label(variant), loc="left", fontsize=SMALL)
+    figure.supylabel("number of features p")
+    title = f"B against A over n cells: ratio of the median epochs (threshold {found.threshold:g})"
+    names = (f"{letter}  {name}" for letter, name in (("A", found.a), ("B", found.b)))
+    lines = [title, *(line for name in names for line in textwrap.wrap(name, _LINE))]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left")
     shown = [verdict for verdict in VERDICTS if (cells["verdict"] == verdict).any()]
     handles = [
         Patch(facecolor=_COLORS[verdict], edgecolor="0.7", label=WORDS.get(verdict, verdict)) for verdict in shown
     ]
-    figure.legend(handles=handles, loc="outside right center", title="B is", alignment="left")
+    figure.legend(handles=handles, loc="outside lower left", ncols=3, title="B is", alignment="left", **TIGHT)
     return figure
 
 
-def _panel(axes: Axes, cells: pd.DataFrame, ns: Sequence[int], ps: Sequence[int]) -> None:
+def _panel(axes: Axes, cells: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], numbers: bool) -> None:
     grid_axes(axes, ns, ps)
     for cell in cells.itertuples():
         x, y = ns.index(cell.n), ps.index(cell.p)
         look = {"facecolor": _COLORS[cell.verdict], "edgecolor": "0.7", "linewidth": 0.5}
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **look))
-        text = "" if pd.isna(cell.ratio) else f"{cell.ratio:.2f}"
+        text = "" if pd.isna(cell.ratio) or not numbers else f"{cell.ratio:.2f}"
         color = "white" if cell.verdict in _DARK else "0.15"
-        axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=color)
+        axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=color)

@@ -1,4 +1,4 @@
-"""Runtime and memory against n, one panel for each p: Figure 1B, Figure A1, and the memory figure."""
+"""Runtime and memory against n, one panel for each p: Figures 1B and A1, all runtimes, and the memory figure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.figures.style import count, legend_line, log_axis, style
+from benchmarks.figures.style import above_legend, count, halves, in_groups, legend_line, log_axis, style
+from benchmarks.paper.fastest import PAPER_IMPLEMENTATIONS
 
 _ENDS = {"oom": ("x", "out of memory"), "timeout": ("|", "out of time"), "budget": ("|", "out of time")}
+_PANEL, _PANELS = 2.4, 7.4  # inches: the height of a panel, and the most that all have
+_FEW_DECADES = 3
 
 
 def draw(
@@ -29,13 +32,18 @@ def draw(
 ) -> Figure:
     """`column` against n on log axes. Hollow points were extrapolated; where a line ends, the reason is marked.
 
+    Beyond the paper's implementations, the legend has the variants in groups.
+
     behind  another table (variant, p, n, column) drawn faint
     limit   (value, its name) of a horizontal line
     """
-    across = min(len(ps), 4)
+    across = 2 if len(ps) == 4 else min(len(ps), 3)
     down = math.ceil(len(ps) / across)
-    figure = Figure(figsize=(1.2 + 2.5 * across, 1.2 + 2.2 * down))
-    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    marks = _marks(table, behind, limit)
+    alone = set(variants) <= set(PAPER_IMPLEMENTATIONS)
+    legend = halves([*map(legend_line, variants), *marks]) if alone else in_groups(variants, marks)
+    figure, upper = above_legend(0.5 + min(_PANEL * down, _PANELS), legend)
+    grid = upper.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(ps) :]:
         axes.set_visible(False)
     for axes, p in zip(grid.flat, ps, strict=False):
@@ -45,21 +53,31 @@ def draw(
             _line(axes, table[(table["variant"] == variant) & (table["p"] == p)], variant, column)
         if limit:
             axes.axhline(limit[0], color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.set_title(f"p = {count(p)}")
-        axes.grid(True, color="0.92", linewidth=0.6)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=12))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        log_axis(axes, "x", ns)
-        axes.margins(y=0.12)
-        axes.tick_params(labelbottom=True)
-    figure.supxlabel("number of cells n", fontsize=9)
-    figure.supylabel(label, fontsize=9)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=10)
-    figure.tight_layout(rect=(0, 0, 1, 1))
-    _legend(figure, table, variants, behind, limit)
+        _frame(axes, ns, p)
+    _value_axis(grid[0, 0])
+    if not variants:
+        grid[0, 0].text(0.5, 0.5, "no such variant in the study", transform=grid[0, 0].transAxes, ha="center")
+    upper.supxlabel("number of cells n")
+    upper.supylabel(label)
+    upper.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+def _frame(axes: Axes, ns: Sequence[int], p: int) -> None:
+    axes.set_title(f"p = {count(p)}")
+    axes.grid(True, color="0.92", linewidth=0.6)
+    axes.set_yscale("log")
+    log_axis(axes, "x", ns, apart=0.18)
+    axes.margins(y=0.12)
+    axes.tick_params(labelbottom=True)
+
+
+def _value_axis(axes: Axes) -> None:
+    """Ticks of the log axis that all panels share: powers of ten, and three times these where there are few."""
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if math.log10(high / low) < _FEW_DECADES else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _line(axes: Axes, rows: pd.DataFrame, variant: str, column: str) -> None:
@@ -87,17 +105,13 @@ def _draw_published(axes: Axes, rows: pd.DataFrame, column: str) -> None:
         axes.plot(points["n"], points[column], color=style(variant).color, linewidth=2.5, alpha=0.25)
 
 
-def _legend(
-    figure: Figure,
-    table: pd.DataFrame,
-    variants: Sequence[str],
-    behind: pd.DataFrame | None,
-    limit: tuple[float, str] | None,
-) -> None:
+def _marks(table: pd.DataFrame, behind: pd.DataFrame | None, limit: tuple[float, str] | None) -> list[Line2D]:
+    """What the legend says beside the variants."""
+
     def key(marker: str, text: str, **more: object) -> Line2D:
         return Line2D([], [], color="0.3", marker=marker, linestyle="none", label=text, **more)
 
-    handles = [legend_line(variant) for variant in variants]
+    handles = []
     if (table["extrapolated"] == True).any():  # noqa: E712  (it may hold None)
         handles.append(key("o", "extrapolated from fewer epochs", markerfacecolor="white"))
     seen = {_ENDS[outcome] for outcome in table["outcome"].unique() if outcome in _ENDS}
@@ -106,4 +120,4 @@ def _legend(
         handles.append(Line2D([], [], color="0.3", linewidth=2.5, alpha=0.25, label="published, one V100 (16 GB)"))
     if limit:
         handles.append(Line2D([], [], color="0.4", linewidth=0.8, linestyle=(0, (4, 3)), label=limit[1]))
-    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return handles

@@ -8,44 +8,72 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon, Rectangle
 
-from benchmarks.figures.style import log_axis, style
-from benchmarks.paper.fastest import winner
+from benchmarks.figures.style import LEGEND_ROW, SMALL, TIGHT, bands, grid_axes, log_axis, style
+from benchmarks.paper.fastest import Winners, winners_over
 
 _NOTHING_FITS = {"facecolor": "white", "edgecolor": "0.35", "hatch": "////", "linewidth": 0}
 _TOO_SLOW = {"facecolor": "0.82", "edgecolor": "none"}
 _NOT_ALL = {"facecolor": "0.93", "edgecolor": "0.6", "hatch": "..", "linewidth": 0}
 _UNTESTED = {"facecolor": "none", "edgecolor": "0.8", "linestyle": ":", "linewidth": 0.6}
+_EQUAL = "split: equally fast"
+_WIDTH, _LEFT, _RIGHT, _ABOVE, _BELOW, _FRAME = 5.3, 0.65, 0.1, 0.45, 0.75, 2.55  # inches
+_LEAST = 0.1  # inches: where a cell on log axes would be thinner, all cells have one size
+_LETTER = 0.55 * SMALL / 72  # about the width of one in a legend, in inches
 
 
-def draw(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], variants: Sequence[str], title: str) -> Figure:
-    """The map: colour = the variant with the lowest runtime_s among `variants`.
+def draw(
+    table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], maps: Sequence[tuple[str, Sequence[str]]]
+) -> list[Figure]:
+    """A map for each (title, variants): colour = the variant with the lowest runtime_s among `variants`.
 
-    Hatched: every variant ran out of memory there. Grey: none came to an end, and time was a reason. Stippled: none
-    came to an end, and some could not be tried. Dotted outline: no variant was tried.
+    A split cell has several that are equally fast (benchmarks.paper.fastest.winners), the lowest runtime at the lower
+    left. Hatched: every variant ran out of memory there. Grey: none came to an end, and time was a reason. Stippled:
+    none came to an end, and some could not be tried. Dotted outline: no variant was tried.
+
+    The maps stand side by side: size and frame are the same, whatever their legends hold.
     """
-    figure = Figure(figsize=(6.4, 3.6))
-    axes = figure.add_subplot()
-    edges_n, edges_p = _edges(ns), _edges(ps)
-    cells = {point: group for point, group in table[table["variant"].isin(variants)].groupby(["n", "p"])}
-    used: set[str] = set()
+    found = [winners_over(table, ns, ps, variants) for _, variants in maps]
+    legends = [_legend(what, variants) for what, (_, variants) in zip(found, maps, strict=True)]
+    longest = max((len(handle.get_label()) for legend in legends for handle in legend), default=0)
+    across = 2 if 2 * (longest * _LETTER + 0.45) <= _WIDTH - 0.2 else 1
+    rows = max(-(-len(legend) // across) for legend in legends)
+    height = _ABOVE + _FRAME + _BELOW + LEGEND_ROW * rows
+    frame = (_LEFT / _WIDTH, 1 - (_ABOVE + _FRAME) / height, 1 - (_LEFT + _RIGHT) / _WIDTH, _FRAME / height)
+    figures = []
+    for (title, _), what, handles in zip(maps, found, legends, strict=True):
+        figure = Figure(figsize=(_WIDTH, height))
+        _draw_map(figure.add_axes(frame), what, ns, ps)
+        figure.text(0.06 / _WIDTH, 1 - 0.05 / height, title, ha="left", va="top")
+        place = {"loc": "upper left", "bbox_to_anchor": (0, 1 - (_ABOVE + _FRAME + _BELOW - 0.05) / height)}
+        figure.legend(handles=handles, ncols=across, **place, **TIGHT)
+        figures.append(figure)
+    return figures
+
+
+def _draw_map(axes: Axes, found: Winners, ns: Sequence[int], ps: Sequence[int]) -> None:
+    even = min(_thinnest(ns, _WIDTH - _LEFT - _RIGHT), _thinnest(ps, _FRAME)) < _LEAST
+    edges_n, edges_p = (np.arange(len(values) + 1) - 0.5 if even else _edges(values) for values in (ns, ps))
     for i, n in enumerate(ns):
         for j, p in enumerate(ps):
-            what = winner(cells.get((n, p)), len(variants))
-            used.add(what)
-            corner = (edges_n[i], edges_p[j])
-            size = (edges_n[i + 1] - edges_n[i], edges_p[j + 1] - edges_p[j])
-            axes.add_patch(Rectangle(corner, *size, **_patch_style(what)))
+            low, high = np.array([edges_n[i], edges_p[j]]), np.array([edges_n[i + 1], edges_p[j + 1]])
+            what = found[n, p]
+            if len(what) == 1:
+                axes.add_patch(Rectangle(low, *(high - low), **_patch_style(what[0])))
+            for variant, corners in zip(what, bands(len(what)) if len(what) > 1 else (), strict=False):
+                inside = np.array(corners)
+                where = low + (high - low) * inside if even else low * (high / low) ** inside
+                axes.add_patch(Polygon(where, **_patch_style(variant)))
     axes.set_xlim(edges_n[0], edges_n[-1])
     axes.set_ylim(edges_p[0], edges_p[-1])
-    log_axis(axes, "x", ns)
-    log_axis(axes, "y", ps)
+    if even:
+        grid_axes(axes, ns, ps)
+    for which, values in () if even else (("x", ns), ("y", ps)):
+        log_axis(axes, which, values)
     axes.set_xlabel("number of cells n")
     axes.set_ylabel("number of features p")
-    axes.set_title(title, loc="left")
-    _legend(axes, [*(v for v in variants if v in used), *(s for s in SPECIAL if s in used)])
-    return figure
 
 
 SPECIAL = {
@@ -62,11 +90,23 @@ def _patch_style(what: str) -> dict:
     return {"facecolor": style(what).color, "edgecolor": "white", "linewidth": 0.8}
 
 
-def _legend(axes: Axes, used: Sequence[str]) -> None:
+def _legend(found: Winners, variants: Sequence[str]) -> list[Patch | Line2D]:
+    used = {variant for what in found.values() for variant in what}
     handles = [
-        Patch(label=SPECIAL[what][0] if what in SPECIAL else style(what).label, **_patch_style(what)) for what in used
+        Patch(label=SPECIAL[what][0] if what in SPECIAL else style(what).label, **_patch_style(what))
+        for what in (*variants, *SPECIAL)
+        if what in used
     ]
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), title="fastest")
+    if any(len(what) > 1 for what in found.values()):
+        look = {"markersize": 9, "markerfacecolor": "0.35", "markerfacecoloralt": "0.75", "markeredgecolor": "white"}
+        handles.append(Line2D([], [], linestyle="none", marker="s", fillstyle="left", label=_EQUAL, **look))
+    return handles
+
+
+def _thinnest(values: Sequence[int], size: float) -> float:
+    """How wide the thinnest cell of a log axis of this size is."""
+    logs = np.log(_edges(values))
+    return float(np.diff(logs).min() / np.ptp(logs) * size)
 
 
 def _edges(values: Sequence[int]) -> np.ndarray:

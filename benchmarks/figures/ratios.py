@@ -13,7 +13,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.figures.style import factor, log_axis, style
+from benchmarks.figures.style import PAGE, SMALL, TIGHT, factor, log_axis, style
 
 # Those of the published benchmark notebook.
 PAIRS = (("primal-keops", "primal"), ("dual-keops", "dual"), ("primal-keops", "dual-keops"))
@@ -44,29 +44,29 @@ def draw(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], title: str) 
     cells = log_ratios(table)
     span = max(_LEAST_SPAN, cells["log_ratio"].abs().max()) if len(cells) else _LEAST_SPAN
     levels = np.linspace(-span, span, 17)
-    figure = Figure(figsize=(11, 3.5), layout="constrained")
+    figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
     panels = figure.subplots(1, len(PAIRS), sharex=True, sharey=True)
     norm = BoundaryNorm(levels, 256)
     for axes, (first, second) in zip(panels, PAIRS, strict=True):
         of_pair = cells[(cells["first"] == first) & (cells["second"] == second)]
         grid = of_pair.pivot(index="p", columns="n", values="log_ratio").reindex(index=ps, columns=ns)
         _panel(axes, grid, levels, norm)
-        axes.set_title(f"{style(first).label}  /  {style(second).label}")
-        log_axis(axes, "x", ns)
+        axes.set_title(f"{style(first).label}\n/ {style(second).label}", loc="left", fontsize=SMALL)
+        log_axis(axes, "x", ns, apart=0.18)
         log_axis(axes, "y", ps)
         axes.set_xlim(ns[0] / 1.25, ns[-1] * 1.25)
         axes.set_ylim(ps[0] / 1.6, ps[-1] * 1.6)
-        axes.tick_params(labelleft=True)
     panels[0].set_ylabel("number of features p")
-    figure.supxlabel("number of cells n", fontsize=9)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    bar = figure.colorbar(ScalarMappable(norm, _COLORS), ax=list(panels), pad=0.01)
+    panels[1].set_xlabel("number of cells n")
+    figure.suptitle(title, x=0.01, ha="left")
+    bar = figure.colorbar(ScalarMappable(norm, _COLORS), ax=list(panels), location="bottom", aspect=50)
     ticks = _ticks(span)
     bar.set_ticks([math.log10(tick) for tick in ticks], labels=[factor(tick) for tick in ticks])
-    bar.ax.set_title("the first\ntakes", fontsize=8, loc="left")
+    bar.minorticks_off()
+    bar.set_label("runtime of the first / runtime of the second")
     equal = Line2D([], [], color="black", linewidth=1.4, label="equal runtimes")
     dot = Line2D([], [], color="0.3", marker="o", markersize=4, linestyle="none", label="measured in both")
-    figure.legend(handles=[equal, dot], loc="outside lower right", ncols=2)
+    figure.legend(handles=[equal, dot], loc="outside lower left", ncols=2, **TIGHT)
     return figure
 
 
@@ -74,7 +74,8 @@ def _panel(axes: Axes, grid: pd.DataFrame, levels: np.ndarray, norm: BoundaryNor
     """The contours of one pair; grid has p down, n across, NaN where one of the two is missing."""
     values = np.ma.masked_invalid(grid.to_numpy(dtype=float))
     if not values.count():
-        axes.text(0.5, 0.5, "no cell where both were measured", transform=axes.transAxes, ha="center", color="0.4")
+        look = {"transform": axes.transAxes, "ha": "center", "color": "0.4", "fontsize": SMALL}
+        axes.text(0.5, 0.5, "no cell where both\nwere measured", **look)
         return
     n, p = np.meshgrid(grid.columns, grid.index)
     if min(grid.shape) >= 2:

@@ -6,20 +6,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.figures.style import style
+from benchmarks.figures.style import PAGE, style
 
 _KINDS = {"strong": "strong: n is fixed", "weak": "weak: n of each is fixed"}
 
 
 def draw(table: pd.DataFrame, title: str) -> Figure:
     """A column for strong and one for weak scaling: above the speed-up with what is ideal, below memory of each."""
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    figure = Figure(figsize=(PAGE, 5.2), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     for column, (kind, words) in zip(panels.T, _KINDS.items(), strict=True):
         part = table[table["kind"] == kind]
         column[0].set_title(words, loc="left")
         if part.empty:
-            column[0].text(0.5, 0.5, "not measured yet", transform=column[0].transAxes, ha="center", color="0.4")
+            for axes in column:
+                axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center", color="0.4")
         devices = sorted({1, *part["devices"]})
         column[0].plot(devices, devices if kind == "strong" else [1] * len(devices), color="0.7", linestyle="--")
         _lines(column[0], part, "speed_up", 1.0)

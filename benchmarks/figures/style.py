@@ -1,19 +1,25 @@
-"""One fixed colour, marker and dash for each variant, safe for colour-blind readers, and what all figures share."""
+"""One fixed colour, marker and dash for each variant, safe for colour-blind readers, and what all figures share.
+
+A figure is at most PAGE inches wide, and its type is that of a page: 9 to 10 points at that width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import mmdma_core
+from benchmarks.paper.fastest import PAPER_VARIANTS
 from mmdma_core.files.atomic import atomically
 
 
@@ -27,6 +33,12 @@ class Style:
     dash: str | tuple
 
 
+PAGE = 7.1  # inches: the text of a page of A4
+SMALL = 9  # points, where 10 leave no room
+APPROXIMATE = " (approximate)"  # at the end of the label of such a variant
+GROUPS = ("paper", "published package", "originals", "fused", "approximate", "others")  # of a legend
+LEGEND_ROW = 0.2  # inches
+TIGHT = {"borderpad": 0, "handlelength": 1.9, "columnspacing": 1.2}  # of a legend below a figure
 _PUBLISHED = (0, (4, 1.5, 1, 1.5))
 _ORIGINAL = (0, (6, 2))
 _APPROXIMATE = (0, (1, 1.5))  # dotted, and no exact variant is
@@ -54,10 +66,15 @@ _SPARE_MARKERS = ("h", "<", ">", "d", "8", "P", "X")
 _SPARE_DASHES = ("-.", (0, (3, 1)), (0, (5, 1, 1, 1)))
 
 matplotlib.rcParams |= {
-    "font.size": 9,
+    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 9,
+    "axes.titlesize": "medium",
+    "figure.titlesize": "medium",
+    "figure.labelsize": "medium",
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
     "legend.frameon": False,
     "savefig.dpi": 160,
     "svg.fonttype": "none",  # text stays text
@@ -69,12 +86,17 @@ def style(variant: str) -> Style:
     """The style of a variant; those that are not in the fixed list take the spare ones in order of registration."""
     label = mmdma_core.variant(variant).label if variant in mmdma_core.variants() else variant
     if label != variant and not mmdma_core.variant(variant).exact:
-        label += " (approximate)"
+        label += APPROXIMATE
     if variant in _FIXED:
         return Style(label, *_FIXED[variant])
     others = [name for name in mmdma_core.variants() if name not in _FIXED]
     number = others.index(variant) if variant in others else len(others)
     return Style(label, *(choices[number % len(choices)] for choices in (_SPARE_COLORS, _SPARE_MARKERS, _SPARE_DASHES)))
+
+
+def short_label(variant: str) -> str:
+    """The label without what a heading or the text says of its group."""
+    return style(variant).label.removesuffix(APPROXIMATE).removesuffix(" (biased MMD)")
 
 
 def legend_line(variant: str) -> Line2D:
@@ -83,12 +105,69 @@ def legend_line(variant: str) -> Line2D:
     return Line2D([], [], color=look.color, marker=look.marker, linestyle=look.dash, markersize=5, label=look.label)
 
 
-def log_axis(axes: Axes, which: str, values: Sequence[int]) -> None:
-    """A log axis with ticks at grid values that stand far enough apart to be read."""
+def group(variant: str) -> str:
+    """The heading under which a legend of many variants has this one."""
+    if variant in mmdma_core.variants() and not mmdma_core.variant(variant).exact:
+        return "approximate"
+    if variant in PAPER_VARIANTS:
+        return "paper"
+    ends = {"published-": "published package", "original-": "originals", "-fused": "fused"}
+    fits = (words for end, words in ends.items() if variant.startswith(end) or variant.endswith(end))
+    return next(fits, "others")
+
+
+def in_groups(variants: Sequence[str], marks: Sequence[Line2D]) -> list[list[Line2D]]:
+    """Three columns of a legend: the variants under the headings of their groups, then what the marks mean."""
+    groups: dict[str, list[Line2D]] = {name: [] for name in GROUPS}
+    for variant in variants:
+        line = legend_line(variant)
+        line.set_label(short_label(variant))
+        groups[group(variant)].append(line)
+    groups["marks"] = list(marks)
+    blocks = [[heading(name), *lines] for name, lines in groups.items() if lines]
+    return min(_in_three(blocks), key=lambda found: max(map(len, found)))
+
+
+def above_legend(height: float, columns: Sequence[Sequence[Patch | Line2D]]) -> tuple[Figure, SubFigure]:
+    """A figure of a page's width with a legend at its foot, and the part above it, `height` inches high."""
+    rows = max(map(len, columns))
+    foot = LEGEND_ROW * rows + 0.15
+    figure = Figure(figsize=(PAGE, height + foot), layout="constrained")
+    upper, _ = figure.subfigures(2, 1, height_ratios=(height, foot))
+    handles = [handle for column in columns for handle in (*column, *(_blank("") for _ in range(rows - len(column))))]
+    place = {"loc": "upper left", "bbox_to_anchor": (0, foot / (height + foot))}
+    figure.legend(handles=handles, ncols=len(columns), **place, **TIGHT)
+    return figure, upper
+
+
+def halves(handles: Sequence[Patch | Line2D]) -> list[Sequence[Patch | Line2D]]:
+    """Two columns of a legend."""
+    middle = (len(handles) + 1) // 2
+    return [handles[:middle], handles[middle:]]
+
+
+def _in_three(blocks: Sequence[list[Line2D]]) -> Iterator[list[list[Line2D]]]:
+    """Every way to put the blocks into three columns in their order."""
+    for first, second in itertools.combinations_with_replacement(range(len(blocks) + 1), 2):
+        parts = (blocks[:first], blocks[first:second], blocks[second:])
+        yield [list(itertools.chain(*part)) for part in parts]
+
+
+def heading(words: str) -> Line2D:
+    """A heading within a legend."""
+    return _blank(f"$\\bf{{{words}}}$".replace(" ", "\\ "))
+
+
+def _blank(label: str) -> Line2D:
+    return Line2D([], [], linestyle="none", label=label)
+
+
+def log_axis(axes: Axes, which: str, values: Sequence[int], apart: float = 0.12) -> None:
+    """A log axis with ticks at grid values that stand far enough apart to be read: that share of the axis."""
     axis = getattr(axes, f"{which}axis")
     getattr(axes, f"set_{which}scale")("log")
     shown: list[int] = []
-    room = 0.12 * max(1.0, np.log10(max(values) / min(values)))
+    room = apart * max(1.0, np.log10(max(values) / min(values)))
     for value in sorted(values, key=lambda v: (str(v).strip("0") != "1", v)):  # powers of ten first
         if all(abs(np.log10(value / other)) >= room for other in shown):
             shown.append(value)
@@ -108,7 +187,20 @@ def count(value: float) -> str:
 
 def factor(value: float) -> str:
     """3.0 -> '3 x', 0.5 -> '1/2 x'."""
-    return f"{value:.3g} x" if value >= 1 else f"1/{1 / value:.3g} x"
+    return f"{value:.3g} x" if value > 0.995 else f"1/{1 / value:.3g} x"
+
+
+def bands(count: int) -> list[list[tuple[float, float]]]:
+    """The unit square cut into `count` parts of one area by lines that fall from left to right, as corners (u, v)."""
+    shares = np.linspace(0, 1, count + 1)
+    cuts = np.where(shares <= 0.5, np.sqrt(2 * shares), 2 - np.sqrt(2 * (1 - shares)))  # u + v, ascending
+    ends = [(min(cut, 1.0), max(cut - 1, 0.0)) for cut in cuts.tolist()]  # of a line, at the right
+    parts = []
+    for i in range(count):
+        corner = [(1.0, 0.0)] if cuts[i] < 1 < cuts[i + 1] else []
+        right = [ends[i], *corner, ends[i + 1]]
+        parts.append([*right, *((v, u) for u, v in reversed(right))])
+    return parts
 
 
 def grid_axes(axes: Axes, ns: Sequence[int], ps: Sequence[int]) -> None:
@@ -121,8 +213,16 @@ def grid_axes(axes: Axes, ns: Sequence[int], ps: Sequence[int]) -> None:
     axes.set_ylim(-0.5, len(ps) - 0.5)
 
 
+def mark(figure: Figure, word: str) -> Figure:
+    """Write the word into every panel, so that no part of the picture can be taken for something else."""
+    ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5}
+    for axes in figure.axes:
+        axes.text(0.98, 0.05, word, transform=axes.transAxes, ha="right", color="0.2", bbox=ground, zorder=9)
+    return figure
+
+
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write the figure as PNG and SVG."""
     for suffix, metadata in (("png", None), ("svg", {"Date": None})):
         with atomically(folder / f"{name}.{suffix}") as part:
-            figure.savefig(part, bbox_inches="tight", metadata=metadata)
+            figure.savefig(part, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Throughput of float32 instructions and of exp2 on a GPU: work whose operands stay in registers."""
+"""Throughput of float32 instructions and of exp2 on a GPU, whose operands stay in registers; how products round."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def exponentials() -> int:
     return _run(True)
 
 
+def truncates(device: str = "cuda") -> bool:
+    """Whether a product of float16 matrices cuts off what it cannot hold: 1 + 1.5 x 2^-24 is then 1, not 1 + 2^-23."""
+    a, b = (torch.zeros(64, 64, dtype=torch.float16, device=device) for _ in "ab")
+    a[:, 0], a[:, 1] = 1, 2.0**-12
+    b[0], b[1] = 1, 1.5 * 2.0**-12
+    out = torch.empty(64, 64, device=device)
+    _product[1,](a, b, out, 64)
+    return bool((out == 1).all())
+
+
 def _run(exponential: bool) -> int:
     out = torch.empty(_PROGRAMS * _WIDTH, device="cuda")
     _chain[_PROGRAMS,](out, _REPEATS, exponential, _WIDTH)
@@ -33,3 +43,9 @@ def _chain(out, repeats, exponential: tl.constexpr, width: tl.constexpr):  # noq
     for _ in range(repeats):
         values = tl.exp2(-values) if exponential else values * 0.5 + 1.0
     tl.store(out + at, values)
+
+
+@triton.jit
+def _product(a, b, out, width: tl.constexpr):  # noqa: ANN001, ANN202
+    at = tl.arange(0, width)[:, None] * width + tl.arange(0, width)[None, :]
+    tl.store(out + at, tl.dot(tl.load(a + at), tl.load(b + at)))

@@ -14,7 +14,8 @@ import pandas as pd
 import mmdma_core
 from benchmarks.measuring.memory import GIB
 from benchmarks.paper import published
-from benchmarks.paper.fastest import PAPER_VARIANTS, winner
+from benchmarks.paper.fastest import PAPER_VARIANTS
+from benchmarks.paper.fastest import winners as winners_of
 from benchmarks.paper.frontier import ORIGINALS_PUBLISHED, PAPER_GIB
 from benchmarks.paper.published import NOTHING_FITS
 
@@ -73,9 +74,10 @@ def ratio_summary(cells: pd.DataFrame) -> pd.DataFrame:
 def winners(table: pd.DataFrame) -> pd.DataFrame:
     """Every cell of the published grid: n, p, here, there, verdict, why.
 
-    here, there  the fastest of the paper's four variants, or NOTHING_FITS; `here` is None where that is not known
-    verdict      'agree'; 'close': another one, and the two may be equally fast there or here; 'differ'; 'untestable':
-                 not measured here, hidden there, or decided by memory that was not limited to the paper's 16 GiB
+    here, there  the fastest of the paper's four variants, or NOTHING_FITS; `here` is None where that is not known, and
+                 the other one where the published one is as fast here (benchmarks.paper.fastest.winners)
+    verdict      'agree'; 'equal': the two may be as fast there or here; 'differ'; 'untestable': not measured here,
+                 hidden there, or decided by memory that was not limited to the paper's 16 GiB
     why          in words, where the verdict is not 'agree'
     """
     rows, _ = comparable(table)
@@ -86,29 +88,34 @@ def winners(table: pd.DataFrame) -> pd.DataFrame:
     for there in published.winners().itertuples():
         cell = cells.get((there.n, there.p))
         here, why = _fastest(cell)
-        verdict = "untestable" if here is None else None
-        if here is not None:
+        verdict = "untestable"
+        if here:
             verdict, why = _verdict(here, there, cell, ends)
-        found.append((there.n, there.p, here, there.winner, verdict, why))
+        others = [variant for variant in here if variant != there.winner]
+        shown = next(iter((*others, *here)), None)
+        found.append((there.n, there.p, shown, there.winner, verdict, why))
     return pd.DataFrame(found, columns=["n", "p", "here", "there", "verdict", "why"])
 
 
-def _fastest(cell: pd.DataFrame | None) -> tuple[str | None, str]:
-    """The fastest variant of a cell, or NOTHING_FITS; None and the reason where that cannot be said."""
+def _fastest(cell: pd.DataFrame | None) -> tuple[tuple[str, ...], str]:
+    """The winners of a cell, or NOTHING_FITS alone; none and the reason where that cannot be said."""
     if cell is None:
-        return None, "not measured here"
+        return (), "not measured here"
     outcomes = dict(zip(cell["variant"], cell["outcome"], strict=True))
     unknown = [f"{v} ({outcomes.get(v, 'not tried')})" for v in PAPER_VARIANTS if outcomes.get(v) not in _TRIED]
     if unknown:
-        return None, f"not measured here: {', '.join(unknown)}"
-    best = winner(cell, len(PAPER_VARIANTS))
-    known = best in (*PAPER_VARIANTS, NOTHING_FITS)
-    return (best, "") if known else (None, "no variant came to an end here")
+        return (), f"not measured here: {', '.join(unknown)}"
+    best = winners_of(cell, len(PAPER_VARIANTS))
+    known = best[0] in (*PAPER_VARIANTS, NOTHING_FITS)
+    return (best, "") if known else ((), "no variant came to an end here")
 
 
-def _verdict(here: str, there: object, cell: pd.DataFrame, ends: dict[tuple[str, int], int]) -> tuple[str, str]:
-    if here == there.winner:
-        return "agree", ""
+def _verdict(
+    winners_here: tuple[str, ...], there: object, cell: pd.DataFrame, ends: dict[tuple[str, int], int]
+) -> tuple[str, str]:
+    if there.winner in winners_here:
+        return ("equal", "within the spread of the epochs here") if len(winners_here) > 1 else ("agree", "")
+    here = winners_here[0]
     outcomes = dict(zip(cell["variant"], cell["outcome"], strict=True))
     memory = None
     if here == NOTHING_FITS or outcomes.get(there.winner) == "oom":
@@ -120,20 +127,12 @@ def _verdict(here: str, there: object, cell: pd.DataFrame, ends: dict[tuple[str,
     if memory:
         return "differ", memory
     if here in there.close:
-        return "close", f"within the reading error of {100 * published.READING:g} % there"
+        return "equal", f"within the reading error of {100 * published.READING:g} % there"
     if outcomes[there.winner] != "ok":
         return "differ", f"{there.winner} came to no end here ({outcomes[there.winner]})"
-    if _medians_overlap(cell, here, there.winner):
-        return "close", "within the spread of the epochs here"
     if here in there.hidden:
         return "untestable", f"{here} is hidden there behind another marker"
     return "differ", f"both ran in both, {there.winner} was faster there"
-
-
-def _medians_overlap(cell: pd.DataFrame, first: str, second: str) -> bool:
-    """Whether the intervals of the two median epochs of a cell overlap; an epoch alone tells no spread."""
-    low, high = (cell.set_index("variant")[f"median_{end}_s"] for end in ("low", "high"))
-    return bool(low[first] <= high[second] and low[second] <= high[first])
 
 
 def _paper_memory(rows: pd.DataFrame) -> pd.Series:

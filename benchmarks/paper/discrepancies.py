@@ -62,16 +62,15 @@ def _fastest(table: pd.DataFrame) -> Iterator[tuple]:
     here = rows.set_index(["variant", "n", "p"])["runtime_s"].to_dict()
     there = published.runtimes().set_index(["variant", "n", "p"])["runtime_s"].to_dict()
     machine = "a GPU" if (rows["device"] == "cuda").any() else "a CPU"
-    for cell in found[found["verdict"].isin(["close", "differ"])].itertuples():
+    for cell in found[found["verdict"] == "differ"].itertuples():
         point = (cell.n, cell.p)
         here_ratio = here.get((cell.there, *point), math.nan) / here.get((cell.here, *point), math.nan)
         there_ratio = there.get((cell.here, *point), math.nan) / there.get((cell.there, *point), math.nan)
         cause, more = cell.why, ""
         if not math.isnan(here_ratio * there_ratio):
             more = f"; the two are {there_ratio:.3g} x apart there, {here_ratio:.3g} x here"
-            if cell.verdict == "differ":
-                cause, numbers = _why_the_order_differs(cell, here, there, machine)
-                more += numbers
+            cause, numbers = _why_the_order_differs(cell, here, there, machine)
+            more += numbers
         sentence = f"n = {cell.n:,}, p = {cell.p:,}: {cell.here} is the fastest here, {cell.there} there: {cause}{more}"
         yield ("fastest", *point, cell.here, cell.there, here_ratio, there_ratio, cause, sentence)
 

@@ -1,10 +1,15 @@
-"""The question of Figure 1A: which variant is the fastest at a point, or why none is."""
+"""The question of Figure 1A: which variant is the fastest at a point, which are as fast, or why none is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pandas as pd
 
+Winners = Mapping[tuple[int, int], tuple[str, ...]]  # (n, p) -> what `winners` gives
+
 PAPER_VARIANTS = ("primal", "primal-keops", "dual", "dual-keops")
+PAPER_IMPLEMENTATIONS = (*PAPER_VARIANTS, "original-2019", "original-2020")  # those of Figures 1B and A1
 
 
 def winner(cell: pd.DataFrame | None, expected: int) -> str:
@@ -24,3 +29,24 @@ def winner(cell: pd.DataFrame | None, expected: int) -> str:
     if len(cell) == expected and (cell["outcome"] == "oom").all():
         return "nothing fits"
     return "too slow" if cell["outcome"].isin(["timeout", "budget"]).any() else "not all"
+
+
+def winners(cell: pd.DataFrame | None, expected: int) -> tuple[str, ...]:
+    """The winner of a point, then all variants that are as fast, by runtime; or the one reason why there is none.
+
+    As fast is a variant whose interval overlaps with the winner's: prepare_s + epochs x the interval that holds the
+    median epoch with 95 % (benchmarks.reading.spread). More than one name is a tie, counted as 'equal'.
+    """
+    best = winner(cell, expected)
+    if cell is None or "median_low_s" not in cell or best not in set(cell["variant"]):  # a prediction has no interval
+        return (best,)
+    ok = cell[cell["status"] == "ok"].sort_values("runtime_s", kind="stable").set_index("variant")
+    low, high = (ok["prepare_s"] + ok["epochs"] * ok[f"median_{end}_s"] for end in ("low", "high"))
+    as_fast = (low <= high[best]) & (high >= low[best])
+    return (best, *(variant for variant in ok.index[as_fast] if variant != best))
+
+
+def winners_over(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], variants: Sequence[str]) -> Winners:
+    """The winners among `variants` at every point of a grid."""
+    cells = dict(iter(table[table["variant"].isin(variants)].groupby(["n", "p"])))
+    return {(n, p): winners(cells.get((n, p)), len(variants)) for p in ps for n in ns}

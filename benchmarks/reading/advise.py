@@ -8,12 +8,13 @@ import torch
 
 import mmdma_core
 from benchmarks.measuring import memory, records
-from benchmarks.paper import published
-from benchmarks.reading import selection
+from benchmarks.reading import predict, selection
 from benchmarks.reading.table import to_frame
 from benchmarks.study.plan import duration, machine_memory
 from benchmarks.study.study import Study
 from mmdma_core.families import advice
+from mmdma_core.families.calibration import calibrate
+from mmdma_core.models.costs import NOMINAL, Rates
 from mmdma_core.models.memory import in_words
 
 _QUALITY = (
@@ -22,11 +23,14 @@ _QUALITY = (
 )
 
 
-def describe(study: Study, n: int, p: int, gpu_gib: float | None = None, devices: int = 1) -> str:
+def describe(
+    study: Study, n: int, p: int, gpu_gib: float | None = None, devices: int = 1, like: str = predict.V100
+) -> str:
     """Which variant, about how long for the study's epochs, how much memory, and what the advice rests on.
 
     gpu_gib  memory of a GPU that need not be here: then nothing is asked of this machine, and only cells that were
              measured on a GPU count
+    like     the card whose rates a GPU is taken to have, see benchmarks.reading.predict.card
 
     devices  GPUs, or processes, that share the cells: memory and time of each by the models
 
@@ -36,12 +40,12 @@ def describe(study: Study, n: int, p: int, gpu_gib: float | None = None, devices
         raise ValueError(f"--n must be at least 2, --p and --devices at least 1, got {n}, {p} and {devices}")
     kind = study.device if gpu_gib is None else "cuda"
     d = study.settings.n_components
-    measured, where = _measured(study, kind)
+    measured, where, rates = _known(study, kind, like)
     limit = machine_memory(kind) if gpu_gib is None else gpu_gib * memory.GIB
     device = torch.device(kind) if gpu_gib is None else None
     if kind == "cpu":
         limit /= devices
-    choice = advice.choose(n, p, d, device, limit, measured=measured, ranks=devices)
+    choice = advice.choose(n, p, d, device, limit, measured=measured, rates=rates, ranks=devices)
     linear = advice.LINEAR_IN_N["dense"]
     shared = f" on each of {devices} devices" if devices > 1 else ""
     words = partial(_words, study, devices)
@@ -50,10 +54,10 @@ def describe(study: Study, n: int, p: int, gpu_gib: float | None = None, devices
         f"{len(measured)} measured cells {where}",
         f"take {choice.variant}: {words(choice.estimate, choice.variant)}{_needs(choice)}",
         f"this rests on {choice.estimate.basis}",
-        f"or, approximate, {linear}: {words(advice.estimate(linear, n, p, d, measured), linear)}; {_QUALITY}",
+        f"or, approximate, {linear}: {words(advice.estimate(linear, n, p, d, measured, rates), linear)}; {_QUALITY}",
     ]
     others = {
-        name: advice.estimate(name, n, p, d, measured)
+        name: advice.estimate(name, n, p, d, measured, rates)
         for name in mmdma_core.variants()
         if mmdma_core.variant(name).cost_model and name != choice.variant
     }
@@ -74,16 +78,23 @@ def _needs(choice: advice.Choice) -> str:
     return "" if choice.needs_bytes is None else f", {in_words(choice.needs_bytes)} with the data"
 
 
+def _known(study: Study, kind: str, like: str) -> tuple[list[advice.Measured], str, Rates]:
+    """The ok cells of one machine, where they are from, and its rates; a GPU of which none is measured is a `like`."""
+    if kind != "cuda" and like != predict.V100:
+        raise ValueError("--like is about a GPU: give --gpu-memory-gib, too")
+    cells, said = _measured(study, kind)
+    if kind != "cuda":
+        return cells, f"in {study.root}{said}", NOMINAL
+    card = predict.card(like)
+    if cells:
+        return cells, f"in {study.root}{said}", calibrate(cells, card.rates())
+    return card.cells, f"of {card.name}, since {study.root} has none of a GPU", card.rates()
+
+
 def _measured(study: Study, kind: str) -> tuple[list[advice.Measured], str]:
-    """The ok cells of one machine; those of the published V100 where a GPU is asked for and none is measured."""
+    """The ok cells of one machine, and which others are left out."""
     known = [record for record in records.read_all(study.root) if record.status == "ok" and record.device == kind]
-    if known:
-        table, left_out = selection.one_machine(to_frame(known))
-        said = "".join(f"; left out: {sentence}" for sentence in left_out)
-        columns = zip(*(table[name] for name in ("variant", "n", "p", "d", "median_epoch_s")), strict=True)
-        return [advice.Measured(*cell) for cell in columns], f"in {study.root}{said}"
-    if kind == "cuda":
-        read = published.runtimes().dropna(subset=["runtime_s"])
-        cells = [advice.Measured(c.variant, c.n, c.p, published.D, c.runtime_s / 500) for c in read.itertuples()]
-        return cells, f"of the published V100, since {study.root} has none of a GPU"
-    return [], f"in {study.root}"
+    if not known:
+        return [], ""
+    table, left_out = selection.one_machine(to_frame(known))
+    return predict.measured(table), "".join(f"; left out: {sentence}" for sentence in left_out)

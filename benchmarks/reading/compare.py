@@ -13,6 +13,8 @@ A cell that came to an end in A and in B ran out of memory or time or raised an 
 `gained` is the other way round. Epochs of one cell follow each other within seconds: what drifts between two runs
 (other load, another clock) is in the ratio and not in the intervals, so the threshold should not be below what a
 repeated run of the same code gives.
+
+Beside the cells, the maps of the fastest are compared, and whole fits (benchmarks.reading.maps).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.measuring.records import Record, read_folder
-from benchmarks.reading import differences
+from benchmarks.reading import differences, maps
 from benchmarks.reading.spread import ENOUGH, median_interval
 
 VERDICTS = ("slower", "lost", "faster", "gained", "same", "noisy")
@@ -39,6 +41,8 @@ class Comparison:
     """Two folders compared.
 
     cells       one row a cell that both have, with COLUMNS: median epochs in seconds, their ratio B / A and its range
+    points      the maps of the fastest, see benchmarks.reading.maps.compared
+    fits        lines about whole fits: quality against time
     warnings    a sentence for each thing other than the code that differs between A and B
     left_out    a sentence for each kind of cell or record that is not compared
     threshold   see the module's docstring
@@ -47,6 +51,8 @@ class Comparison:
     a: str
     b: str
     cells: pd.DataFrame
+    points: pd.DataFrame
+    fits: list[str]
     warnings: list[str]
     left_out: list[str]
     threshold: float
@@ -69,7 +75,8 @@ def compare(a: Path, b: Path, threshold: float = 1.1) -> Comparison:
         raise ValueError(f"{a} and {b} have no cell that ended in one of them and was tried in the other")
     cells = pd.DataFrame(rows, columns=list(COLUMNS))
     compared = [[side[point] for point in zip(*(cells[c] for c in COLUMNS[:3]), strict=True)] for side in sides]
-    return Comparison(str(a), str(b), cells, differences.warnings(*compared), left_out, threshold)
+    points, fits = maps.compared(*sides, threshold), list(maps.quality_against_time(a, b))
+    return Comparison(str(a), str(b), cells, points, fits, differences.warnings(*compared), left_out, threshold)
 
 
 def judge(a: list[float], b: list[float], threshold: float) -> tuple[str, float, float]:
@@ -144,6 +151,7 @@ def describe(found: Comparison) -> str:
         lines.append(f"  {WORDS.get(verdict, verdict):<32} {counts.get(verdict, 0):>5}")
         if verdict not in ("same", "noisy"):
             lines += [_line(cell) for cell in found.cells[found.cells["verdict"] == verdict].itertuples()]
+    lines += [*maps.describe(found.points), *found.fits]
     lines.append(_rule(found.threshold))
     if few:
         lines.append(
@@ -153,7 +161,8 @@ def describe(found: Comparison) -> str:
 
 
 def _line(cell: object) -> str:
-    where = f"    {cell.variant:<24} n = {cell.n:<8} p = {cell.p:<6}"
+    name = cell.variant + (" (approximate)" if maps.is_approximate(cell.variant) else "")
+    where = f"    {name:<24} n = {cell.n:<8} p = {cell.p:<6}"
     if cell.verdict == "lost":
         return f"{where} {cell.a_s:.3e} -> {cell.b_outcome}"
     if cell.verdict == "gained":
@@ -164,5 +173,6 @@ def _line(cell: object) -> str:
 def _rule(threshold: float) -> str:
     return (
         f"Slower: the whole range of B / A is above {threshold:g}; faster: below 1 / {threshold:g}; same: within; else "
-        "too noisy to say. The range is what the 95 % intervals of the two medians allow (order statistics)."
+        "too noisy to say. The range is what the 95 % intervals of the two medians allow (order statistics). "
+        "Of the fastest: equal where the intervals of several overlap and A and B share one, or within the threshold."
     )

@@ -22,22 +22,39 @@ def section(evidence: Evidence) -> Section | None:
     if evidence.grid.empty or not (evidence.grid["status"] == "ok").any():
         return None
     ok = evidence.grid[evidence.grid["status"] == "ok"].set_index(["variant", "n", "p"])
-    found = losses(evidence.grid)
-    variants = [variant for variant in evidence.study.variants if variant in found]
-    rows, marked = [], []
-    for cell in found.to_dict("records"):
-        n, p, apart = cell["n"], cell["p"], outliers(cell["agree"], evidence.study.settings)
-        rows.append((f"{n:,}", f"{p:,}", *(_written(cell[v], v, v in apart) for v in variants)))
-        for variant, other in apart.items():
-            marked.append((variant, f"{n:,}", f"{p:,}", other, _difference(ok.loc[variant, n, p], ok.loc[other, n, p])))
+    found, (others, total) = losses(evidence.grid), apart(evidence)
+    variants = _in_order(evidence, found)
+    rows = [
+        (f"{n:,}", f"{p:,}", *(_written(cell[v], v, (v, n, p) in others) for v in variants))
+        for cell in found.to_dict("records")
+        for n, p in [(cell["n"], cell["p"])]
+    ]
+    marked = [
+        (variant, f"{n:,}", f"{p:,}", other, _difference(ok.loc[variant, n, p], ok.loc[other, n, p]))
+        for (variant, n, p), other in others.items()
+    ]
     head = ("n", "p", *(f"`{variant}`" for variant in variants))
-    html = paragraph(*_in_words(evidence, len(marked), int(found[variants].notna().sum().sum())))
+    html = paragraph(*_in_words(evidence, len(marked), total))
     if marked:
         html += table("Losses that stand apart", ("variant", "n", "p", "from", "furthest in"), marked, (1, 2))
-    return Section(
-        "Do they compute the same?",
-        html + table("Loss by cell and variant", head, rows, range(1, 2 + len(variants)), css="tall"),
-    )
+    every = table("Loss by cell and variant", head, rows, range(1, 2 + len(variants)), css="tall screen")
+    paper = paragraph("The table of all losses, wider than paper, is left out here; `losses.csv` has it.", css="paper")
+    return Section("Do they compute the same?", html + every + paper)
+
+
+def apart(evidence: Evidence) -> tuple[dict[tuple[str, int, int], str], int]:
+    """(variant, n, p) -> one that it stands apart from, for every loss that does; and how many losses there are."""
+    found = losses(evidence.grid)
+    others = {
+        (variant, cell.n, cell.p): other
+        for cell in found[["n", "p", "agree"]].itertuples()
+        for variant, other in outliers(cell.agree, evidence.study.settings).items()
+    }
+    return others, int(found[_in_order(evidence, found)].notna().sum().sum())
+
+
+def _in_order(evidence: Evidence, found: pd.DataFrame) -> list[str]:
+    return [variant for variant in evidence.study.variants if variant in found]
 
 
 def outliers(agree: str, settings: Settings) -> dict[str, str]:

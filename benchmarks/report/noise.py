@@ -22,13 +22,21 @@ WORST = 10
 
 def section(evidence: Evidence) -> Section | None:
     """Spread by variant, the worst cells, throttling; None without a measured cell."""
-    ok = [record for record in evidence.in_study if record.status == "ok"]
-    if not ok:
+    found = spreads(evidence)
+    if found.empty:
         return None
-    spreads = pd.DataFrame(map(spread, ok))
-    told = spreads[spreads["epochs"] >= MIN_EPOCHS]
-    said = paragraph(*_in_words(spreads, told)) + paragraph(*clocks(ok), *_slowed(spreads))
-    return Section("Noise", said + _by_variant(spreads) + (_worst(told) if len(told) else Markup()))
+    told = found[found["epochs"] >= MIN_EPOCHS]
+    said = paragraph(*_in_words(found, told)) + paragraph(*clocks(_ok(evidence)), *_slowed(found))
+    return Section("Noise", said + _by_variant(found) + (_worst(told) if len(told) else Markup()))
+
+
+def spreads(evidence: Evidence) -> pd.DataFrame:
+    """`spread` of every cell of the study that came to an end."""
+    return pd.DataFrame(map(spread, _ok(evidence)))
+
+
+def _ok(evidence: Evidence) -> list[Record]:
+    return [record for record in evidence.in_study if record.status == "ok"]
 
 
 def spread(record: Record) -> dict:

@@ -20,8 +20,8 @@ _ENDS = {"oom": "out of memory", "timeout": "out of time", "budget": "no time le
 
 
 def verdict(evidence: Evidence) -> Section:
-    """One paragraph, computed from the records."""
-    return Section("Verdict", paragraph(*judged.sentences(evidence), css="lead"))
+    """The verdict, computed from the records: a paragraph for each thing that it says."""
+    return Section("Verdict", Markup().join(map(paragraph, judged.sentences(evidence))))
 
 
 def figures(evidence: Evidence) -> Section | None:
@@ -32,18 +32,20 @@ def figures(evidence: Evidence) -> Section | None:
     ns, ps = spans(study.every_n, study.every_n), spans(study.p, study.p)
     maps = (
         ("figure_1a", "**Figure 1A.** The fastest of the paper's variants.", evidence.paper),
-        ("fastest_of_all", "**Beside it,** the fastest of all exact variants.", evidence.exact),
+        ("fastest_of_all", "**The fastest** of all exact variants.", evidence.exact),
     )
     text = (
-        "Hatched where all of them ran out of memory, grey where none ended in the time given, stippled where not all "
-        "could run, dotted where nothing was tried."
+        "Split where several are equally fast: the 95 % intervals of their medians overlap. Hatched where all "
+        "of them ran out of memory, grey where none ended in the time given, stippled where not all could run, dotted "
+        "where nothing was tried."
     )
     drawn = [figure(root, name, caption, _map_in_words(evidence, among)) for name, caption, among in maps]
     marks = "Hollow: extrapolated from fewer epochs. A cross ends a line where memory ran out, a bar where time did."
     v100 = "; faint behind, the published V100 where it ran."
     lines = (
-        ("figure_1b", f"**Figure 1B.** Runtime against n for a few p{v100}", marks),
-        ("figure_a1", f"**Figure A1.** Runtime against n for every p{v100}", marks),
+        ("figure_1b", f"**Figure 1B.** Runtime of the paper's implementations for a few p{v100}", marks),
+        ("figure_a1", f"**Figure A1.** The same for every p{v100}", marks),
+        ("runtimes_all", "**Every variant.** Runtime against n.", marks),
         ("memory", "**Memory.** The peak that a cell held, against n.", marks),
     )
     curves = [
@@ -63,14 +65,14 @@ def _map_in_words(evidence: Evidence, variants: Sequence[str]) -> str:
     study, found = evidence.study, judged.winners(evidence, variants)
     lines = []
     for p in study.p:
-        along = grouped({n: found[n, p] for n in study.n})
-        parts = [f"{_legend_of(what)} at n = {spans(ns, study.n)}" for what, ns in along.items()]
+        along = grouped({n: _in_words(found[n, p]) for n in study.n})
+        parts = [f"{what} at n = {spans(ns, study.n)}" for what, ns in along.items()]
         lines.append(f"p = {p:,}: {listing(parts)}.")
     return "The fastest variant. " + " ".join(lines)
 
 
-def _legend_of(what: str) -> str:
-    return heatmap.SPECIAL[what][0] if what in heatmap.SPECIAL else what
+def _in_words(what: tuple[str, ...]) -> str:
+    return heatmap.SPECIAL[what[0]][0] if what[0] in heatmap.SPECIAL else judged.named(what).replace("`", "")
 
 
 def runtime_chart(evidence: Evidence) -> Section | None:

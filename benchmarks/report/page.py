@@ -16,7 +16,7 @@ from benchmarks.study.study import Study
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv", "parquet": "application/octet-stream"}
-_LEAST_SCALE = 0.7  # a chart is drawn no smaller than that, and scrolls in its box where there is no room
+_LEAST_SCALE = 0.64  # a chart is drawn no smaller than that, and scrolls in its box where there is no room
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,12 @@ class Section:
     @property
     def anchor(self) -> str:
         """Its address within the page."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        return anchor(self.title)
+
+
+def anchor(title: str) -> str:
+    """The address that the section of this title has within the page."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def render(study: Study, sections: Sequence[Section], notes: Sequence[str]) -> str:
@@ -56,12 +61,12 @@ def table(
     return part("table", caption=caption, headings=headings, rows=list(rows), numeric=numeric, **more)
 
 
-def figure(root: Path, name: str, caption: str, alt: str) -> Markup:
+def figure(root: Path, name: str, caption: str, alt: str, folder: str = "figures") -> Markup:
     """A figure of results/MACHINE/figures, put into the page, with itself as PNG and SVG to take along.
 
     alt says what it shows to one who cannot see it. A figure that is not there is named in a sentence.
     """
-    files = {suffix: root / "figures" / f"{name}.{suffix}" for suffix in ("png", "svg")}
+    files = {suffix: root / folder / f"{name}.{suffix}" for suffix in ("png", "svg")}
     if not all(file.exists() for file in files.values()):
         absent = next(file for file in files.values() if not file.exists())
         return paragraph(f"`{absent}` is not there, so {name} is left out: `python -m benchmarks figures` draws it.")

@@ -11,7 +11,7 @@ from benchmarks.reading import exponents as growth
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, figure, paragraph, table
 
-_VERDICTS = ("agree", "close", "differ", "untestable")
+_VERDICTS = ("agree", "equal", "differ", "untestable")
 
 
 def against_the_paper(evidence: Evidence) -> Section | None:
@@ -27,7 +27,8 @@ def against_the_paper(evidence: Evidence) -> Section | None:
     fits = frontier["verdict"].value_counts()
     jump = ", ".join(f"{verdict} at {count} p" for verdict, count in jumps["verdict"].value_counts().items())
     head = paragraph(
-        f"Of the {len(winners)} cells of the published map of the fastest, {said}.",
+        f"Of the {len(winners)} cells of the published map of the fastest, {said}. Equal: the two may be as fast, "
+        "within the reading error there or the intervals of the medians here.",
         f"Whether a cell fits 16 GiB: {fits.get('agree', 0)} agree and {fits.get('differ', 0)} differ; {measured} of "
         f"these {len(frontier)} cells were measured at 16 GiB, the others are predicted by the models of memory.",
         f"The published jump of LSMMD-MA between 30,000 and 40,000 cells: {jump}.",
@@ -65,9 +66,11 @@ def table_a1(evidence: Evidence) -> Section | None:
         "model makes up most of it, with their 95 % intervals, beside the exponents of that term."
     )
     drawn = figure(evidence.study.root, "exponents", "**Table A1, measured.**", "The table below has the same numbers.")
+    words = "Speed-up and memory of each, where cells were measured on several."
+    devices = figure(evidence.study.root, "scaling", "**Several devices.**", words)
     return Section(
         "Table A1, measured",
-        paragraph(text) + drawn + table("Exponents", headings, rows, numeric=range(3, 8), css="tall"),
+        paragraph(text) + drawn + devices + table("Exponents", headings, rows, numeric=range(3, 8), css="tall"),
     )
 
 
@@ -78,6 +81,19 @@ def log_ratios(evidence: Evidence) -> Section | None:
     caption = "**Ratios of runtimes,** on a log scale; the black line is where the two are equally fast."
     alt = "Filled contours over n and p for three pairs of variants. The full table has the runtimes."
     return Section("Which of two is faster", figure(evidence.study.root, "log_ratios", caption, alt))
+
+
+def quality_against_time(evidence: Evidence) -> Section | None:
+    """The picture of `python -m benchmarks scale`, in which approximations stand beside the exact ones; None without.
+
+    What is approximate is in no map of the fastest: its times mean something beside what its matches are worth.
+    """
+    root = evidence.study.root
+    if not (root / "scale" / "scale.svg").exists():
+        return None
+    caption = "**Whole fits.** FOSCTTM (0 is best, 0.5 is chance) of every start, against its seconds."
+    alt = "FOSCTTM of every start against its seconds, a panel for each n; scale/scale.csv has the values."
+    return Section("Quality against time", figure(root, "scale", caption, alt, folder="scale"))
 
 
 def _ratios(cells: pd.DataFrame) -> Markup:

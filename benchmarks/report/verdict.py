@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
 from benchmarks.figures import heatmap
-from benchmarks.paper.fastest import winner
+from benchmarks.paper.fastest import Winners, winners_over
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.words import at, cells, grouped, listing, number
 
 PATTERN = ("dual", "dual-keops", "primal-keops")  # Figure 1A of the paper: who wins as n grows, at every p
-Winners = Mapping[tuple[int, int], str]  # (n, p) -> a variant, or why there is none, see benchmarks.paper.fastest
 
 OUTCOMES = {  # an outcome of benchmarks.reading.table.to_frame -> what one says of a cell that ended so
     "ok": "came to an end",
@@ -42,11 +41,22 @@ def sentences(evidence: Evidence) -> list[str]:
 
 
 def winners(evidence: Evidence, variants: Sequence[str]) -> Winners:
-    """The winner among `variants` at each point of the study, as the heat maps have it."""
-    table = evidence.grid[evidence.grid["variant"].isin(variants)]
-    by_point = dict(iter(table.groupby(["n", "p"])))
-    points = [(n, p) for p in evidence.study.p for n in evidence.study.n]
-    return {point: winner(by_point.get(point), len(variants)) for point in points}
+    """The winners among `variants` at each point of the study, as the heat maps have them."""
+    return winners_over(evidence.grid, evidence.study.n, evidence.study.p, variants)
+
+
+def tally(found: Winners) -> tuple[dict[str, list[tuple[int, int]]], dict[str, int], int]:
+    """The points of each variant that wins alone, most first; how many of each tie; at how many points none ended."""
+    ended = {point: what for point, what in found.items() if what[0] not in heatmap.SPECIAL}
+    alone = grouped({point: what[0] for point, what in ended.items() if len(what) == 1})
+    ties = Counter(named(what) for what in ended.values() if len(what) > 1)
+    most_first = dict(sorted(alone.items(), key=lambda item: -len(item[1])))
+    return most_first, dict(ties.most_common()), len(found) - len(ended)
+
+
+def named(what: Iterable[str]) -> str:
+    """'`dual` = `primal`', whichever was the first."""
+    return " = ".join(f"`{variant}`" for variant in sorted(what))
 
 
 def _count(evidence: Evidence) -> str:
@@ -66,14 +76,13 @@ def _count(evidence: Evidence) -> str:
 
 def _who_wins(among: str, found: Winners) -> Iterator[str]:
     """The points of each winner, the most frequent one first, and the box of n and p that they lie in."""
-    places = grouped({point: what for point, what in found.items() if what not in heatmap.SPECIAL})
-    if not places:
+    alone, ties, none = tally(found)
+    if none == len(found):
         yield f"Of {among}, none came to an end anywhere."
         return
-    wins = []
-    for variant, points in sorted(places.items(), key=lambda item: -len(item[1])):
-        wins.append(f"`{variant}` at {len(points)}{_box(points, found)}")
-    none = len(found) - sum(map(len, places.values()))
+    wins = [f"`{variant}` at {len(points)}{_box(points, found)}" for variant, points in alone.items()]
+    each = [f"{names} at {count}" for names, count in ties.items()]
+    wins += [f"several, equally fast, at {sum(ties.values())} ({listing(each)})"] if ties else []
     wins += [f"none at {none}"] if none else []
     yield f"At the {len(found)} points (n, p) the fastest of {among} is {listing(wins)}."
 
@@ -95,37 +104,45 @@ def _of_all_exact(evidence: Evidence, paper: Winners) -> Iterator[str]:
         return
     best = winners(evidence, evidence.exact)
     yield from _who_wins("all exact variants", best)
-    runtime = evidence.grid.set_index(["variant", "n", "p"])["runtime_s"]
-    gains = [
-        runtime[paper[point], *point] / runtime[best[point], *point]
-        for point in best
-        if paper[point] not in heatmap.SPECIAL and best[point] not in evidence.paper
-    ]
-    if gains:
-        low, middle, high = map(number, (min(gains), median(gains), max(gains)))
-        spread = f" in the median ({low} to {high})" if len(gains) > 1 else ""
+    found = gains(evidence, paper, best)
+    if found:
+        low, middle, high = map(number, (min(found), median(found), max(found)))
+        spread = f" in the median ({low} to {high})" if len(found) > 1 else ""
         yield f"Where it is not one of the paper's, it is {middle} times as fast as the fastest of those{spread}."
+
+
+def gains(evidence: Evidence, paper: Winners, best: Winners) -> list[float]:
+    """Runtime of the fastest of the paper's over that of the fastest exact one, where none of the former is as fast."""
+    runtime = evidence.grid.set_index(["variant", "n", "p"])["runtime_s"]
+    return [
+        runtime[paper[point][0], *point] / runtime[best[point][0], *point]
+        for point in best
+        if paper[point][0] not in heatmap.SPECIAL and not set(best[point]) & set(evidence.paper)
+    ]
 
 
 def pattern(found: Winners, ns: Sequence[int], ps: Sequence[int]) -> Iterator[str]:
     """Whether the map has the pattern of the paper's Figure 1A, in three parts that hold or not at each p.
 
     dual wins at the smallest n; primal-keops wins at the largest n at which anything ended; the n from which on it wins
-    does not fall as p grows. Nobody else wins anywhere. It takes three n at one p to tell.
+    does not fall as p grows. Nobody else wins anywhere. It takes three n at one p to tell. Of several that are equally
+    fast each one wins, and the one that fits counts.
     """
-    along = {p: [(n, found[n, p]) for n in ns if found[n, p] not in heatmap.SPECIAL] for p in ps}
+    along = {p: [(n, found[n, p]) for n in ns if found[n, p][0] not in heatmap.SPECIAL] for p in ps}
     along = {p: points for p, points in along.items() if points}
     if max(map(len, along.values()), default=0) < len(PATTERN):
         yield "The paper's pattern cannot be told from so few points: no p has a winner at three n."
         return
     ps = list(along)
-    first = [p for p in ps if along[p][0][1] == PATTERN[0]]
-    last = [p for p in ps if along[p][-1][1] == PATTERN[-1]]
+    first = [p for p in ps if PATTERN[0] in along[p][0][1]]
+    last = [p for p in ps if PATTERN[-1] in along[p][-1][1]]
     starts = [_taken_over(along[p]) for p in ps]
-    rises = all(low <= high for low, high in itertools.pairwise(starts))
-    between = [p for p in ps if any(what == PATTERN[1] for _, what in along[p])]
-    strangers = grouped({(n, p): what for p in ps for n, what in along[p] if what not in PATTERN})
-    parts = (first == ps, last == ps, rises and math.isfinite(min(starts)), bool(between), not strangers)
+    soonest = itertools.accumulate((low for low, _ in starts), max)  # that lets the n never fall
+    rises = all(n <= high for n, (_, high) in zip(soonest, starts, strict=True))
+    between = [p for p in ps if any(PATTERN[1] in what for _, what in along[p])]
+    strangers = grouped({(n, p): named(what) for p in ps for n, what in along[p] if not set(what) & set(PATTERN)})
+    taken_over = math.isfinite(min(low for low, _ in starts))
+    parts = (first == ps, last == ps, rises and taken_over, bool(between), not strangers)
     seen = "is **seen**" if all(parts) else "is **seen in part**" if any(parts) else "is **not seen**"
     order = f"`{PATTERN[0]}`, then `{PATTERN[1]}`, then `{PATTERN[2]}` as n grows, the last later the larger p is"
     details = [
@@ -133,24 +150,26 @@ def pattern(found: Winners, ns: Sequence[int], ps: Sequence[int]) -> Iterator[st
         f"`{PATTERN[1]}` wins at some n {_where(between, ps)}",
         f"`{PATTERN[2]}` wins at the largest n {_where(last, ps)}",
         f"the n from which on it wins {'never falls' if rises else 'does not always rise'} as p grows"
-        if math.isfinite(min(starts))
+        if taken_over
         else "it takes over at no p",
     ]
     details += [
-        f"`{what}`, which wins nowhere in the paper, wins at {len(points)} point{'s' if len(points) > 1 else ''}"
+        f"{what}, which wins nowhere in the paper, wins at {len(points)} point{'s' if len(points) > 1 else ''}"
         for what, points in strangers.items()
     ]
     yield f"The paper's pattern ({order}) {seen}: {'; '.join(details)}."
 
 
-def _taken_over(points: Sequence[tuple[int, str]]) -> float:
-    """The n from which on primal-keops wins up to the last n; infinity if it does not win there."""
-    start = math.inf
-    for n, what in reversed(points):
-        if what != PATTERN[-1]:
-            break
-        start = n
-    return start
+def _taken_over(points: Sequence[tuple[int, tuple[str, ...]]]) -> tuple[float, float]:
+    """The least and the largest n from which on primal-keops wins up to the last n, by whether ties count for it.
+
+    Infinity where it does not win at the last n.
+    """
+    starts = []
+    for fits in (lambda what: PATTERN[-1] in what, lambda what: what == (PATTERN[-1],)):
+        won = itertools.takewhile(lambda point, fits=fits: fits(point[1]), reversed(points))
+        starts.append(min((n for n, _ in won), default=math.inf))
+    return starts[0], starts[1]
 
 
 def _where(some: Sequence[int], ps: Sequence[int]) -> str:

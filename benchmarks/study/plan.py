@@ -16,6 +16,7 @@ from benchmarks.study import running
 from benchmarks.study.study import ENDS_A_SWEEP, Study
 from mmdma_core.families import advice
 from mmdma_core.families.advice import Measured
+from mmdma_core.models.costs import NOMINAL, Rates
 
 _OVERHEAD_S = 0.7  # most that the harness adds to a cell
 _SWEEP_OVERHEAD_S = 4.0  # what Snakemake's job and the imports take, on two cores
@@ -28,10 +29,13 @@ class Plan:
 
     A remaining cell is estimated from the cells that are measured (mmdma_core.families.advice), a variant that states
     no cost from its budget. Where memory is predicted not to suffice, the sweep is taken to end.
+
+    rates  that the machine is taken to have; what is measured of it corrects them
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, rates: Rates = NOMINAL) -> None:
         self.study = study
+        self.rates = rates
         self.total = sum(1 for _ in study.cells())
         self.known: dict[Point, Record] = {}
         self._measured: dict[str, list[Measured]] = {}  # of each variant
@@ -55,7 +59,10 @@ class Plan:
     def basis(self) -> str:
         """What the estimate rests on, in words."""
         measured = sum(map(len, self._measured.values()))
-        return f"{measured} measured cells and models of cost" if measured else "models of cost, nothing is measured"
+        models = (
+            "models of cost" if self.rates == NOMINAL else "models of cost at the rates of a card that was measured"
+        )
+        return f"{measured} measured cells and {models}" if measured else f"{models}, nothing is measured here"
 
     def too_large(self, variant: str) -> dict[int, int]:
         """The first remaining n at each p that is predicted not to fit. It is measured all the same."""
@@ -70,7 +77,7 @@ class Plan:
 
         devices  that measure at once, a sweep each: the longest sweep goes first, to the first one that is free
         """
-        self._speed = advice.machine_speed(list(chain.from_iterable(self._measured.values())))
+        self._speed = advice.machine_speed(list(chain.from_iterable(self._measured.values())), self.rates)
         sweeps: dict[tuple[str, int], float] = {}
         for variant, p, n in self.remaining():
             sweeps[variant, p] = sweeps.get((variant, p), 0.0) + self._cell_seconds(variant, p, n)
@@ -108,7 +115,7 @@ class Plan:
         if mmdma_core.variant(variant).cost_model is None:
             return None
         own, d = self._measured.get(variant, []), self.study.settings.n_components
-        seconds = advice.epoch_seconds(variant, n, p, d, own, self._speed)
+        seconds = advice.epoch_seconds(variant, n, p, d, own, self._speed, self.rates)
         return seconds if own or self.study.device == "cpu" else seconds / self.study.devices
 
 
@@ -153,9 +160,9 @@ def _listed(values: Sequence[int]) -> str:
     return ", ".join(f"{value:,}" for value in values)
 
 
-def describe(study: Study, devices: int = 1) -> str:
-    """The plan in words, for `python -m benchmarks plan`; its time for so many devices at once."""
-    plan = Plan(study)
+def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
+    """The plan in words, for `python -m benchmarks plan`; its time for so many devices at once, of such rates."""
+    plan = Plan(study, rates)
     remaining = plan.remaining()
     shared = f", each cell shared by {study.devices} processes" if study.devices > 1 else ""
     lines = [

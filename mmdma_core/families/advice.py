@@ -2,7 +2,8 @@
 
 An epoch of a variant is estimated from its nearest measured cell, times the ratio of the costs
 (mmdma_core.models.costs). Without a cell of its own it is the cost itself, at the speed that the measured cells of
-other variants show for the machine; without any, at nominal rates, which is enough to rank.
+other variants show for the machine; without any, at nominal rates, which is enough to rank. The costs are weighed
+with `rates`: the nominal ones, or those of a machine (mmdma_core.families.calibration).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from mmdma_core import host
 from mmdma_core.errors import MissingDependency, Unsupported
 from mmdma_core.families.registry import variant, variants
+from mmdma_core.models.costs import NOMINAL, Rates
 from mmdma_core.models.memory import in_words
 
 _FACTOR_OF_OTHERS = 3.0  # 9 of 10 cells of the laptop study are nearer, if predicted from the other variants
@@ -89,7 +91,7 @@ def choose_for_fit(
     linear = LINEAR_IN_N[form]
     able = _obstacle(linear, n, p, d, device, free, form, ranks) is None
     try:
-        exact = choose(n, p, d, device, free, form, measured, ranks)
+        exact = choose(n, p, d, device, free, form, measured, ranks=ranks)
     except MissingDependency as error:
         if not able:
             raise
@@ -115,6 +117,7 @@ def choose(
     memory_bytes: int | None = None,
     form: Literal["dense", "sparse", "kernel"] = "dense",
     measured: Sequence[Measured] = (),
+    rates: Rates = NOMINAL,
     ranks: int = 1,
 ) -> Choice:
     """The exact variant with the shortest estimated epoch for n cells, p features, d components.
@@ -125,11 +128,12 @@ def choose(
     form          of the views
     measured      cells of the machine in question
     ranks         processes that share the cells; memory_bytes and the model of memory are of each
+    rates         of that machine
 
     Raises MissingDependency if no variant is left, with the reason for each.
     """
     free = free_bytes(device) if memory_bytes is None else memory_bytes
-    estimates = {name: estimate(name, n, p, d, measured) for name in variants() if variant(name).cost_model}
+    estimates = {name: estimate(name, n, p, d, measured, rates) for name in variants() if variant(name).cost_model}
     passed_over = {}
     for name in sorted(estimates, key=lambda name: estimates[name].epoch_s):
         reason = why_not(name, n, p, d, device, free, form, ranks)
@@ -142,7 +146,7 @@ def choose(
     raise MissingDependency(f"no exact variant is left for n = {n}, p = {p} on {device}: {reasons}")
 
 
-def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = ()) -> Estimate:
+def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = (), rates: Rates = NOMINAL) -> Estimate:
     """About how long an epoch of the variant takes; see the module's docstring.
 
     The factor is how far this rule is off when it predicts each measured cell of the variant from its nearest other
@@ -151,27 +155,34 @@ def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = (
     if variant(name).cost_model is None:
         raise ValueError(f"variant {name!r} states no cost")
     own = [cell for cell in measured if cell.variant == name]
-    speed = machine_speed(measured)
-    seconds = epoch_seconds(name, n, p, d, own, speed)
+    speed = machine_speed(measured, rates)
+    seconds = epoch_seconds(name, n, p, d, own, speed, rates)
     if own:
         cell = _nearest(own, n, p)
         if (cell.n, cell.p, cell.d) == (n, p, d):
             return Estimate(seconds, _LEAST_FACTOR, f"its measured cell at n = {n}, p = {p}")
-        return Estimate(seconds, _prediction_factor(own), f"its nearest measured cell, n = {cell.n}, p = {cell.p}")
+        factor = _prediction_factor(own, rates)
+        return Estimate(seconds, factor, f"its nearest measured cell, n = {cell.n}, p = {cell.p}")
     if speed is not None:
         return Estimate(seconds, _FACTOR_OF_OTHERS, "its cost, at the speed of the other variants measured")
+    if rates != NOMINAL:
+        return Estimate(seconds, _FACTOR_OF_OTHERS, "its cost, at the rates of a machine like it")
     return Estimate(seconds, _FACTOR_OF_NOMINAL_RATES, "its cost, at nominal rates: nothing is measured")
 
 
-def epoch_seconds(name: str, n: int, p: int, d: int, own: Sequence[Measured], speed: float | None) -> float:
+def epoch_seconds(
+    name: str, n: int, p: int, d: int, own: Sequence[Measured], speed: float | None, rates: Rates = NOMINAL
+) -> float:
     """The seconds of `estimate` alone, from the variant's own cells, else from the machine's speed."""
-    return _scaled_seconds(_nearest(own, n, p), n, p, d) if own else _nominal_seconds(name, n, p, d) * (speed or 1.0)
+    if own:
+        return _scaled_seconds(_nearest(own, n, p), n, p, d, rates)
+    return _seconds(name, n, p, d, rates) * (speed or 1.0)
 
 
-def machine_speed(measured: Sequence[Measured]) -> float | None:
-    """The median of measured seconds over nominal ones, of variants that state a cost; None without such cells."""
+def machine_speed(measured: Sequence[Measured], rates: Rates = NOMINAL) -> float | None:
+    """The median of measured seconds over those at `rates`, of variants that state a cost; None without such cells."""
     costed = {name for name in variants() if variant(name).cost_model}
-    ratios = [cell.epoch_s / _nominal_seconds(*cell[:4]) for cell in measured if cell.variant in costed]
+    ratios = [cell.epoch_s / _seconds(*cell[:4], rates) for cell in measured if cell.variant in costed]
     return median(ratios) if ratios else None
 
 
@@ -180,19 +191,19 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host.free_bytes()
 
 
-def _nominal_seconds(name: str, n: int, p: int, d: int) -> float:
-    return variant(name).cost_model(n, p, d).seconds()
+def _seconds(name: str, n: int, p: int, d: int, rates: Rates) -> float:
+    return variant(name).cost_model(n, p, d).seconds(rates)
 
 
 def _nearest(cells: Sequence[Measured], n: int, p: int) -> Measured:
     return min(cells, key=lambda cell: abs(math.log(cell.n / n)) + abs(math.log(cell.p / p)))
 
 
-def _scaled_seconds(cell: Measured, n: int, p: int, d: int) -> float:
-    return cell.epoch_s * _nominal_seconds(cell.variant, n, p, d) / _nominal_seconds(*cell[:4])
+def _scaled_seconds(cell: Measured, n: int, p: int, d: int, rates: Rates) -> float:
+    return cell.epoch_s * _seconds(cell.variant, n, p, d, rates) / _seconds(*cell[:4], rates)
 
 
-def _prediction_factor(own: Sequence[Measured]) -> float:
+def _prediction_factor(own: Sequence[Measured], rates: Rates) -> float:
     """The factor within which 9 of 10 measured cells of a variant are predicted from their nearest other one."""
     if len(own) < 3:
         return _FACTOR_OF_OTHERS
@@ -200,7 +211,7 @@ def _prediction_factor(own: Sequence[Measured]) -> float:
     for cell in own:
         others = [other for other in own if (other.n, other.p) != (cell.n, cell.p)]
         if others:
-            predicted = _scaled_seconds(_nearest(others, cell.n, cell.p), cell.n, cell.p, cell.d)
+            predicted = _scaled_seconds(_nearest(others, cell.n, cell.p), cell.n, cell.p, cell.d, rates)
             ratios.append(abs(math.log(predicted / cell.epoch_s)))
     return (
         max(_LEAST_FACTOR, math.exp(quantiles(ratios, n=10, method="inclusive")[-1]))

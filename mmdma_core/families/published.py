@@ -218,7 +218,7 @@ def _register(mode: str, symbolic: bool) -> None:
         install="pip install --no-deps lsmmdma, and pip install absl-py pykeops scikit-learn tenacity",
         memory_model=memory.PUBLISHED_PACKAGE[name],
         formulation=mode,
-        cost_model=costs.composed(getattr(costs, mode), costs.keops if symbolic else costs.dense),
+        cost_model=costs.PUBLISHED_PACKAGE[name],
     )(functools.partial(PublishedRun, mode, symbolic))
 
 

@@ -82,12 +82,11 @@ def exact_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, held
     """The exact MMD2, one pass over the pairs of points."""
     sizes = n_x, n_y, settings.n_components, settings.sigma, settings.unbiased
     if on_gpu(device):
-        from mmdma_core.fused.pairs_cuda import FusedMMD  # imports Triton
-        from mmdma_core.fused.views_cuda import CAPTURED_POINTS
+        from mmdma_core.fused.tiles import fastest  # imports Triton
 
         if held and held[0].size > 1:
             raise Unsupported("the exact MMD2 over several GPUs is not there yet: take 'primal-fourier'")
-        return FusedMMD(*sizes, sort=n_x + n_y > CAPTURED_POINTS)
+        return fastest(*sizes, device)
     from mmdma_core.fused.pairs_cpu import FusedMMD  # imports Numba
 
     return FusedMMD(*sizes, held)

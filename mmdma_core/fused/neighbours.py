@@ -1,6 +1,6 @@
 """An order of points in which neighbours follow one another, on the CPU, with Numba.
 
-On CUDA this is `morton_order` of pairs_cuda. Here a step allocates nothing, which that and SciPy's k-d tree do.
+On CUDA this is `kd_order` of neighbours_cuda. Here a step allocates nothing, which that and SciPy's k-d tree do.
 """
 
 from __future__ import annotations

@@ -17,16 +17,21 @@ class MMD(Protocol):
 
     Of the clouds it is given the points that are here, and it writes their gradients.
 
-    linear_in_n  whether it takes a time that is linear in n, so that a sample of the cells saves some
+    linear_in_n   whether it takes a time that is linear in n, so that a sample of the cells saves some
+    sorted_every  epochs after which `sort` puts the points in order anew; 0: it knows no order
     """
 
     linear_in_n = False
+    sorted_every = 0
 
     def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, d_e_x: torch.Tensor, d_e_y: torch.Tensor) -> Term:
         """MMD2 of e_x (n_x, d) and e_y (n_y, d); its gradient is written to the last two."""
 
     def begin(self, seed: int, epoch: int) -> None:
         """Draw what this epoch takes; called before each, and outside of a CUDA graph."""
+
+    def sort(self, e_x: torch.Tensor, e_y: torch.Tensor) -> None:
+        """Find an order for the points, outside of a CUDA graph: it changes the time, not the result."""
 
     def of_loss(self, e_x: torch.Tensor, e_y: torch.Tensor, d_e_x: torch.Tensor, d_e_y: torch.Tensor) -> Term:
         """MMD2 as `Run.loss` reports it; the last two may be used up."""

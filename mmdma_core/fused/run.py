@@ -114,6 +114,9 @@ class FusedRun(AdamRun):
 
     def _begin(self, mmd: MMD) -> None:
         mmd.begin(int(self._seed), self.epoch)
+        if mmd.sorted_every and self.epoch % mmd.sorted_every == 0:
+            self._forward()
+            mmd.sort(*(view.e for view in self.views))
 
     def _update(self, mmd: MMD) -> None:
         self._evaluate(mmd)

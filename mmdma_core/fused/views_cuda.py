@@ -1,25 +1,37 @@
 """The views of mmdma_core.fused.run on CUDA, and a run whose epoch is one CUDA graph where launches would cost more.
 
-Nothing here waits for the device: what depends on a value is chosen there. All that is left of the distortion after
-its terms have cancelled is formed in float64, block by block, so nothing of X's size is held beside X.
+Nothing here waits for the device: what depends on a value is chosen there. Nothing of X's size is held beside X, and
+no epoch converts X: for p < n the Gram matrix is in float64, otherwise _Split lets float32 products with X suffice.
+
+Bytes that the four products with X of an epoch read and write for p >= n, of one view in the primal, counted from the
+code and not measured: 4 n p each, and 24 n d for every 512 columns added in float64, (16 + 3 d / 64) n p together. The
+dual reads X twice more, 8 n p. With blocks of X converted to float64 in each epoch it was 36 n p: 4 + 8 for the
+conversion, 8 + 8 for two products, 4 + 4 for the gradient. At n = p = 5,000, d = 10: 900 MB then, 412 MB now. Of
+multiplications and additions in float64, 4 n p d then, what is left is of n d, p d and k p d numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 
-from mmdma_core.fused.parts import MMD, FusedView
+from mmdma_core.errors import Unsupported
+from mmdma_core.fused.parts import MMD, FusedView, Term
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.objective import terms
 from mmdma_core.objective.settings import Settings
 from mmdma_core.ranks import Rows
 
-_BLOCK_ELEMENTS = 2**24  # of X that are converted to float64 at a time
-CAPTURED_POINTS = 40_000  # up to so many cells of both views, an epoch is captured in a graph
+_BLOCK_ELEMENTS = 2**24  # of X that are taken at a time; before the first epoch, converted to float64
+_COLUMNS = 512  # of X whose products are summed in float32
+_MORE_DIRECTIONS = 8  # of X than W has columns, so that the first d are found well
+_ITERATIONS = 4
+CAPTURED_POINTS = 60_000  # up to so many cells of both views, an epoch is captured in a graph
 
 
 class CudaView:
@@ -39,12 +51,20 @@ class CudaView:
             self.held.sum(self._gram)
             self._constant = self._gram.square().sum()
         else:
+            if self.held.size > 1:
+                raise Unsupported("several GPUs share views with fewer features than cells alone")
+            self._split = _Split(x, settings.n_components, self._blocks())
             self._constant = self._squared_kernel_norm()
 
     def take(self, rows: np.ndarray | None) -> None:
         """See mmdma_core.fused.parts.BatchView."""
-        here = None if rows is None else torch.from_numpy(self.held.taken(rows)).to(self._all.device)
-        self.x = self._all if here is None else self._all[here]
+        if rows is None:
+            self.x = self._all
+        else:
+            taken = torch.from_numpy(self.held.taken(rows))
+            # From pageable memory the copy would wait for the device.
+            taken = taken.pin_memory() if self._all.is_cuda else taken
+            self.x = self._all[taken.to(self._all.device, non_blocking=True)]
         self.d_e = self.x.new_empty(len(self.x), self.settings.n_components)
 
     def forward(self, w: torch.Tensor) -> None:
@@ -54,13 +74,10 @@ class CudaView:
             self.e = self.x @ w
             self._t = self._gram @ self._w
         else:
-            self.e = self.x.new_empty(len(self.x), w.shape[1])
-            self._t = self._w.new_zeros(self.p, w.shape[1])
-            for rows, block in self._blocks():
-                e = block @ self._w
-                self.e[rows] = e
-                self._t.addmm_(block.T, e)
-            self.held.sum(self._t)
+            along, rest = self._split.of(self._w)
+            e = self._product(rest).float()
+            self.e = torch.addmm(e, self._split.x_u, along.float())
+            self._t = self._split.corrected(self._transposed_product(e).addmm_(self._split.g_u, along), self._w)
 
     def backward(self) -> tuple[torch.Tensor, torch.Tensor]:
         w, t, b = self._w, self._t, self._w.T @ self._t
@@ -73,14 +90,21 @@ class CudaView:
         of_penalty = _quotient_or_zero(self.settings.lambda1 / self.p, penalty)
         of_norm = _quotient_or_zero(self.settings.lambda2 / (2 * self.n * math.sqrt(self.p)), norm)
         gradient = of_penalty * 2 * w @ inner
+        pull = of_norm * 4 * (w @ b - t)  # what X^T X takes to the gradient of the norm, small near the optimum
         if self._through_gram:
-            gradient += of_norm * 4 * (t @ b - self._gram @ t)
+            gradient += self._gram @ pull
         else:
-            self.d_e += (of_norm * 4 * (self.e.double() @ b)).float()
-            self.d_e -= self.x @ (of_norm * 4 * t).float()
+            self.d_e.addmm_(self.x, pull.float())
         gradient = self._transposed_product(self.d_e).add_(gradient, alpha=self.held.share)
         self.gradient = self.held.sum(gradient).float()
         return penalty, distortion
+
+    def _product(self, w: torch.Tensor) -> torch.Tensor:
+        """X W (n, d), in float64 beyond blocks."""
+        total = w.new_zeros(len(self.x), w.shape[1], dtype=torch.float64)
+        for x, block in zip(self.x.split(_COLUMNS, dim=1), w.split(_COLUMNS), strict=True):
+            total += x @ block
+        return total
 
     def _transposed_product(self, rows: torch.Tensor) -> torch.Tensor:
         """X^T rows (p, d), in float64 beyond blocks."""
@@ -101,11 +125,48 @@ class CudaView:
 
     def _squared_kernel_norm(self) -> torch.Tensor:
         """|X X^T|^2 without X X^T."""
-        own = sum((block @ other.T).square().sum() for _, block in self._blocks() for _, other in self._blocks())
-        for rows in self.held.others(self.x):
-            for columns in rows.split(self._block_rows):
-                own += 2 * sum((block @ columns.double().T).square().sum() for _, block in self._blocks())
-        return self.held.sum(own)
+        return sum((block @ other.T).square().sum() for _, block in self._blocks() for _, other in self._blocks())
+
+
+class _Split:
+    """W = U Z + W', for X (n, p) with p >= n; U (p, k) is orthonormal, about the first k right singular vectors of X.
+
+    T = X^T X W = (X^T X U) Z + X^T (X W'), where X^T X U is formed once, in float64, and U^T T is (X^T X U)^T W. The
+    distortion is small against |X X^T| only where the columns of W lie near those of U. There W' is small, and what
+    float32 products with it lose, outside U's span, is small against the distortion.
+
+    x_u  X U (n, k), float32
+    g_u  X^T X U (p, k), float64
+    """
+
+    def __init__(self, x: torch.Tensor, d: int, blocks: Iterator[tuple[slice, torch.Tensor]]) -> None:
+        self._u = _leading_directions(x, min(len(x), d + _MORE_DIRECTIONS))
+        self.x_u = x.new_empty(len(x), self._u.shape[1])
+        self.g_u = torch.zeros_like(self._u)
+        for rows, block in blocks:
+            x_u = block @ self._u
+            self.x_u[rows] = x_u
+            self.g_u.addmm_(block.T, x_u)
+
+    def of(self, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Z (k, d) in float64 and W' (p, d) in float32 of a W in float64; what rounds off W' is orthogonal to U."""
+        rest = torch.addmm(w, self._u, self._u.T @ w, alpha=-1).float()
+        return self._u.T @ (w - rest), rest
+
+    def corrected(self, t: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """T with U^T T = (X^T X U)^T W."""
+        return t.addmm_(self._u, self.g_u.T @ w - self._u.T @ t)
+
+
+def _leading_directions(x: torch.Tensor, k: int) -> torch.Tensor:
+    """(p, k) in float64: orthonormal, about the first k right singular vectors of X (n, p), k <= n <= p.
+
+    Subspace iteration from random vectors, the same ones each time (Halko, Martinsson and Tropp 2011, algorithm 4.4).
+    """
+    basis = torch.randn(len(x), k, generator=torch.Generator().manual_seed(0)).to(x)
+    for _ in range(_ITERATIONS):
+        basis = torch.linalg.qr(x @ torch.linalg.qr(x.T @ basis).Q).Q
+    return torch.linalg.qr((x.T @ basis).double()).Q
 
 
 class CudaDualView(CudaView):
@@ -142,6 +203,14 @@ class CudaRun(FusedRun):
         self._captures = small and like.device.type == "cuda" and all(isinstance(view, CudaView) for view in views)
         self._graph: torch.cuda.CUDAGraph | None = None
 
+    def _forward(self) -> None:
+        with _no_tf32():
+            super()._forward()
+
+    def _evaluate(self, mmd_of: Callable[..., Term]) -> tuple[Term, ...]:
+        with _no_tf32():
+            return super()._evaluate(mmd_of)
+
     def _update(self, mmd: MMD) -> None:
         if self.batches:  # a graph knows one set of cells
             super()._update(mmd)
@@ -155,6 +224,29 @@ class CudaRun(FusedRun):
             with torch.cuda.graph(graph):
                 super()._update(mmd)  # recorded, not run
             self._graph = graph
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Products of float32 matrices in float32: a program around this one may have allowed the ten bits of TF32.
+
+    PyTorch has an older and a newer setting for that; reading the older one raises where the newer one was used.
+    """
+    try:
+        before, allow = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision
+        full = "highest"
+    except RuntimeError:
+        matmul = torch.backends.cuda.matmul
+        before, allow = matmul.fp32_precision, partial(setattr, matmul, "fp32_precision")
+        full = "ieee"
+    if before == full:
+        yield
+        return
+    allow(full)
+    try:
+        yield
+    finally:
+        allow(before)
 
 
 def _quotient_or_zero(scale: float, value: torch.Tensor) -> torch.Tensor:

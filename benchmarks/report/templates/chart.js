@@ -23,7 +23,7 @@ function chart(box) {
   function axes() {
     const width = Math.max(svg.clientWidth, 280), height = Math.round(Math.max(0.62 * width, 300));
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    [right, bottom] = [width - 12, height - 44];
+    [right, bottom] = [width - 32, height - 44];
     x = scale(data.n[0], data.n.at(-1), left + 8, right - 8);
     const all = data.cells.map(value).filter((v) => v > 0);
     y = scale(Math.min(...all), Math.max(...all), bottom - 10, top + 10);

@@ -1,0 +1,107 @@
+"""The maps of the fastest in two results folders, point by point, and whole fits: quality against time.
+
+At a point (n, p) the fastest variants of A and of B (benchmarks.paper.fastest.winners: several where the intervals of
+their medians overlap) are
+
+    same    one variant, and on both sides the same,
+    equal   several on a side, with one in common; or two that differ by no more than the threshold on both sides,
+    differ  otherwise.
+
+Only variants that both sides told something about compete there. Approximate ones are in neither map; what they are
+worth shows in whole fits, whose matches are judged with their time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+import mmdma_core
+from benchmarks.measuring.records import Record
+from benchmarks.paper.fastest import PAPER_VARIANTS, winners
+from benchmarks.reading.table import to_frame
+
+VERDICTS = ("same", "equal", "differ")
+COLUMNS = ("among", "n", "p", "a", "b", "verdict")
+_UNTOLD = ("budget", "missing_dependency")  # outcomes that say nothing about how fast a variant is
+Point = tuple[str, int, int]  # variant, p, n
+
+
+def is_approximate(variant: str) -> bool:
+    """Whether a variant, by its name, is a registered approximation."""
+    return variant in mmdma_core.variants() and not mmdma_core.variant(variant).exact
+
+
+def _is_exact(variant: str) -> bool:
+    return variant in mmdma_core.variants() and mmdma_core.variant(variant).exact
+
+
+AMONG: Mapping[str, Callable[[str], bool]] = {
+    "the paper's variants": PAPER_VARIANTS.__contains__,
+    "all exact variants": _is_exact,
+}
+
+
+def compared(a: Mapping[Point, Record], b: Mapping[Point, Record], threshold: float) -> pd.DataFrame:
+    """One row for each map and point where something ended in A or B, with COLUMNS; a and b hold tuples of variants."""
+    frames = [to_frame([side[point] for point in sorted(a.keys() & b.keys())]) for side in (a, b)]
+    if frames[0].empty:
+        return pd.DataFrame(columns=list(COLUMNS))
+    told = ~frames[0]["outcome"].isin(_UNTOLD) & ~frames[1]["outcome"].isin(_UNTOLD)
+    rows = []
+    for among, takes in AMONG.items():
+        kept = told & frames[0]["variant"].map(takes).astype(bool)
+        cells = [dict(iter(frame[kept].groupby(["n", "p"]))) for frame in frames]
+        for n, p in cells[0]:
+            pair = [side[n, p] for side in cells]
+            best = [winners(cell, len(cell)) for cell in pair]
+            if any((cell["status"] == "ok").any() for cell in pair):
+                rows.append((among, n, p, *best, _verdict(*best, *pair, threshold)))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _verdict(
+    a: tuple[str, ...], b: tuple[str, ...], cell_a: pd.DataFrame, cell_b: pd.DataFrame, threshold: float
+) -> str:
+    if set(a) & set(b):
+        return "same" if len(a) == len(b) == 1 else "equal"
+    for cell, best, other in ((cell_a, a, b), (cell_b, b, a)):
+        runtime = cell[cell["status"] == "ok"].set_index("variant")["runtime_s"].to_dict()
+        if not {best[0], other[0]} <= runtime.keys() or runtime[other[0]] > threshold * runtime[best[0]]:
+            return "differ"
+    return "equal"
+
+
+def describe(found: pd.DataFrame) -> Iterator[str]:
+    """The count of each verdict in each map, and every point that differs."""
+    for among, points in found.groupby("among", sort=False):
+        counts = points["verdict"].value_counts()
+        said = ", ".join(f"{verdict} {counts.get(verdict, 0)}" for verdict in VERDICTS)
+        yield f"The fastest of {among} at {len(points)} points (n, p): {said}"
+        for point in points[points["verdict"] == "differ"].itertuples():
+            yield f"    n = {point.n:<8} p = {point.p:<6} {' = '.join(point.a)} -> {' = '.join(point.b)}"
+
+
+def quality_against_time(a: Path, b: Path) -> Iterator[str]:
+    """Median seconds and FOSCTTM at the lowest loss of each method and n that `scale` fitted in both folders."""
+    tables = [_fits(folder / "scale" / "scale.csv") for folder in (a, b)]
+    both = [cell for cell in tables[0] if cell in tables[1]]
+    if both:
+        yield "Quality against time, whole fits: seconds a start, FOSCTTM at the lowest loss (0 is best):"
+    for n, method in both:
+        (a_s, a_foscttm), (b_s, b_foscttm) = (table[n, method] for table in tables)
+        kind = " (approximate)" if is_approximate(method.split(" ")[0]) else ""
+        values = f"{a_s:.3g} -> {b_s:.3g} s, {a_foscttm:.3f} -> {b_foscttm:.3f}"
+        yield f"    {method + kind:<40} n = {n:<8} {values}"
+
+
+def _fits(path: Path) -> dict[tuple[int, str], tuple[float, float]]:
+    if not path.exists():
+        return {}
+    starts = pd.read_csv(path)
+    if not {"n", "method", "status", "seconds", "loss", "foscttm"} <= set(starts):
+        return {}  # of another version
+    ended = starts[starts["status"] == "ok"].groupby(["n", "method"], sort=False)
+    return {cell: (rows["seconds"].median(), rows.loc[rows["loss"].idxmin(), "foscttm"]) for cell, rows in ended}
