@@ -47,6 +47,7 @@ class Watcher:
         sys.stderr.flush()
         self._pid = os.fork()
         if self._pid == 0:
+            os.setsid()  # torchrun kills the group of a rank that has ended
             self._said.close()
             os.close(stop)
             try:
