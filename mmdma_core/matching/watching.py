@@ -113,8 +113,11 @@ class _Watching:
             if self._said.fileno() in came:
                 self._heard()
                 return
-            if self._stop in came:  # asked to end, by who knows why
-                self._kill()
+            if self._stop in came:
+                if os.read(self._stop, 1):  # asked to end, by who knows why
+                    self._kill()
+                else:  # this pipe may be the first to end with the rank
+                    self._heard()
                 return
             try:
                 if self._store is None:
