@@ -100,7 +100,7 @@ def _figures(study, options) -> None:  # noqa: ANN001
 def _advise(study, options) -> None:  # noqa: ANN001
     from benchmarks.reading import advise
 
-    print(advise.describe(study, options.n, options.p, options.gpu_memory_gib, options.like))
+    print(advise.describe(study, options.n, options.p, options.gpu_memory_gib, options.devices, options.like))
 
 
 def _citeseq(study, options) -> None:  # noqa: ANN001
@@ -211,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--n", type=int, required=True, help="cells")
             command.add_argument("--p", type=int, required=True, help="features")
             command.add_argument("--gpu-memory-gib", type=float, help="for a GPU of this memory, wherever it is")
+            command.add_argument("--devices", type=int, default=1, help="that share the cells; default: 1")
         if name in ("advise", "plan", "predict"):
             command.add_argument(
                 "--like",

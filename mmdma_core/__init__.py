@@ -13,8 +13,8 @@ Notation, paper -> code::
     pen, dis        penalty, distortion
     lambda_1, _2    lambda1, lambda2
 
-Rooms from the ground up: errors and caches, compiler, gaussian, models, objective, files and simulation, training,
-fused, families, matching. A room imports only rooms below it; this file and __main__ are the public face.
+Rooms from the ground up: errors, caches and ranks, compiler, gaussian, models, objective, files and simulation,
+training, fused, families, matching. A room imports only rooms below it; this file and __main__ are the public face.
 """
 
 import pkgutil

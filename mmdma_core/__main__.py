@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from mmdma_core.files import streams
-from mmdma_core.matching import commands
+from mmdma_core.matching import commands, joined
 from mmdma_core.matching.estimator import MMDMA
 
 _VIEWS = ("x", "y")
@@ -27,14 +27,19 @@ def _run(arguments: list[str] | None) -> int:
     try:
         return getattr(commands, options.command)(options)
     except (ValueError, TypeError, RuntimeError, ImportError, FloatingPointError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_where()}{error}", file=sys.stderr)
         return 2
     except FileNotFoundError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {_where()}{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _where() -> str:
+    rank, size = joined.ranks()
+    return "" if size == 1 else f"rank {rank} of {size}: "
 
 
 def _parser() -> argparse.ArgumentParser:

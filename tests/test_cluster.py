@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import slurm_cluster
 import yaml
@@ -196,3 +197,19 @@ def test_a_node_without_the_device_refuses(done, node, said):
     assert said in output
     assert output.count("error:") == 2, output  # ours, and srun's about the exit status
     assert len(project.records()) == before
+
+
+def test_one_fit_on_two_nodes(cluster, tmp_path):
+    """The example of docs/devices.md: the nodes are one machine here, which has the address of both."""
+    views = ("--simulate", "branch", "--n", "301", "--p", "20", "--variant", "primal-fused", "--random-state", "0")
+    asked = (*views, "--n-epochs", "30", "--n-starts", "1", "--quiet")
+    environment = cluster | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    script, out = ROOT / "examples" / "two_nodes.sh", tmp_path / "nodes"
+    submit = ["sbatch", "--wait", "-w", "g1,g2", "--mem", "1500", "-o", tmp_path / "said"]
+    done = subprocess.run([*submit, script, *asked, "--out", out], env=environment, timeout=240)
+    said = (tmp_path / "said").read_text()
+    assert done.returncode == 0, said
+    alone = [sys.executable, "-m", "mmdma_core", "fit", *asked, "--out", tmp_path / "alone"]
+    subprocess.run(alone, env=environment, check=True, timeout=240)
+    found, right = (np.load(folder / "embedding_x.npy") for folder in (out, tmp_path / "alone"))
+    assert np.linalg.norm(found - right) <= 1e-5 * np.linalg.norm(right)

@@ -78,6 +78,16 @@ def test_the_fast_mode_does_not_depend_on_the_block_size():
     assert np.array_equal(whole.match, blocks.match)
 
 
+@pytest.mark.parametrize("noise", ["exact", "fast"])
+@pytest.mark.parametrize("rows", [slice(0, 333), slice(333, 1001), slice(10, 12)])
+def test_rows_alone_are_those_of_the_whole(noise, rows):
+    whole = simulate("branch", 1001, 7, p_y=9, noise=noise, block_rows=100)
+    some = simulate("branch", 1001, 7, p_y=9, noise=noise, block_rows=64, rows=rows)
+    assert torch.equal(some.x, whole.x[rows])
+    assert torch.equal(some.y, whole.y[rows])
+    assert np.array_equal(some.match, whole.match)
+
+
 def test_the_fast_mode_has_the_same_manifold_and_maps():
     """Fast and exact views differ by noise alone: each has its own, of standard deviation 0.05."""
     for seed in (4, 9):

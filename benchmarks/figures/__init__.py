@@ -26,6 +26,7 @@ NAMES = (
     "log_ratios",
     "against_paper",
     "exponents",
+    "scaling",
 )
 
 _PANELS = 4  # p up to which runtimes_all has all, else those of figure_1b
@@ -63,8 +64,9 @@ def draw_all(study: Study) -> list[Path]:
 
 def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     import mmdma_core
-    from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios
+    from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios, scaling
     from benchmarks.paper.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS
+    from benchmarks.reading.scaling import read_scaling
 
     where = _where(study, table)
     on_gpu = table["device"].iloc[0] == "cuda"
@@ -93,6 +95,8 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     yield ratios.draw(table, study.n, study.p, f"Runtimes compared, {where}")
     yield against_paper.draw(table, f"Against the published V100: {where}")
     yield exponents.draw(table, f"Growth in n and p, {where}")
+    root = study.root if study.devices == 1 else study.root.parent
+    yield scaling.draw(read_scaling(root), f"Several devices, {where}")
 
 
 def draw_predicted(table: pd.DataFrame, where: str, folder: Path, against: pd.DataFrame | None = None) -> list[Path]:

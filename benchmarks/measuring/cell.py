@@ -15,11 +15,14 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from torch import distributed
 
 import mmdma_core
 from benchmarks.measuring import machine, memory
 from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported, compiler
+from mmdma_core.files.views import of_share
 from mmdma_core.objective.inputs import Given, as_views, is_sparse
+from mmdma_core.ranks import in_world, world
 
 EARLY_EPOCHS = 3  # every measured cell does that many: a warm-up and at least MIN_TIMED
 MIN_TIMED = 2
@@ -71,6 +74,7 @@ class Cell:
     device         'cpu' or 'cuda'
     threads        CPU threads of the measuring process
     data           where the views come from instead; then the embeddings are evaluated, too
+    devices        processes that share the cells, each with a GPU or its part of the threads
     """
 
     variant: str
@@ -87,11 +91,14 @@ class Cell:
     threads: int
     limits: Limits
     data: DataSource | None = None
+    devices: int = 1
 
     @property
     def key(self) -> str:
         """Digest of all of the above but the limits: the same question has the same key."""
         question = dataclasses.asdict(self) | {"limits": None, "measurement": MEASUREMENT}
+        if self.devices == 1:
+            del question["devices"]  # as before there were several
         return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -126,7 +133,9 @@ def time_epochs(cell: Cell, report: Report) -> None:
     match = views.match if cell.data else None
     _reset_peaks(device)
     report({"data_s": data_s, "density": _density(views.x), "stage": "prepare"})
-    run, prepare_s = _timed(device, mmdma_core.start, cell.variant, views.x, views.y, cell.settings, device, cell.seed)
+    asked = cell.variant, views.x, views.y, cell.settings, device, cell.seed
+    run, prepare_s = _timed(device, mmdma_core.start, *asked, group=world())
+    del asked
     del views  # what the variant needs of the data, it holds
     report({"prepare_s": prepare_s, "stage": "warm-up"})
     report({"warmup_s": _timed(device, run.step)[1], "stage": "epochs"})
@@ -143,7 +152,10 @@ def time_epochs(cell: Cell, report: Report) -> None:
 def _views(cell: Cell, device: torch.device) -> Simulated:
     """The two views on the device, and their match."""
     if cell.data is None:
-        return mmdma_core.simulate(cell.shape, cell.n, cell.p, cell.seed, noise=cell.data_mode, device=device)
+        share = int(os.environ.get("RANK", 0)), distributed.get_world_size() if world() else 1
+        rows = of_share(cell.n, share if world() else (0, 1))
+        asked = cell.shape, cell.n, cell.p, cell.seed
+        return mmdma_core.simulate(*asked, noise=cell.data_mode, device=device, rows=rows)
     x, y, match = cell.data.views(cell.n, cell.p, cell.seed)
     return Simulated(*as_views(x, y, device), match)
 
@@ -179,7 +191,10 @@ def _timed(device: torch.device, work: Callable[..., Any], /, *arguments: Any, *
 def _timed_epochs(cell: Cell, run: mmdma_core.Run, device: torch.device) -> dict[str, Any]:
     seconds: list[float] = []
     losses = {}
-    while len(seconds) < cell.epochs and (len(seconds) < MIN_TIMED or math.fsum(seconds) < cell.limits.budget_s):
+    together = in_world(0)  # ranks time as many epochs as the first one does
+    while together.of_first(
+        len(seconds) < cell.epochs and (len(seconds) < MIN_TIMED or math.fsum(seconds) < cell.limits.budget_s)
+    ):
         seconds.append(round(_timed(device, run.step)[1], 9))
         if run.epoch == EARLY_EPOCHS:
             losses["early"] = _loss(run)

@@ -27,7 +27,7 @@ import psutil
 
 import mmdma_core
 from benchmarks.measuring import cell as cell_module
-from benchmarks.measuring import memory
+from benchmarks.measuring import memory, ranks
 from benchmarks.measuring.cell import Cell, Limits, Work
 from benchmarks.measuring.lacking import lacking
 from benchmarks.measuring.records import Record
@@ -46,7 +46,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM)
 # The fields of a record that the child reports.
 _MEASURED = (
     *("data_s", "density", "prepare_s", "warmup_s", "epoch_s"),
-    *("losses", "metrics", "peak_host_bytes", "peak_torch_bytes"),
+    *("losses", "metrics", "peak_host_bytes", "peak_torch_bytes", "ranks"),
 )
 # What is said when memory ran out, by Python and NumPy, PyTorch on CUDA and on the CPU, CUDA through KeOps, TensorFlow,
 # JAX, and C++.
@@ -161,7 +161,8 @@ def _run_child(cell: Cell, sender: Connection, output: int, work: Work) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.enable(file=2, all_threads=False)
-    cell_module.measure(cell, sender.send, work)
+    do = ranks.in_ranks if cell.devices > 1 else cell_module.measure
+    do(cell, sender.send, work)
 
 
 def _watch(
@@ -184,12 +185,20 @@ def _watch(
             return watch
         with suppress(psutil.NoSuchProcess):
             watch.host_bytes = process.memory_info().rss - watch.facts.get("host_before", at_fork)
+            if cell.devices > 1:  # it only waits for its ranks
+                watch.host_bytes += sum(_held(rank) - at_fork for rank in process.children())
         if probe and watch.facts.get("stage") != "metrics":  # what evaluation takes is not the variant's
             watch.device_bytes = probe.peak(child.pid, watch.facts.get("stage"))
             watch.facts["sm_clock_mhz"] = probe.sm_clock_mhz
         watch.ended_for = _broken_limit(watch, cell, time.perf_counter() - begin > timeout_s)
         if watch.ended_for:
             return watch
+
+
+def _held(process: psutil.Process) -> int:
+    with suppress(psutil.NoSuchProcess):
+        return process.memory_info().rss
+    return 0
 
 
 def _broken_limit(watch: _Watch, cell: Cell, late: bool) -> tuple[str, str] | None:
@@ -229,6 +238,7 @@ def _status_and_detail(watch: _Watch, exit_code: int, output: str, cell: Cell, k
     if exit_code == -signal.SIGKILL and watch.host_bytes > 0.9 * cell.limits.host_gib * memory.GIB:
         return "oom", f"killed during {stage} with {in_words(watch.host_bytes)} of host memory in use"
     how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit status {exit_code}"
+    how = watch.facts.get("ended", how)
     return "error", f"{how} during {stage}\n{_last_words(output)}".strip()
 
 
@@ -283,4 +293,5 @@ def new_record(cell: Cell, status: str, detail: str, machine: dict[str, Any]) ->
         detail=detail,
         data_mode=cell.data_mode,
         machine=machine,
+        devices=cell.devices,
     )

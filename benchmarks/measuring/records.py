@@ -50,6 +50,8 @@ class Record:
     metrics           of an experiment: how well the embeddings match (mmdma_core.metrics), and after which epoch
     cell_s            wall time of the whole cell as the guard saw it
     machine           who measured, see benchmarks.measuring.machine
+    devices           processes that shared the cells; then an epoch is that of the slowest, peak_host_bytes the sum
+    ranks             of several: status, median epoch and peaks of each
     """
 
     variant: str
@@ -82,6 +84,8 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     cell_s: float | None = None
     machine: dict[str, Any] = field(default_factory=dict)
+    devices: int = 1
+    ranks: list[dict[str, Any]] = field(default_factory=list)
     schema: int = SCHEMA
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 import mmdma_core
@@ -21,29 +23,38 @@ _QUALITY = (
 )
 
 
-def describe(study: Study, n: int, p: int, gpu_gib: float | None = None, like: str = predict.V100) -> str:
+def describe(
+    study: Study, n: int, p: int, gpu_gib: float | None = None, devices: int = 1, like: str = predict.V100
+) -> str:
     """Which variant, about how long for the study's epochs, how much memory, and what the advice rests on.
 
     gpu_gib  memory of a GPU that need not be here: then nothing is asked of this machine, and only cells that were
              measured on a GPU count
     like     the card whose rates a GPU is taken to have, see benchmarks.reading.predict.card
 
+    devices  GPUs, or processes, that share the cells: memory and time of each by the models
+
     Raises ValueError for an n or p that is too small, MissingDependency if no variant is left.
     """
-    if n < 2 or p < 1:
-        raise ValueError(f"--n must be at least 2 and --p at least 1, got {n} and {p}")
+    if n < 2 or p < 1 or devices < 1:
+        raise ValueError(f"--n must be at least 2, --p and --devices at least 1, got {n}, {p} and {devices}")
     kind = study.device if gpu_gib is None else "cuda"
     d = study.settings.n_components
     measured, where, rates = _known(study, kind, like)
     limit = machine_memory(kind) if gpu_gib is None else gpu_gib * memory.GIB
     device = torch.device(kind) if gpu_gib is None else None
-    choice, linear = advice.choose(n, p, d, device, limit, measured=measured, rates=rates), advice.LINEAR_IN_N["dense"]
+    if kind == "cpu":
+        limit /= devices
+    choice = advice.choose(n, p, d, device, limit, measured=measured, rates=rates, ranks=devices)
+    linear = advice.LINEAR_IN_N["dense"]
+    shared = f" on each of {devices} devices" if devices > 1 else ""
+    words = partial(_words, study, devices)
     lines = [
-        f"n = {n:,} cells, p = {p:,} features, d = {d}, {in_words(limit)} of {kind} memory; "
+        f"n = {n:,} cells, p = {p:,} features, d = {d}, {in_words(limit)} of {kind} memory{shared}; "
         f"{len(measured)} measured cells {where}",
-        f"take {choice.variant}: {_words(study, choice.estimate)}{_needs(choice)}",
+        f"take {choice.variant}: {words(choice.estimate, choice.variant)}{_needs(choice)}",
         f"this rests on {choice.estimate.basis}",
-        f"or, approximate, {linear}: {_words(study, advice.estimate(linear, n, p, d, measured, rates))}; {_QUALITY}",
+        f"or, approximate, {linear}: {words(advice.estimate(linear, n, p, d, measured, rates), linear)}; {_QUALITY}",
     ]
     others = {
         name: advice.estimate(name, n, p, d, measured, rates)
@@ -51,13 +62,14 @@ def describe(study: Study, n: int, p: int, gpu_gib: float | None = None, like: s
         if mmdma_core.variant(name).cost_model and name != choice.variant
     }
     for name in sorted(others, key=lambda name: others[name].epoch_s):
-        reason = choice.passed_over.get(name) or advice.why_not(name, n, p, d, device, limit)
-        lines.append(f"  {name:<24} {_words(study, others[name])}{f'; {reason}' if reason else ''}")
+        reason = choice.passed_over.get(name) or advice.why_not(name, n, p, d, device, limit, ranks=devices)
+        lines.append(f"  {name:<24} {words(others[name], name)}{f'; {reason}' if reason else ''}")
     return "\n".join(lines)
 
 
-def _words(study: Study, estimate: advice.Estimate) -> str:
-    seconds = study.epochs * estimate.epoch_s
+def _words(study: Study, devices: int, estimate: advice.Estimate, name: str) -> str:
+    """Of several devices each is taken to do its part of the work, and what they tell each other to take no time."""
+    seconds = study.epochs * estimate.epoch_s / (devices if mmdma_core.variant(name).several_ranks else 1)
     low, high = seconds / estimate.factor, seconds * estimate.factor
     return f"about {duration(seconds)} for {study.epochs} epochs ({duration(low)} to {duration(high)})"
 

@@ -11,7 +11,7 @@ from benchmarks.measuring.records import STATUSES, Record, read_all
 from benchmarks.reading.spread import median_interval
 from mmdma_core.files.atomic import atomically
 
-_NESTED = ("epoch_s", "losses", "metrics", "limits", "machine", "ran_out_of", "missing")
+_NESTED = ("epoch_s", "losses", "metrics", "limits", "machine", "ran_out_of", "missing", "ranks")
 
 
 def to_frame(records: list[Record]) -> pd.DataFrame:

@@ -103,16 +103,20 @@ class Plan:
         return self.study.stop_after_failure and ended
 
     def _fits(self, variant: str, p: int, n: int) -> bool:
-        model = mmdma_core.variant(variant).memory_model
-        limit = memory_limit(self.study, variant, n, p)
+        limit, devices = memory_limit(self.study, variant, n, p), self.study.devices
         limit = self._free if limit is None else limit
-        return model is None or model(n, p, self.study.settings.n_components) <= limit
+        if not mmdma_core.variant(variant).several_ranks:
+            devices = 1
+        needs = mmdma_core.variant(variant).needs_bytes(n, p, self.study.settings.n_components, devices)
+        at_once = devices if self.study.device == "cpu" else 1  # that share the host's memory
+        return needs is None or needs * at_once <= limit
 
     def _epoch_seconds(self, variant: str, p: int, n: int) -> float | None:
         if mmdma_core.variant(variant).cost_model is None:
             return None
         own, d = self._measured.get(variant, []), self.study.settings.n_components
-        return advice.epoch_seconds(variant, n, p, d, own, self._speed, self.rates)
+        seconds = advice.epoch_seconds(variant, n, p, d, own, self._speed, self.rates)
+        return seconds if own or self.study.device == "cpu" else seconds / self.study.devices
 
 
 def duration(seconds: float) -> str:
@@ -160,8 +164,9 @@ def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
     """The plan in words, for `python -m benchmarks plan`; its time for so many devices at once, of such rates."""
     plan = Plan(study, rates)
     remaining = plan.remaining()
+    shared = f", each cell shared by {study.devices} processes" if study.devices > 1 else ""
     lines = [
-        f"study {study.name} on {study.device} ({study.threads} CPU threads), results in {study.root}",
+        f"study {study.name} on {study.device} ({study.threads} CPU threads){shared}, results in {study.root}",
         f"{len(study.n)} n in [{study.n[0]}, {study.n[-1]}] x {len(study.p)} p in [{study.p[0]}, {study.p[-1]}]"
         f" x {len(study.variants)} variants{_beyond(study)}: {plan.total} cells, {len(plan.known)} known, "
         f"{len(remaining)} to run",

@@ -64,6 +64,7 @@ class Study:
     published: bool
     data: DataSource | None = None
     further: tuple[Further, ...] = ()
+    devices: int = 1
 
     @property
     def every_n(self) -> tuple[int, ...]:
@@ -114,6 +115,7 @@ class Study:
             threads=self.threads,
             limits=Limits(self.cell_budget_s, self.cell_timeout_s, host_gib, self.gpu_gib),
             data=self.data,
+            devices=self.devices,
         )
 
     def path(self, variant: str, n: int, p: int) -> Path:
@@ -184,7 +186,8 @@ def load(config: dict[str, Any]) -> Study:
     figures = config.get("figures", {})
     return Study(
         name=name,
-        root=Path(config.get("results", "results")) / (machine.default_name(device) if folder == "auto" else folder),
+        root=_root(config, device, folder, int(study.get("devices", 1))),
+        devices=int(study.get("devices", 1)),
         n=tuple(sorted(map(int, study["n"]))),
         p=tuple(sorted(map(int, study["p"]))),
         variants=chosen_variants(f"studies.{name}.variants", study["variants"]),
@@ -205,6 +208,12 @@ def load(config: dict[str, Any]) -> Study:
         published=figures.get("published", True),
         further=tuple(_further(name, k, config) for k in range(len(study.get("further", [])))),
     )
+
+
+def _root(config: dict[str, Any], device: str, folder: str, devices: int) -> Path:
+    """results/MACHINE; of studies on several devices a folder below it, so that no figure mixes them with others."""
+    root = Path(config.get("results", "results")) / (machine.default_name(device) if folder == "auto" else folder)
+    return root if devices == 1 else root / f"devices{devices}"
 
 
 def _further(name: str, k: int, config: dict[str, Any]) -> Further:

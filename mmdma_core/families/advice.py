@@ -78,32 +78,34 @@ def choose_for_fit(
     memory_bytes: int | None = None,
     form: Literal["dense", "sparse", "kernel"] = "dense",
     measured: Sequence[Measured] = (),
+    ranks: int = 1,
 ) -> Choice:
     """What `choose` takes, if that is predicted to end within PATIENCE_S, else the variant that is linear in n.
 
     epochs  of all starts together; the other arguments are those of `choose`
+    ranks   processes that share the rows: then of the variants that can, each with its part of the time and of memory
 
     Raises MissingDependency if no variant is left.
     """
-    free = free_bytes(device) if memory_bytes is None else memory_bytes
+    free = free_bytes(device) // (ranks if device.type == "cpu" else 1) if memory_bytes is None else memory_bytes
     linear = LINEAR_IN_N[form]
-    able = _obstacle(linear, n, p, d, device, free, form) is None
+    able = _obstacle(linear, n, p, d, device, free, form, ranks) is None
     try:
-        exact = choose(n, p, d, device, free, form, measured)
+        exact = choose(n, p, d, device, free, form, measured, ranks=ranks)
     except MissingDependency as error:
         if not able:
             raise
         why = str(error)
     else:
         speed = _GPU_SPEED if device.type == "cuda" and not measured else 1.0
-        minutes = epochs * exact.estimate.epoch_s / speed / 60
+        minutes = epochs * exact.estimate.epoch_s / speed / ranks / 60
         if not able or minutes <= PATIENCE_S / 60:
             return exact
         why = (
             f"{exact.variant}, the fastest exact variant, is predicted to take {minutes:,.0f} min for {epochs:,} "
             f"epochs (by {exact.estimate.basis}); variant={exact.variant!r} insists on it"
         )
-    needs = variant(linear).memory_model(n, p, d) if form == "dense" else None
+    needs = variant(linear).needs_bytes(n, p, d, ranks) if form == "dense" else None
     return Choice(linear, estimate(linear, n, p, d, measured), needs, f"linear in n. {why}", {})
 
 
@@ -116,6 +118,7 @@ def choose(
     form: Literal["dense", "sparse", "kernel"] = "dense",
     measured: Sequence[Measured] = (),
     rates: Rates = NOMINAL,
+    ranks: int = 1,
 ) -> Choice:
     """The exact variant with the shortest estimated epoch for n cells, p features, d components.
 
@@ -124,6 +127,7 @@ def choose(
                   fits; of sparse views and kernels the part that one feature would take
     form          of the views
     measured      cells of the machine in question
+    ranks         processes that share the cells; memory_bytes and the model of memory are of each
     rates         of that machine
 
     Raises MissingDependency if no variant is left, with the reason for each.
@@ -132,11 +136,11 @@ def choose(
     estimates = {name: estimate(name, n, p, d, measured, rates) for name in variants() if variant(name).cost_model}
     passed_over = {}
     for name in sorted(estimates, key=lambda name: estimates[name].epoch_s):
-        reason = why_not(name, n, p, d, device, free, form)
+        reason = why_not(name, n, p, d, device, free, form, ranks)
         if reason is None:
-            fits = variant(name).memory_model if form == "dense" else None
+            needs = variant(name).needs_bytes(n, p, d, ranks) if form == "dense" else None
             why = f"the fastest exact variant that runs here and fits, by {estimates[name].basis}"
-            return Choice(name, estimates[name], fits(n, p, d) if fits else None, why, passed_over)
+            return Choice(name, estimates[name], needs, why, passed_over)
         passed_over[name] = reason
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
     raise MissingDependency(f"no exact variant is left for n = {n}, p = {p} on {device}: {reasons}")
@@ -224,6 +228,7 @@ def why_not(
     device: torch.device | None,
     memory_bytes: int,
     form: Literal["dense", "sparse", "kernel"] = "dense",
+    ranks: int = 1,
 ) -> str | None:
     """The reason to pass over a variant, in words, or None; the arguments are those of `choose`."""
     known = variant(name)
@@ -231,18 +236,21 @@ def why_not(
         return "approximate"
     if known.estimator is not None:
         return f"{known.estimator} MMD alone"
-    return _obstacle(name, n, p, d, device, memory_bytes, form)
+    return _obstacle(name, n, p, d, device, memory_bytes, form, ranks)
 
 
 def _obstacle(
-    name: str, n: int, p: int, d: int, device: torch.device | None, memory_bytes: int, form: str
+    name: str, n: int, p: int, d: int, device: torch.device | None, memory_bytes: int, form: str, ranks: int
 ) -> str | None:
     """Why a variant cannot treat the problem here, in words, or None."""
     known = variant(name)
     if form not in known.accepts:
         return f"takes no {form} views"
+    if ranks > 1 and not known.several_ranks:
+        return "runs in one process"
     if known.memory_model is not None:
-        needs = known.memory_model(n, p if form == "dense" else 1, d)  # of sparse views what does not depend on p
+        # of sparse views what does not depend on p
+        needs = known.needs_bytes(n, p if form == "dense" else 1, d, ranks)
         if needs > memory_bytes:
             return f"needs {in_words(needs)} of {in_words(memory_bytes)}"
     try:

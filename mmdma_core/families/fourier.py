@@ -20,4 +20,5 @@ for _formulation, _other, _memory, _cost in (
         cost_model=costs.composed(_cost, costs.fourier),
         accepts=("dense", _other),
         formulation=_formulation,
+        several_ranks=_formulation == "primal",
     )(compose(_formulation, fourier_mmd))

@@ -19,4 +19,5 @@ for _formulation, _other, _memory, _cost in (
         cost_model=costs.composed(_cost, costs.fused_pairs),
         accepts=("dense", _other),
         formulation=_formulation,
+        several_ranks=_formulation == "primal",
     )(compose(_formulation, exact_mmd))

@@ -8,10 +8,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from torch import distributed
 
 from mmdma_core.errors import MissingDependency, Unsupported
 from mmdma_core.models.costs import CostModel
@@ -19,6 +20,9 @@ from mmdma_core.models.memory import MemoryModel
 from mmdma_core.objective.inputs import Given, Kernel, View, as_device, as_views, is_sparse
 from mmdma_core.objective.settings import Settings
 from mmdma_core.training.run import Run
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Requirement = str | Callable[[torch.device], str | None]
 
@@ -47,7 +51,8 @@ class Variant:
         The module that registered it.
     memory_model : callable, optional
         (n, p, d) -> the most bytes that are allocated at one moment of `start` or of an epoch, the two views (n, p) in
-        float32 included, see mmdma_core.models.memory; None: not stated.
+        float32 included, see mmdma_core.models.memory; None: not stated. With `several_ranks` it takes a fourth, the
+        number of ranks, and gives what each of them needs.
     formulation : {'primal', 'dual'}
         Of its parameters: W (p, d) or alpha (n, d).
     cost_model : callable, optional
@@ -60,6 +65,8 @@ class Variant:
         Imports a required module, where a plain import would not do.
     install : str, optional
         What to type where a required module is absent; None: pip install and its name.
+    several_ranks : bool
+        Whether its `start` takes a group of torch.distributed as well, whose ranks share the rows of both views.
     """
 
     name: str
@@ -76,6 +83,30 @@ class Variant:
     accepts: tuple[Literal["dense", "sparse", "kernel"], ...] = ("dense",)
     importer: Callable[[str], object] = importlib.import_module
     install: str | None = None
+    several_ranks: bool = False
+
+    def needs_bytes(self, n: int, p: int, d: int, ranks: int = 1) -> int | None:
+        """What the memory model says.
+
+        Parameters
+        ----------
+        n : int
+            Cells of each view, over all ranks.
+        p : int
+            Features of each view.
+        d : int
+            Components.
+        ranks : int
+            Processes that share the cells.
+
+        Returns
+        -------
+        int or None
+            Bytes that each process needs; None without a model.
+        """
+        if self.memory_model is None:
+            return None
+        return self.memory_model(n, p, d) if ranks == 1 else self.memory_model(n, p, d, ranks)
 
     def taken(self, settings: Settings) -> Settings:
         """The settings as this variant follows them: with its own MMD2, if it has only one.
@@ -228,6 +259,7 @@ def start(
     device: str | torch.device = "cpu",
     seed: int = 0,
     parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Run:
     """Prepare a run of the variant on two views, rows are cells; nothing is trained yet.
 
@@ -250,11 +282,14 @@ def start(
         Decides the starting values alone, the same on CPU and CUDA.
     parameters : sequence of torch.Tensor or numpy.ndarray, optional
         Starting values in place of those that the seed draws.
+    group : torch.distributed.ProcessGroup, optional
+        Its ranks share one run: each calls `start` with rows of its own, rank 0 with the first ones, and all else the
+        same, then does all that the others do. None: this process has all rows.
 
     Returns
     -------
     Run
-        The run, before its first epoch.
+        The run, before its first epoch. Its embeddings are those of the rows given here.
 
     Raises
     ------
@@ -283,6 +318,7 @@ def start(
     """
     chosen = variant(name)
     settings = chosen.taken(settings or Settings())
+    check_ranks(chosen, group)
     device = as_device(device)
     missing = chosen.missing(device)
     if missing:
@@ -295,7 +331,20 @@ def start(
                 "its penalty cannot vanish",
                 stacklevel=2,
             )
-    return chosen.start(x, y, settings, device, seed, parameters)
+    if _size(group) == 1:
+        return chosen.start(x, y, settings, device, seed, parameters)
+    return chosen.start(x, y, settings, device, seed, parameters, group)
+
+
+def check_ranks(chosen: Variant, group: ProcessGroup | None) -> None:
+    """Raises Unsupported for a variant that cannot share its run among the ranks of the group."""
+    if _size(group) > 1 and not chosen.several_ranks:
+        able = [name for name, other in _VARIANTS.items() if other.several_ranks]
+        raise Unsupported(f"variant {chosen.name!r} runs in one process; take {' or '.join(able)} for {_size(group)}")
+
+
+def _size(group: ProcessGroup | None) -> int:
+    return 1 if group is None else distributed.get_world_size(group)
 
 
 def _accepted(chosen: Variant, name: str, view: View) -> View:

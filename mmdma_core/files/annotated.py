@@ -46,8 +46,13 @@ class Chosen(NamedTuple):
     features: tuple[str, ...] | None
 
 
-def read_annotated(path: Path, kind: str, keys: Keys) -> tuple[Chosen, tuple[str, ...], Any]:
-    """What the keys name in such a file, the names of the cells, and the whole object. Raises ValueError."""
+def read_annotated(
+    path: Path, kind: str, keys: Keys, share: tuple[int, int] = (0, 1)
+) -> tuple[Chosen, tuple[str, ...], Any]:
+    """What the keys name in such a file, the names of the cells, and the whole object. Raises ValueError.
+
+    share  (k, m): of a .h5ad file the rows of the k-th of m shares alone; its object leaves X in the file then
+    """
     name = ANNOTATED[kind][0]
     what = f"a {kind} {'folder' if kind == '.zarr' else 'file'}"
     module = package(name, path)
@@ -67,10 +72,14 @@ def read_annotated(path: Path, kind: str, keys: Keys) -> tuple[Chosen, tuple[str
         stack.enter_context(reading(path, what, *DAMAGED, SystemError, IORegistryError))
         # of mudata, about its own next version
         stack.enter_context(warnings.catch_warnings(category=FutureWarning, action="ignore"))
-        source = getattr(module, read)(file)
-    data = source if keys.modality is None else source.mod[keys.modality]
+        apart = share[1] > 1 and kind == ".h5ad"
+        source = getattr(module, read)(file, **({"backed": "r"} if apart else {}))
+        data = source if keys.modality is None else source.mod[keys.modality]
+        if apart:
+            (k, m), n = share, data.n_obs
+            data = data[n * k // m : n * (k + 1) // m].to_memory()
     where = f"{path}, modality {keys.modality!r}" if keys.modality is not None else str(path)
-    return chosen(where, data, keys), names(data.obs_names), source
+    return chosen(where, data, keys), names((source if apart else data).obs_names), source
 
 
 @contextmanager

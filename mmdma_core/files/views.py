@@ -47,6 +47,10 @@ class View:
         The file.
     modality : str or None
         The modality of a MuData object, else None.
+    n : int or None
+        Cells of the file, where the matrix has a share of them; names and source are those of all.
+    first : int
+        Which cell of the file is the matrix's first.
     """
 
     matrix: np.ndarray | scipy.sparse.csr_array
@@ -55,6 +59,8 @@ class View:
     source: Any
     path: Path
     modality: str | None = None
+    n: int | None = None
+    first: int = 0
 
     @property
     def annotated(self) -> Any:
@@ -76,6 +82,7 @@ def read_view(
     feature_type: str | None = None,
     transpose: bool = False,
     least: int = 2,
+    share: tuple[int, int] = (0, 1),
 ) -> View:
     """Read and check the view in a file; no file brings code that is run.
 
@@ -112,6 +119,8 @@ def read_view(
         The file has features in rows; only for bare matrices.
     least : int
         Cells that it must have at least.
+    share : tuple of int
+        (k, m): of m shares of the cells the k-th, counted from 0. Of .npy and of X in .h5ad no others are read.
 
     Returns
     -------
@@ -139,15 +148,32 @@ def read_view(
     if layer is not None and obsm is not None:
         raise ValueError(f"{path}: give layer or obsm, not both, got {layer!r} and {obsm!r}")
     if kind in ANNOTATED:
-        (where, matrix, features), cells, source = read_annotated(path, kind, keys)
-        return _checked(where, View(matrix, cells, features, source, path, modality), least)
+        (where, matrix, features), cells, source = read_annotated(path, kind, keys, share)
+        return _checked(where, _shared(View(matrix, cells, features, source, path, modality), share), least)
     with reading(
         path, f"a {kind} file", EOFError, zlib.error, gzip.BadGzipFile
     ):  # an end that is cut off, and the like
         matrix, rows, columns = _table(path, kind, feature_type)
     if transpose:
         matrix, rows, columns = matrix.T, columns, rows
-    return _checked(str(path), View(matrix, rows, columns, None, path), least)
+    return _checked(str(path), _shared(View(matrix, rows, columns, None, path), share), least)
+
+
+def of_share(n: int, share: tuple[int, int]) -> slice:
+    """The rows of share (k, m) of n: as many as of any other, or one more."""
+    k, m = share
+    return slice(n * k // m, n * (k + 1) // m)
+
+
+def _shared(view: View, share: tuple[int, int]) -> View:
+    """The view with the rows of the share, unless its reader has taken no others."""
+    if share[1] == 1:
+        return view
+    found = view.matrix.shape[0]
+    n = found if view.cells is None else len(view.cells)
+    rows = of_share(n, share)
+    matrix = view.matrix.tocsr() if scipy.sparse.issparse(view.matrix) else view.matrix
+    return replace(view, matrix=matrix[rows] if found == n else matrix, n=n, first=rows.start)
 
 
 def _kind(path: Path) -> str:
@@ -203,7 +229,7 @@ def _check_finite(where: str, matrix: np.ndarray | scipy.sparse.csr_array, view:
         row, column = entries.row[first], entries.col[first]
     else:
         row, column = np.argwhere(~np.isfinite(matrix))[0]
-    at = place(view.cells, row, view.features, column)
+    at = place(view.cells, view.first + row, view.features, column)
     raise ValueError(f"{where} must be finite in {matrix.dtype}, {at} holds {matrix[row, column]}")
 
 

@@ -33,7 +33,7 @@ class Batches:
         self, views: tuple[BatchView, BatchView], sizes: list[int], sampled: MMD, whole: MMD, n_updates: int
     ) -> None:
         self._views, self._sizes, self._n_updates = views, sizes, n_updates
-        self._of_all = [len(view.d_e) for view in views]
+        self._of_all = [view.held.n for view in views]
         self._of_batch, self._whole = sampled, whole
 
     def take(self, seed: int, update: int) -> MMD:

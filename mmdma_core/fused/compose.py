@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,14 +18,20 @@ from mmdma_core.objective.formulations import Dual
 from mmdma_core.objective.inputs import Kernel, View, is_sparse
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.sparse import SparsePrimal
+from mmdma_core.ranks import Rows, shared
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Held = tuple[Rows, Rows]  # the rows of x and of y that are here
 
 LARGEST_D = 64
 _LEAST_CAPABILITY = (8, 0)
 EXACT_UP_TO = 20_000  # cells of the larger view up to which the loss of an estimate is exact
 
 
-def compose(formulation: str, mmd: Callable[[int, int, Settings, torch.device], MMD]) -> Callable[..., FusedRun]:
-    """The `start` function of a variant; mmd(n_x, n_y, settings, device) makes its way to MMD2."""
+def compose(formulation: str, mmd: Callable[..., MMD]) -> Callable[..., FusedRun]:
+    """The `start` function of a variant; mmd(n_x, n_y, settings, device, held) makes its way to MMD2."""
 
     def start(
         x: View,
@@ -33,6 +40,7 @@ def compose(formulation: str, mmd: Callable[[int, int, Settings, torch.device], 
         device: torch.device,
         seed: int = 0,
         parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
+        group: ProcessGroup | None = None,
     ) -> FusedRun:
         if x.dtype != torch.float32:
             raise Unsupported("the fused variants compute in float32: give float32 views, or take 'primal' or 'dual'")
@@ -40,15 +48,16 @@ def compose(formulation: str, mmd: Callable[[int, int, Settings, torch.device], 
             raise Unsupported(f"the fused variants take n_components <= {LARGEST_D}, got {settings.n_components}")
         module = views_on(device)
 
-        def view(data: View) -> FusedView:
+        def view(data: View, held: Rows) -> FusedView:
             if isinstance(data, Kernel):
-                return FormulationView(Dual(data), len(data), settings, data)
+                return FormulationView(Dual(data), settings, data, held)
             if is_sparse(data):
-                return FormulationView(SparsePrimal(data), data.shape[0], settings, data)
-            return module.VIEWS[formulation](data, settings)
+                return FormulationView(SparsePrimal(data, held), settings, data, held)
+            return module.VIEWS[formulation](data, settings, held)
 
-        made = mmd(x.shape[0], y.shape[0], settings, device)
-        return module.RUN((view(x), view(y)), made, settings, x, seed, parameters)
+        held = tuple(shared(data.shape[0], group, device) for data in (x, y))
+        made = mmd(held[0].n, held[1].n, settings, device, held)
+        return module.RUN((view(x, held[0]), view(y, held[1])), made, settings, x, seed, parameters)
 
     return start
 
@@ -69,16 +78,18 @@ def views_on(device: torch.device) -> ModuleType:
     return views_cpu
 
 
-def exact_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device) -> MMD:
+def exact_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, held: Held | None = None) -> MMD:
     """The exact MMD2, one pass over the pairs of points."""
     sizes = n_x, n_y, settings.n_components, settings.sigma, settings.unbiased
     if on_gpu(device):
         from mmdma_core.fused.tiles import fastest  # imports Triton
 
+        if held and held[0].size > 1:
+            raise Unsupported("the exact MMD2 over several GPUs is not there yet: take 'primal-fourier'")
         return fastest(*sizes, device)
     from mmdma_core.fused.pairs_cpu import FusedMMD  # imports Numba
 
-    return FusedMMD(*sizes)
+    return FusedMMD(*sizes, held)
 
 
 def missing_for_exact(device: torch.device) -> str | None:
@@ -95,22 +106,23 @@ def missing_for_exact(device: torch.device) -> str | None:
     return None
 
 
-def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device) -> MMD:
+def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, held: Held | None = None) -> MMD:
     """MMD2 from Fourier features; with the exact one for the loss, if it runs here and the problem is small enough."""
     exact = None
-    if max(n_x, n_y) <= EXACT_UP_TO and _runs(device):
-        exact = exact_mmd(n_x, n_y, settings, device)
-    return _fourier(n_x, n_y, settings, device, exact)
+    several = held is not None and held[0].size > 1
+    if max(n_x, n_y) <= EXACT_UP_TO and _runs(device) and not (several and on_gpu(device)):
+        exact = exact_mmd(n_x, n_y, settings, device, held)
+    return _fourier(n_x, n_y, settings, device, exact, held and held[0])
 
 
-def _fourier(n_x: int, n_y: int, settings: Settings, device: torch.device, exact: MMD | None) -> MMD:
+def _fourier(n_x: int, n_y: int, settings: Settings, device: torch.device, exact: MMD | None, held: Rows | None) -> MMD:
     if on_gpu(device):
         from mmdma_core.fused.fourier_cuda import CudaFourierMMD
 
-        return CudaFourierMMD(n_x, n_y, settings, exact, device)
+        return CudaFourierMMD(n_x, n_y, settings, exact, device, held)
     from mmdma_core.fused.fourier_cpu import CpuFourierMMD  # imports Numba
 
-    return CpuFourierMMD(n_x, n_y, settings, exact)
+    return CpuFourierMMD(n_x, n_y, settings, exact, held)
 
 
 def takes_batches(run: FusedRun) -> bool:
@@ -123,7 +135,7 @@ def in_batches(run: FusedRun, size: int, n_updates: int) -> None:
     """Let each update take `size` cells of each view, see mmdma_core.fused.batches."""
     sizes = [min(size, n) for n in run.sizes]
     unbiased = replace(run.settings, unbiased=True)  # a biased MMD2 would depend on the size of the sample
-    sampled = _fourier(*sizes, unbiased, run.parameters[0].device, None)
+    sampled = _fourier(*sizes, unbiased, run.parameters[0].device, None, run.held)
     run.batches = Batches(run.views, sizes, sampled, run.mmd, n_updates)
 
 

@@ -25,6 +25,7 @@ import torch
 
 from mmdma_core.fused.parts import MMD, Term
 from mmdma_core.objective.settings import Settings
+from mmdma_core.ranks import Rows
 
 Means = np.ndarray | torch.Tensor
 
@@ -95,13 +96,16 @@ class FourierMMD(MMD):
     What `loss` reports is exact where `exact` is given. Otherwise it comes from N_FIXED frequencies, the same in every
     run and at every time, so that starts can be compared by it.
 
-    exact  the exact MMD2, where there is one and the problem is small enough
+    n_x, n_y  points of the clouds, over all ranks
+    exact     the exact MMD2, where there is one and the problem is small enough
+    held      the rows that are here of either view: sums of cosines and sines run over its ranks
     """
 
     linear_in_n = True
 
-    def __init__(self, n_x: int, n_y: int, settings: Settings, exact: MMD | None) -> None:
+    def __init__(self, n_x: int, n_y: int, settings: Settings, exact: MMD | None, held: Rows | None = None) -> None:
         self._sizes, self._unbiased, self._exact = (n_x, n_y), settings.unbiased, exact
+        self._sum = (held or Rows(n_x)).sum
         d, sigma = settings.n_components, settings.sigma
         self.fresh = Frequencies(d, settings.n_frequencies, sigma)
         self.fixed = None if exact else Frequencies(d, N_FIXED, sigma)
@@ -116,6 +120,11 @@ class FourierMMD(MMD):
 
     def estimate(self, e_x: torch.Tensor, e_y: torch.Tensor) -> Term:
         """MMD2 at the fixed frequencies. Raises ValueError if sigma is too small for the points."""
+
+    def _mean_of_means(self, sums: Means) -> Means:
+        """The point (d,) between the means of both clouds, from the sums (2, d) of their points."""
+        n_x, n_y = self._sizes
+        return (sums[0] / n_x + sums[1] / n_y) / 2
 
     def mmd(self, x: Means, y: Means) -> Term:
         """MMD2 from the means of cosines and sines, (2, D) each."""

@@ -23,6 +23,7 @@ from mmdma_core.fused.pairs_cpu import threads
 from mmdma_core.fused.parts import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
 from mmdma_core.objective.settings import Settings
+from mmdma_core.ranks import Rows
 
 ROWS = 4
 PANEL = 256  # frequencies at a time
@@ -250,11 +251,11 @@ class _Passes:
         wide = self._frequencies.check(math.sqrt(square)) > _MANY
         self._buffers = self._of_type[np.float64 if wide else np.float32]
 
-    def means(self, e: np.ndarray) -> np.ndarray:
-        """The means of cosines and sines, (2, D) in float64."""
+    def sums(self, e: np.ndarray) -> np.ndarray:
+        """The sums of cosines and sines, (2, D) in float64."""
         self._begin[:] = 0
         _sum_cosines_and_sines(*self._of(e), self._partial, self._totals)
-        return self._totals.sum(0).reshape(2, -1)[:, : self._count] / len(e)
+        return self._totals.sum(0).reshape(2, -1)[:, : self._count]
 
     def gradient(self, e: np.ndarray, c: np.ndarray, s: np.ndarray, scale: float, out: np.ndarray) -> None:
         """out (n, d) = scale x the sum over frequencies w of w (s cos(w . e) - c sin(w . e))."""
@@ -269,8 +270,8 @@ class _Passes:
 class CpuFourierMMD(FourierMMD):
     """MMD2 from D frequencies, for embeddings on the CPU; see FourierMMD."""
 
-    def __init__(self, n_x: int, n_y: int, settings: Settings, exact: MMD | None) -> None:
-        super().__init__(n_x, n_y, settings, exact)
+    def __init__(self, n_x: int, n_y: int, settings: Settings, exact: MMD | None, held: Rows | None = None) -> None:
+        super().__init__(n_x, n_y, settings, exact, held)
         self._passes = _Passes(self.fresh)
         self._passes_of_loss = None if self.fixed is None else _Passes(self.fixed)
 
@@ -286,7 +287,12 @@ class CpuFourierMMD(FourierMMD):
         return float(self.mmd(*self._means(self._passes_of_loss, e_x, e_y)))
 
     def _means(self, passes: _Passes, e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        x, y = e_x.numpy(), e_y.numpy()
-        centre = (x.mean(0) + y.mean(0)) / 2  # by NumPy: PyTorch's threads would spin on while Numba's want to run
-        passes.look(x, y, centre)
-        return passes.means(x), passes.means(y)
+        clouds = e_x.numpy(), e_y.numpy()
+        # by NumPy: PyTorch's threads would spin on while Numba's want to run
+        sums = np.array([e.sum(0) for e in clouds], np.float64)
+        centre = self._mean_of_means(self._sum(sums)).astype(np.float32)
+        passes.look(*clouds, centre)
+        means = self._sum(np.array([passes.sums(e) for e in clouds]))
+        for of_cloud, n in zip(means, self._sizes, strict=True):
+            of_cloud /= n
+        return tuple(means)

@@ -15,6 +15,7 @@ import torch
 from mmdma_core.fused.fourier import FourierMMD, Frequencies
 from mmdma_core.fused.parts import MMD
 from mmdma_core.objective.settings import Settings
+from mmdma_core.ranks import Rows
 
 _BLOCK_ELEMENTS = 2**24  # phases that are held at a time
 
@@ -22,8 +23,16 @@ _BLOCK_ELEMENTS = 2**24  # phases that are held at a time
 class CudaFourierMMD(FourierMMD):
     """MMD2 from D frequencies, for embeddings on CUDA; see FourierMMD."""
 
-    def __init__(self, n_x: int, n_y: int, settings: Settings, exact: MMD | None, device: torch.device) -> None:
-        super().__init__(n_x, n_y, settings, exact)
+    def __init__(
+        self,
+        n_x: int,
+        n_y: int,
+        settings: Settings,
+        exact: MMD | None,
+        device: torch.device,
+        held: Rows | None = None,
+    ) -> None:
+        super().__init__(n_x, n_y, settings, exact, held)
         self._turns = _turns_on(device, self.fresh)
         self._fixed_turns = None if self.fixed is None else _turns_on(device, self.fixed)
 
@@ -36,8 +45,8 @@ class CudaFourierMMD(FourierMMD):
 
     def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, d_e_x: torch.Tensor, d_e_y: torch.Tensor) -> torch.Tensor:
         """MMD2 at the frequencies of this epoch; its gradient goes to d_e_x (n_x, d) and d_e_y (n_y, d)."""
-        points = _centred(e_x, e_y)
-        means = tuple(_means(e, self._turns) for e in points)
+        points = self._centred(e_x, e_y)
+        means = self._means(points, self._turns)
         for which, (e, out) in enumerate(zip(points, (d_e_x, d_e_y), strict=True)):
             (c, s), scale = self.pull(means, which)
             frequencies = (2 * math.pi * scale) * self._turns.float().T
@@ -47,18 +56,23 @@ class CudaFourierMMD(FourierMMD):
 
     def estimate(self, e_x: torch.Tensor, e_y: torch.Tensor) -> torch.Tensor:
         """MMD2 at the fixed frequencies. Raises ValueError if sigma is too small for the points."""
-        points = _centred(e_x, e_y)
-        self.fixed.check(max(float(e.norm(dim=1).max()) for e in points))
-        return self.mmd(*(_means(e, self._fixed_turns) for e in points))
+        points = self._centred(e_x, e_y)
+        self.fixed.check(max(float(e.norm(dim=1).amax()) for e in points if len(e)))
+        return self.mmd(*self._means(points, self._fixed_turns))
+
+    def _centred(self, *clouds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sums = self._sum(torch.stack([e.sum(0, dtype=torch.float64) for e in clouds]))
+        centre = self._mean_of_means(sums).float()
+        return tuple(e - centre for e in clouds)
+
+    def _means(self, clouds: tuple[torch.Tensor, torch.Tensor], turns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The means of cosines and sines of both clouds, (2, D) each in float64."""
+        sums = self._sum(torch.stack([_sums(e, turns) for e in clouds]))
+        return tuple(of_cloud / n for of_cloud, n in zip(sums, self._sizes, strict=True))
 
 
 def _turns_on(device: torch.device, frequencies: Frequencies) -> torch.Tensor:
     return torch.from_numpy(frequencies.turns).to(device, torch.float64, copy=True)
-
-
-def _centred(e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    centre = (e_x.mean(0) + e_y.mean(0)) / 2
-    return e_x - centre, e_y - centre
 
 
 def _angles(e: torch.Tensor, turns: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -69,10 +83,10 @@ def _angles(e: torch.Tensor, turns: torch.Tensor) -> Iterator[tuple[slice, torch
         yield slice(low, low + step), (phases - phases.round()).float() * (2 * math.pi)
 
 
-def _means(e: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """The means of cosines and sines, (2, D) in float64."""
+def _sums(e: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """The sums of cosines and sines, (2, D) in float64."""
     sums = torch.zeros(2, turns.shape[1], dtype=torch.float64, device=e.device)
     for _, angles in _angles(e, turns):
         sums[0] += angles.cos().sum(0, dtype=torch.float64)
         sums[1] += angles.sin().sum(0, dtype=torch.float64)
-    return sums / len(e)
+    return sums

@@ -29,6 +29,7 @@ from mmdma_core.fused.pairs_tiles import ALL, BOX, LANES, LOWEST, PANEL, PULLS, 
 from mmdma_core.fused.run import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
 from mmdma_core.objective.terms import squared_mmd
+from mmdma_core.ranks import Rows
 
 _F = np.float32
 _ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)
@@ -127,9 +128,15 @@ class FusedMMD(MMD):
     """MMD2 and its gradient for embeddings (n_x, d) and (n_y, d), float32 on the CPU; all memory is taken here.
 
     O(threads (n_x + n_y) d) bytes. The threads are those of PyTorch.
+
+    held  the rows of each view that are here: then a rank takes its share of the pairs of panels of all points, which
+          it gathers, and the gradients of its own points are added up over the ranks
     """
 
-    def __init__(self, n_x: int, n_y: int, d: int, sigma: float, unbiased: bool) -> None:
+    def __init__(
+        self, n_x: int, n_y: int, d: int, sigma: float, unbiased: bool, held: tuple[Rows, Rows] | None = None
+    ) -> None:
+        self._held = held or (Rows(n_x), Rows(n_y))
         self.n_x, self.n_y, self.sigma, self.unbiased = n_x, n_y, sigma, unbiased
         self._scale = _F(-0.5 * np.log2(np.e) / sigma)
         many = threads()
@@ -139,7 +146,8 @@ class FusedMMD(MMD):
         self._counts = np.full(panels, PANEL)
         self._counts[panels_x - 1] = n_x - (panels_x - 1) * PANEL
         self._counts[-1] = n_y - (panels_y - 1) * PANEL
-        self._pairs = np.array([(i, j) for i in range(panels) for j in range(i, panels)])
+        pairs = [(i, j) for i in range(panels) for j in range(i, panels)][self._held[0].rank :: self._held[0].size]
+        self._pairs = np.array(pairs, np.int64).reshape(-1, 2)
         of_x = self._pairs < panels_x
         self._across = (of_x[:, 0] & ~of_x[:, 1]).astype(np.int64)
         self._rows, self._columns = aligned_zeros((panels, PANEL, d + 1)), aligned_zeros((panels, d + 1, PANEL))
@@ -152,6 +160,9 @@ class FusedMMD(MMD):
     def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, out_x: torch.Tensor, out_y: torch.Tensor) -> float:
         """MMD2; its gradient goes to out_x (n_x, d) and out_y (n_y, d)."""
         numba.set_num_threads(len(self._pulls))
+        outs = out_x, out_y
+        e_x, e_y = (held.gather(e) for held, e in zip(self._held, (e_x, e_y), strict=True))
+        out_x, out_y = (held.room(out) for held, out in zip(self._held, outs, strict=True))
         centre = ((e_x.mean(0) + e_y.mean(0)) / 2).numpy()
         # Of clouds of one size twice the mean square of the points is the mean square of their distances.
         mean, most = _squares(e_x.numpy(), e_y.numpy(), centre)
@@ -164,10 +175,12 @@ class FusedMMD(MMD):
         means = (sums[0] / n_x + diagonal) / n_x, (sums[1] / n_y + diagonal) / n_y, sums[2] / (n_x * n_y)
         if lowest == _FAR and min(means) < 2.0 ** (_FAR / 2):
             sums = self._sum_pairs(LOWEST, out_x, out_y)
-        mmd = squared_mmd(*torch.tensor(sums, dtype=torch.float64), n_x, n_y, self.unbiased).item()
+        mmd = squared_mmd(*torch.from_numpy(sums), n_x, n_y, self.unbiased).item()
         if not self.unbiased and mmd == 0:  # clipped: no gradient
             out_x.zero_()
             out_y.zero_()
+        for held, part, out in zip(self._held, (out_x, out_y), outs, strict=True):
+            held.give(part, out)
         return mmd
 
     def _arrange(self, e_x: torch.Tensor, e_y: torch.Tensor, centre: np.ndarray, lowest: np.float32) -> None:
@@ -181,8 +194,11 @@ class FusedMMD(MMD):
         for e, order, first in zip((e_x, e_y), self._orders, (0, self._first_y), strict=True):
             _pack(e.numpy(), order, centre, self._unit, first, self._rows, self._columns, self._boxes)
 
-    def _sum_pairs(self, lowest: np.float32, out_x: torch.Tensor, out_y: torch.Tensor) -> tuple[float, float, float]:
-        """The sums of k within x, within y and across, from pairs whose exponent may be `lowest` or more."""
+    def _sum_pairs(self, lowest: np.float32, out_x: torch.Tensor, out_y: torch.Tensor) -> np.ndarray:
+        """The sums of k within x, within y and across, from pairs whose exponent may be `lowest` or more.
+
+        Sums over all pairs; out_x (n_x, d) and out_y (n_y, d) become this rank's part of the gradients.
+        """
         all_pairs(
             self._pairs,
             self._across,
@@ -200,4 +216,4 @@ class FusedMMD(MMD):
         (order_x, order_y), columns = self._orders, self._columns
         sum_xx, sum_xy = _unpack(self._pulls, order_x, 0, columns, self._unit, within_x, across, out_x.numpy())
         sum_yy, _ = _unpack(self._pulls, order_y, self._first_y, columns, self._unit, within_y, across, out_y.numpy())
-        return sum_xx, sum_yy, sum_xy
+        return self._held[0].sum(np.array([sum_xx, sum_yy, sum_xy]))

@@ -7,11 +7,15 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from mmdma_core.ranks import Rows
+
 Term = float | torch.Tensor
 
 
 class MMD(Protocol):
     """MMD2 of two clouds and its gradient. What is exact is the call alone; an estimate has more to say.
+
+    Of the clouds it is given the points that are here, and it writes their gradients.
 
     linear_in_n   whether it takes a time that is linear in n, so that a sample of the cells saves some
     sorted_every  epochs after which `sort` puts the points in order anew; 0: it knows no order
@@ -42,11 +46,13 @@ class FusedView(Protocol):
     """One view: embedding, penalty, distortion and their gradient, for parameters theta (rows, d), all float32.
 
     rows      rows of the parameters: p in the primal, n in the dual
+    held      the rows of the view that are here, n of them
     e, d_e    (n, d), the embedding and the gradient of the loss with respect to it
     gradient  (rows, d), that of the loss with respect to theta
     """
 
     rows: int
+    held: Rows
     e: torch.Tensor
     d_e: torch.Tensor
     gradient: torch.Tensor
@@ -65,4 +71,7 @@ class BatchView(FusedView, Protocol):
     """A FusedView that can embed a part of its cells."""
 
     def take(self, rows: np.ndarray | None) -> None:
-        """Embed these cells alone from now on, None: all; the distortion remains that of all."""
+        """Embed these cells alone from now on, None: all; the distortion remains that of all.
+
+        They are counted over all ranks; those that are here are taken.
+        """

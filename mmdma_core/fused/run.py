@@ -29,16 +29,17 @@ from mmdma_core.fused.parts import MMD, FusedView, Term
 from mmdma_core.objective.formulations import Formulation
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms, total_loss
+from mmdma_core.ranks import Rows
 from mmdma_core.training.run import AdamRun, Pair
 
 
 class FormulationView:
     """A FusedView of any formulation, its own terms differentiated by PyTorch: for sparse views and for kernels."""
 
-    def __init__(self, formulation: Formulation, n: int, settings: Settings, like: torch.Tensor) -> None:
-        self._formulation, self._settings = formulation, settings
+    def __init__(self, formulation: Formulation, settings: Settings, like: torch.Tensor, held: Rows) -> None:
+        self._formulation, self._settings, self.held = formulation, settings, held
         self.rows = formulation.rows
-        self.d_e = torch.empty(n, settings.n_components, dtype=like.dtype, device=like.device)
+        self.d_e = torch.empty(held.own, settings.n_components, dtype=like.dtype, device=like.device)
 
     def forward(self, theta: torch.Tensor) -> None:
         self._theta = theta.detach().requires_grad_()
@@ -48,8 +49,9 @@ class FormulationView:
     def backward(self) -> tuple[torch.Tensor, torch.Tensor]:
         penalty = self._formulation.penalty(self._theta, self._e)
         distortion = self._formulation.distortion(self._theta, self._e)
-        weighted = self._settings.lambda1 * penalty + self._settings.lambda2 * distortion
-        self.gradient = torch.autograd.grad(weighted + (self._e * self.d_e).sum(), self._theta)[0]
+        weighted = self.held.share * self._settings.lambda1 * penalty + self._settings.lambda2 * distortion
+        gradient = torch.autograd.grad(weighted + (self._e * self.d_e).sum(), self._theta)[0]
+        self.gradient = self.held.sum(gradient.double()).to(gradient.dtype)
         return penalty.detach(), distortion.detach()
 
 
@@ -71,7 +73,8 @@ class FusedRun(AdamRun):
     ) -> None:
         super().__init__([view.rows for view in views], settings, like, seed, parameters)
         self.views, self.mmd = views, mmd
-        self.sizes = [len(view.d_e) for view in views]  # n_x, n_y
+        self.held = views[0].held
+        self.sizes = [view.held.n for view in views]  # n_x, n_y, over all ranks
         self._seed = torch.tensor(seed)
         self.batches: Batches | None = None  # of the cells that an update takes; None: all
         self.takes_up_loss = False
@@ -88,7 +91,7 @@ class FusedRun(AdamRun):
 
     def loss(self) -> LossTerms:
         self._take_all()
-        terms = [float(term) for term in self._evaluate(self.mmd.of_loss)]
+        terms = self.held.of_first([float(term) for term in self._evaluate(self.mmd.of_loss)])
         if self.mmd.is_exact():
             self._gradient_of = self._moment()
         return LossTerms(total_loss(self.settings, *terms), *terms)
@@ -101,6 +104,7 @@ class FusedRun(AdamRun):
         return tuple(view.gradient.clone() for view in self.views)
 
     def embeddings(self) -> Pair:
+        """Those of the cells that are here."""
         self._take_all()
         self._forward()
         return tuple(view.e.clone() for view in self.views)

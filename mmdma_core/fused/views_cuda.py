@@ -20,10 +20,12 @@ from functools import partial
 import numpy as np
 import torch
 
+from mmdma_core.errors import Unsupported
 from mmdma_core.fused.parts import MMD, FusedView, Term
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.objective import terms
 from mmdma_core.objective.settings import Settings
+from mmdma_core.ranks import Rows
 
 _BLOCK_ELEMENTS = 2**24  # of X that are taken at a time; before the first epoch, converted to float64
 _COLUMNS = 512  # of X whose products are summed in float32
@@ -35,18 +37,22 @@ CAPTURED_POINTS = 60_000  # up to so many cells of both views, an epoch is captu
 class CudaView:
     """One view in the primal, see mmdma_core.fused.parts.FusedView."""
 
-    def __init__(self, x: torch.Tensor, settings: Settings) -> None:
+    def __init__(self, x: torch.Tensor, settings: Settings, held: Rows | None = None) -> None:
         self.x, self.settings, self._all = x, settings, x
-        self.n, self.p = x.shape
+        self.held = held or Rows(len(x))
+        self.n, self.p = self.held.n, x.shape[1]
         self.rows = self.p
-        self.d_e = x.new_empty(self.n, settings.n_components)
+        self.d_e = x.new_empty(len(x), settings.n_components)
         self._through_gram = self.p < self.n
         if self._through_gram:
             self._gram = x.new_zeros(self.p, self.p, dtype=torch.float64)
             for _, block in self._blocks():
                 self._gram.addmm_(block.T, block)
+            self.held.sum(self._gram)
             self._constant = self._gram.square().sum()
         else:
+            if self.held.size > 1:
+                raise Unsupported("several GPUs share views with fewer features than cells alone")
             self._split = _Split(x, settings.n_components, self._blocks())
             self._constant = self._squared_kernel_norm()
 
@@ -55,7 +61,7 @@ class CudaView:
         if rows is None:
             self.x = self._all
         else:
-            taken = torch.from_numpy(rows)
+            taken = torch.from_numpy(self.held.taken(rows))
             # From pageable memory the copy would wait for the device.
             taken = taken.pin_memory() if self._all.is_cuda else taken
             self.x = self._all[taken.to(self._all.device, non_blocking=True)]
@@ -89,12 +95,13 @@ class CudaView:
             gradient += self._gram @ pull
         else:
             self.d_e.addmm_(self.x, pull.float())
-        self.gradient = self._transposed_product(self.d_e).add_(gradient).float()
+        gradient = self._transposed_product(self.d_e).add_(gradient, alpha=self.held.share)
+        self.gradient = self.held.sum(gradient).float()
         return penalty, distortion
 
     def _product(self, w: torch.Tensor) -> torch.Tensor:
         """X W (n, d), in float64 beyond blocks."""
-        total = w.new_zeros(self.n, w.shape[1], dtype=torch.float64)
+        total = w.new_zeros(len(self.x), w.shape[1], dtype=torch.float64)
         for x, block in zip(self.x.split(_COLUMNS, dim=1), w.split(_COLUMNS), strict=True):
             total += x @ block
         return total
@@ -112,7 +119,7 @@ class CudaView:
 
     def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Blocks of rows of X in float64, with where they stand."""
-        for low in range(0, self.n, self._block_rows):
+        for low in range(0, len(self.x), self._block_rows):
             rows = slice(low, low + self._block_rows)
             yield rows, self.x[rows].double()
 
@@ -165,8 +172,8 @@ def _leading_directions(x: torch.Tensor, k: int) -> torch.Tensor:
 class CudaDualView(CudaView):
     """The same view with parameters alpha (n, d): W = X^T alpha."""
 
-    def __init__(self, x: torch.Tensor, settings: Settings) -> None:
-        super().__init__(x, settings)
+    def __init__(self, x: torch.Tensor, settings: Settings, held: Rows | None = None) -> None:
+        super().__init__(x, settings, held)
         self.rows = self.n
 
     def forward(self, alpha: torch.Tensor) -> None:
@@ -191,7 +198,7 @@ class CudaRun(FusedRun):
         parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
     ) -> None:
         super().__init__(views, mmd, settings, like, seed, parameters)
-        small = sum(len(view.d_e) for view in views) <= CAPTURED_POINTS
+        small = sum(self.sizes) <= CAPTURED_POINTS and self.held.size == 1  # a graph waits for no other process
         # PyTorch may wait for the device in what it differentiates, which a graph does not allow.
         self._captures = small and like.device.type == "cuda" and all(isinstance(view, CudaView) for view in views)
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -7,18 +7,23 @@ import dataclasses
 import json
 import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse
+import torch
 
 from mmdma_core.files import io
 from mmdma_core.files.atomic import atomically
+from mmdma_core.files.views import of_share
 from mmdma_core.matching import metrics, model_file, pictures
 from mmdma_core.matching.estimator import MMDMA
+from mmdma_core.matching.joined import joined
 from mmdma_core.matching.outputs import Outputs
+from mmdma_core.ranks import in_world
 from mmdma_core.simulation.simulate import simulate as simulate_views
 
 _LOG = logging.getLogger("mmdma_core")
@@ -36,29 +41,56 @@ class Truth:
 
 
 def fit(options: argparse.Namespace) -> int:
-    """Embeddings, model, loss history, metrics and two pictures, into a folder."""
-    _make_folder(options.out, options.overwrite)
-    if options.simulate:
-        if options.x or options.y:
-            raise ValueError("--simulate makes both views: give it, or --x and --y")
-        if options.match or options.labels or options.x_labels or options.y_labels or options.same_cells:
-            raise ValueError("--simulate knows the match, and there are no labels: leave --match and --labels out")
-        x, y, match = simulate_views(options.simulate, options.n, options.p, p_y=options.p_y)
-        views = [_view_without_names(view.numpy(), f"simulated-{name}.npy") for name, view in (("x", x), ("y", y))]
-        truth = Truth(match, None, None)
+    """Embeddings, model, loss history, metrics and two pictures, into a folder; of several ranks the first writes."""
+    with joined(options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())) as share:
+        return _fit(options, share)
+
+
+def _fit(options: argparse.Namespace, share: tuple[int, int]) -> int:
+    """share: (rank, number of ranks)."""
+    first = share[0] == 0
+    if first:
+        _make_folder(options.out, options.overwrite)
     else:
-        views = _read_views(options)
-        truth = _read_truth(options, *views)
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+    views, truth = _given(options, share)
     parameters = {name: getattr(options, name) for name in MMDMA().get_params() if hasattr(options, name)}
-    parameters |= {"kernel": "precomputed" if options.kernel else "linear", "verbose": not options.quiet}
+    parameters |= {"kernel": "precomputed" if options.kernel else "linear", "verbose": not options.quiet and first}
     _embedding_paths(options.out, views)  # before the work, what it may refuse
     model = MMDMA(**parameters)
     begin = time.perf_counter()
     model.fit(*(view.matrix for view in views))
     seconds = time.perf_counter() - begin
     model.feature_names_x_, model.feature_names_y_ = (view.features for view in views)
-    _write_fit(options, model, views, truth, seconds)
+    for name in "xy":
+        embedding = torch.from_numpy(getattr(model, f"embedding_{name}_"))
+        setattr(model, f"embedding_{name}_", in_world(len(embedding)).to_first(embedding).numpy())
+    if first:
+        _write_fit(options, model, [_whole(view) for view in views], truth, seconds)
     return _INTERRUPTED if model.interrupted_ else 0
+
+
+def _given(options: argparse.Namespace, share: tuple[int, int]) -> tuple[list[io.View], Truth]:
+    """Both views, of several ranks the rows of this one, and what is known of them, which the first rank reads."""
+    if options.simulate:
+        if options.x or options.y:
+            raise ValueError("--simulate makes both views: give it, or --x and --y")
+        if options.match or options.labels or options.x_labels or options.y_labels or options.same_cells:
+            raise ValueError("--simulate knows the match, and there are no labels: leave --match and --labels out")
+        rows = of_share(options.n, share)
+        x, y, match = simulate_views(options.simulate, options.n, options.p, p_y=options.p_y, rows=rows)
+        names = [(f"simulated-{name}.npy", view.numpy()) for name, view in (("x", x), ("y", y))]
+        views = [io.View(view, None, None, None, Path(name), n=options.n, first=rows.start) for name, view in names]
+        return views, Truth(match, None, None)
+    views = _read_views(options, share)
+    truth = _read_truth(options, *map(_whole, views)) if share[0] == 0 else Truth(None, None, None)
+    return views, truth
+
+
+def _whole(view: io.View) -> io.View:
+    """The view of all cells of the file, without entries where the matrix has a share of them."""
+    return view if view.n is None else dataclasses.replace(view, matrix=np.empty((view.n, 0), np.float32))
 
 
 def transform(options: argparse.Namespace) -> int:
@@ -109,11 +141,11 @@ def _check_features(view: io.View, fitted: tuple[str, ...] | None) -> None:
             raise ValueError(f"{view.path}: feature {k} is {now!r}, the model was fitted with {then!r} there")
 
 
-def _read_views(options: argparse.Namespace) -> list[io.View]:
+def _read_views(options: argparse.Namespace, share: tuple[int, int] = (0, 1)) -> list[io.View]:
     if options.x is None:
         raise ValueError("give --x and --y, or --simulate")
     options.y = options.y or options.x
-    views = [io.read_view(getattr(options, name), **_keys(options, f"{name}_")) for name in "xy"]
+    views = [io.read_view(getattr(options, name), **_keys(options, f"{name}_"), share=share) for name in "xy"]
     same = options.x == options.y and _keys(options, "x_") == _keys(options, "y_")
     if same:
         raise ValueError(
@@ -282,10 +314,6 @@ def _write_text(text: str, path: Path) -> None:
 def _write_table(table: pd.DataFrame, path: Path) -> None:
     with atomically(path) as part:
         table.to_csv(part, index=False)
-
-
-def _view_without_names(matrix: np.ndarray, name: str) -> io.View:
-    return io.View(matrix, None, None, None, Path(name))
 
 
 def _make_folder(out: Path, overwrite: bool) -> None:

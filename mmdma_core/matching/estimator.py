@@ -19,13 +19,14 @@ from mmdma_core.families import registry
 from mmdma_core.fused.compose import in_batches
 from mmdma_core.matching import model_file
 from mmdma_core.matching.checking import check_parameters
-from mmdma_core.matching.preparing import Matrix, as_rows, centred, digest
+from mmdma_core.matching.preparing import Matrix, as_rows, centred, column_means, digest
 from mmdma_core.matching.starts import batch_size, choose_variant, draw_seeds, median_sigma, run_starts
 from mmdma_core.matching.taking import Pair, is_annotated, take, take_both
 from mmdma_core.matching.warned import at_the_caller
 from mmdma_core.objective.inputs import Kernel, as_device
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms
+from mmdma_core.ranks import world
 from mmdma_core.training.epochs import Callback, Checkpoint, History, Stopping, train
 from mmdma_core.training.run import AdamRun, Run
 
@@ -123,7 +124,8 @@ class MMDMA(BaseEstimator):
     Notes
     -----
     Ctrl-C ends `fit` and keeps the best parameters that were recorded (of another package's run the last).
-    With `variant="auto"` the logger `mmdma_core` says which was taken, and why.
+    With `variant="auto"` the logger `mmdma_core` says which was taken, and why. In a group of torch.distributed each
+    rank fits the rows it is given, of one problem: all arrays of n rows are of these.
 
     References
     ----------
@@ -341,19 +343,17 @@ class MMDMA(BaseEstimator):
         if self.l2_normalize:
             rows = normalize(rows)
         if fitting:
-            mean = np.asarray(rows.mean(axis=0)).reshape(-1) if self.center else None
-            setattr(self, f"mean_{name}_", mean)
+            setattr(self, f"mean_{name}_", column_means(rows) if self.center else None)
         mean = getattr(self, f"mean_{name}_")
         return rows if mean is None else centred(rows, name, mean)
 
     def _device(self) -> torch.device:
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        return as_device(name)
+        return as_device(self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
     def _start(self, views: list[Matrix], settings: Settings, seed: int) -> Run:
         given = [Kernel(view) for view in views] if self.kernel == "precomputed" else views
         with at_the_caller():
-            run = registry.start(self.variant_, *given, settings, self.device_, seed)
+            run = registry.start(self.variant_, *given, settings, self.device_, seed, group=world())
         size = batch_size(self.batch_size, run)
         if size is not None:
             in_batches(run, size, self.n_epochs)

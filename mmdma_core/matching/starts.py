@@ -23,6 +23,7 @@ from mmdma_core.families import advice, registry
 from mmdma_core.fused.compose import takes_batches
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.matching.preparing import Matrix
+from mmdma_core.ranks import in_world, world
 from mmdma_core.training.epochs import History
 from mmdma_core.training.run import AdamRun, Run
 
@@ -98,21 +99,25 @@ def _loss_of_kept_parameters(run: Run, history: History) -> float:
 def choose_variant(model: BaseEstimator, x: Matrix, y: Matrix) -> str:
     """The variant that an estimator with a device names, or the one that "auto" takes, which the log tells."""
     if model.variant != "auto":
-        return registry.variant(model.variant).name
-    n, p = (max(sizes) for sizes in zip(x.shape, y.shape, strict=True))
+        chosen = registry.variant(model.variant)
+        registry.check_ranks(chosen, world())
+        return chosen.name
+    held = [in_world(view.shape[0]) for view in (x, y)]
+    n, p = max(rows.n for rows in held), max(x.shape[1], y.shape[1])
     sparse = scipy.sparse.issparse(x) or scipy.sparse.issparse(y)
     form = "kernel" if model.kernel == "precomputed" else "sparse" if sparse else "dense"
     epochs = model.n_epochs * model.n_starts
-    choice = advice.choose_for_fit(n, p, model.n_components, epochs, model.device_, form=form)
+    choice = advice.choose_for_fit(n, p, model.n_components, epochs, model.device_, form=form, ranks=held[0].size)
     _LOG.info("variant: %s", choice)
-    return choice.variant
+    return held[0].of_first(choice.variant)
 
 
 def draw_seeds(first: int | np.random.RandomState | None, n_starts: int) -> list[int]:
     """A seed for each start, one after the other."""
     if not isinstance(first, (int, np.integer)):
         first = check_random_state(first).randint(2**31 - n_starts)
-    return [int(first) + k for k in range(n_starts)]
+    first = in_world(0).of_first(int(first))
+    return [first + k for k in range(n_starts)]
 
 
 def batch_size(asked: int | Literal["auto"] | None, run: Run) -> int | None:
@@ -132,11 +137,12 @@ def batch_size(asked: int | Literal["auto"] | None, run: Run) -> int | None:
 def median_sigma(e_x: np.ndarray, e_y: np.ndarray) -> float:
     """(8 x the median distance to the nearest neighbour)^2 of the points of both views together (Singh et al. 2020).
 
-    e_x (n_x, d), e_y (n_y, d). Raises ValueError if that is 0.
+    e_x (n_x, d), e_y (n_y, d), or those rows of them that are here. Raises ValueError if that is 0.
     """
-    points = np.concatenate([e_x, e_y])
+    clouds = (in_world(len(e)).gather(torch.from_numpy(e)).numpy() for e in (e_x, e_y))
+    points = np.concatenate([*clouds])
     distances = NearestNeighbors(n_neighbors=2).fit(points).kneighbors(points)[0][:, 1]
-    sigma = float((8 * np.median(distances)) ** 2)
+    sigma = in_world(0).of_first(float((8 * np.median(distances)) ** 2))
     if sigma <= 0:
         raise ValueError("sigma='median' is 0: at least half of the embedded points coincide; give a number")
     return sigma

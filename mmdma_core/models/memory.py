@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 
 MemoryModel = Callable[[int, int, int], int]  # (n, p, d) -> bytes
+RankMemoryModel = Callable[..., int]  # (n, p, d, ranks = 1) -> bytes of each of the ranks that share the rows
 SINGLE, DOUBLE = 4, 8  # bytes of a number
 
 
@@ -167,45 +168,53 @@ _COUNTED_PAIRS = 20_000  # cells up to which the Fourier variants' loss is exact
 _FIXED_FREQUENCIES = 4096  # and those of the loss beyond, mmdma_core.fused.fourier
 
 
-def fused_pairs(n: int, d: int) -> int:
-    """FusedMMD: the points in panels twice, their order, pulls in float64 of each thread, the pairs of panels."""
+def fused_pairs(n: int, d: int, ranks: int = 1) -> int:
+    """FusedMMD: the points in panels twice, their order, pulls in float64 of each thread, the pairs of panels.
+
+    Of several ranks each has this of all points, gathers both clouds, and adds up both gradients, one in float64.
+    """
     panels = 2 * -(-n // _PANEL)
     points = panels * _PANEL * (d + 1)
     unordered = panels * (panels + 1) // 2
     boxes = SINGLE * panels * d * 2 * _BOXES
     pulls = 2 * DOUBLE * torch.get_num_threads() * panels * _PULLS * (d + 1)
-    return boxes + 2 * SINGLE * points + 8 * 2 * n + pulls + _BYTES_PER_PAIR * unordered
+    shared = (2 * 2 * SINGLE + DOUBLE) * n * d if ranks > 1 else 0
+    return boxes + 2 * SINGLE * points + 8 * 2 * n + pulls + _BYTES_PER_PAIR * unordered + shared
 
 
-def fourier(n: int, d: int) -> int:
+def fourier(n: int, d: int, ranks: int = 1) -> int:
     """CpuFourierMMD: for few cells the exact one that gives the loss, else what the loss' frequencies take."""
     if n <= _COUNTED_PAIRS:
-        return fused_pairs(n, d)
+        return fused_pairs(n, d, ranks)
     return _FIXED_FREQUENCIES * ((2 * SINGLE + 2 * DOUBLE) * d + (SINGLE + DOUBLE) * 2 * torch.get_num_threads())
 
 
-def primal_fused(sums: Callable[[int, int], int]) -> MemoryModel:
-    """mmdma_core.fused.views_cpu.CpuView on as many threads as PyTorch has now; sums(n, d) bytes are MMD2's own."""
-    return lambda n, p, d: _fused(n, p, d, p, sums)
+def primal_fused(sums: Callable[[int, int, int], int]) -> RankMemoryModel:
+    """mmdma_core.fused.views_cpu.CpuView on as many threads as PyTorch has now; sums(n, d, ranks) are MMD2's own.
+
+    The model (n, p, d, ranks = 1) gives what one of `ranks` processes needs that share the n rows of both views.
+    """
+    return lambda n, p, d, ranks=1: _fused(n, p, d, p, sums, ranks)
 
 
-def dual_fused(sums: Callable[[int, int], int]) -> MemoryModel:
+def dual_fused(sums: Callable[[int, int, int], int]) -> MemoryModel:
     """mmdma_core.fused.views_cpu.CpuDualView: its parameters, and their gradient, have n rows."""
-    return lambda n, p, d: _fused(n, p, d, n, sums)
+    return lambda n, p, d: _fused(n, p, d, n, sums, 1)
 
 
-def _fused(n: int, p: int, d: int, rows: int, sums: Callable[[int, int], int]) -> int:
+def _fused(n: int, p: int, d: int, rows: int, sums: Callable[[int, int, int], int], ranks: int) -> int:
     """Peak of preparing the second view, or of what MMD2 holds once both are prepared.
 
-    rows of the parameters.
+    rows of the parameters. Of several ranks each holds its share of the views' rows; for p >= n it has those of one
+    other rank beside them while it prepares.
     """
-    threads = torch.get_num_threads()
+    threads, own = torch.get_num_threads(), -(-n // ranks)
     products = (SINGLE * (threads + 1) + DOUBLE * threads) * p * d  # TallSkinnyProducts of X
-    view = products + SINGLE * (2 * n + rows) * d + DOUBLE * 3 * p * d
+    view = products + SINGLE * (2 * own + rows) * d + DOUBLE * 3 * p * d
     if p < n:
         view += DOUBLE * (p * p + (2 * threads + 3) * p * d)  # G and its products, T and G T
-        forming = DOUBLE * (p * p + min(n, _GRAM_ROWS) * p)  # X^T X of a block of rows, and the block
+        forming = DOUBLE * (p * p + min(own, _GRAM_ROWS) * p)  # X^T X of a block of rows, and the block
     else:
-        forming = DOUBLE * 2 * min(n, _NORM_ROWS) * p
+        forming = DOUBLE * 2 * min(own, _NORM_ROWS) * p + (SINGLE * own * p if ranks > 1 else 0)
     adam = SINGLE * 2 * 3 * rows * d
-    return SINGLE * 2 * n * p + 2 * view + max(forming, sums(n, d) + adam)
+    return SINGLE * 2 * own * p + 2 * view + max(forming, sums(n, d, ranks) + adam)

@@ -7,10 +7,12 @@ formed once. The three cancel near the optimum, so that all is held and summed i
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 
 from mmdma_core.objective import terms
+from mmdma_core.ranks import Rows
 
 _BLOCK_ENTRIES = 2**24  # that a product of a block may have at most
 
@@ -38,12 +40,18 @@ class _Product(torch.autograd.Function):
 class SparsePrimal:
     """E = X W, with X (n, p) in CSR, see mmdma_core.objective.formulations.Primal; X and X^T are held, in float64."""
 
-    def __init__(self, x: torch.Tensor) -> None:
-        self.n, self.rows = x.shape
+    def __init__(self, x: torch.Tensor, held: Rows | None = None) -> None:
+        self._held = held or Rows(len(x))
+        self.n, self.rows = self._held.n, x.shape[1]
         self._x = x.double()
         self._x_t = self._x.t().to_sparse_csr()
-        factors = (self._x_t, self._x) if self.rows < self.n else (self._x, self._x_t)
-        self._constant = _squared_norm_of_product(*factors)
+        if self.rows < self.n:
+            self._constant = _squared_norm_of_product(self._x_t, self._x, self._held.sum_of_sparse)
+        else:
+            own = _squared_norm_of_product(self._x, self._x_t)
+            for other in self._held.others(self._x):
+                own += 2 * _squared_norm_of_product(self._x, other.t().to_sparse_csr())
+            self._constant = self._held.sum(own)
 
     def embed(self, theta: torch.Tensor) -> torch.Tensor:
         return _Product.apply(self._x, self._x_t, theta.double()).to(theta.dtype)
@@ -54,14 +62,20 @@ class SparsePrimal:
     def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         """In float64, from T and B."""
         e = e.double()
-        t = _Product.apply(self._x_t, self._x, e)
-        squared = self._constant - 2 * t.square().sum() + (e.T @ e).square().sum()
+        t = self._held.sum_of_graph(_Product.apply(self._x_t, self._x, e))
+        b = self._held.sum_of_graph(e.T @ e)
+        squared = self._constant - 2 * t.square().sum() + b.square().sum()
         norm = squared.clamp(min=torch.finfo(torch.float64).tiny).sqrt()
         return terms.distortion(norm, self.n, self.rows)
 
 
-def _squared_norm_of_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """|A B|^2 for sparse A (m, k) and B (k, m), from blocks of rows of A; no product has more than _BLOCK_ENTRIES."""
+def _squared_norm_of_product(
+    a: torch.Tensor, b: torch.Tensor, entries_of: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.values
+) -> torch.Tensor:
+    """|A B|^2 for sparse A (m, k) and B (k, l), from blocks of rows of A; no product has more than _BLOCK_ENTRIES.
+
+    entries_of  a block of the product to its entries, here or over all ranks
+    """
     begins, total = a.crow_indices(), a.values().new_zeros(())
     rows, k = a.shape
     step = max(1, _BLOCK_ENTRIES // b.shape[1])
@@ -71,5 +85,5 @@ def _squared_norm_of_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         block = csr(
             begins[low : high + 1] - begins[low], a.col_indices()[entries], a.values()[entries], (high - low, k)
         )
-        total += (block @ b).values().square().sum()
+        total += entries_of(block @ b).square().sum()
     return total

@@ -57,6 +57,7 @@ def simulate(
     noise: Literal["exact", "fast"] = "exact",
     device: str | torch.device = "cpu",
     block_rows: int | None = None,
+    rows: slice | None = None,
 ) -> Simulated:
     """Two noisy linear views of n cells on a manifold in the plane.
 
@@ -82,11 +83,14 @@ def simulate(
         Where the views are made.
     block_rows : int, optional
         Rows drawn at a time; nothing of size n x p is held in float64.
+    rows : slice, optional
+        Which rows of both views to make; all by default. 'exact' draws the others, too, and holds no more of them than
+        a block.
 
     Returns
     -------
     Simulated
-        The two views and their match.
+        The two views, or these rows of them, and the match of all.
 
     Raises
     ------
@@ -118,13 +122,14 @@ def simulate(
     if noise not in ("exact", "fast"):
         raise ValueError(f"noise must be 'exact' or 'fast', got {noise!r}")
     device = as_device(device)
-    rows = block_rows or max(1, _BLOCK_ELEMENTS // max(widths))
+    step = block_rows or max(1, _BLOCK_ELEMENTS // max(widths))
+    low, high, _ = (rows or slice(None)).indices(n)
     stream = np.random.RandomState(seed + 1)
     latent = manifold(shape, n, stream)
     maps = [stream.normal(size=(2, width)) for width in widths]
     if noise == "exact":
-        return _exact(latent, maps, stream, device, rows)
-    return _fast(latent, maps, seed, device, rows)
+        return _exact(latent, maps, stream, device, step, slice(low, high))
+    return _fast(latent, maps, seed, device, step, slice(low, high))
 
 
 def manifold(shape: str, n: int, stream: np.random.RandomState) -> np.ndarray:
@@ -147,35 +152,58 @@ def manifold(shape: str, n: int, stream: np.random.RandomState) -> np.ndarray:
 
 
 def _exact(
-    latent: np.ndarray, maps: list[np.ndarray], stream: np.random.RandomState, device: torch.device, rows: int
+    latent: np.ndarray,
+    maps: list[np.ndarray],
+    stream: np.random.RandomState,
+    device: torch.device,
+    step: int,
+    rows: slice,
 ) -> Simulated:
     n = len(latent)
-    views = []
-    for mapping in maps:
-        width = mapping.shape[1]
-        view = np.empty((n, width), dtype=np.float32)
-        for low in range(0, n, rows):
-            block = latent[low : low + rows]
-            view[low : low + rows] = block @ mapping + stream.normal(size=(len(block), width)) * NOISE
-        views.append(torch.from_numpy(view))
+    whole = rows == slice(0, n)
+    before = stream.get_state()  # the permutation is drawn last, and says which rows of the first view are asked for
+    first = _noisy(latent, maps[0], stream, step, np.arange(n if whole else 0))
+    second = _noisy(latent, maps[1], stream, step, np.arange(n)[rows])
     match = stream.choice(n, n, replace=False)
-    first, second = (view.to(device) for view in views)
-    return Simulated(first[torch.from_numpy(match).to(device)], second, match)
+    if whole:
+        return Simulated(first.to(device)[torch.from_numpy(match).to(device)], second.to(device), match)
+    stream.set_state(before)
+    asked = np.sort(match[rows])
+    first = _noisy(latent, maps[0], stream, step, asked)
+    order = torch.from_numpy(np.searchsorted(asked, match[rows])).to(device)
+    return Simulated(first.to(device)[order], second.to(device), match)
 
 
-def _fast(latent: np.ndarray, maps: list[np.ndarray], seed: int, device: torch.device, rows: int) -> Simulated:
+def _noisy(
+    latent: np.ndarray, mapping: np.ndarray, stream: np.random.RandomState, step: int, rows: np.ndarray
+) -> torch.Tensor:
+    """These rows of a view, in order, from a stream that draws all of them."""
+    n, width = len(latent), mapping.shape[1]
+    view = np.empty((len(rows), width), dtype=np.float32)
+    for low in range(0, n, step):
+        block = latent[low : low + step]
+        drawn = block @ mapping + stream.normal(size=(len(block), width)) * NOISE
+        begin, end = np.searchsorted(rows, (low, low + step))
+        view[begin:end] = drawn if end - begin == len(block) else drawn[rows[begin:end] - low]
+        del drawn  # before the next block is
+    return torch.from_numpy(view)
+
+
+def _fast(
+    latent: np.ndarray, maps: list[np.ndarray], seed: int, device: torch.device, step: int, rows: slice
+) -> Simulated:
     n = len(latent)
     match = np.random.default_rng([seed, n]).permutation(n)
-    orders = (match, np.arange(n))
+    orders = (match[rows], np.arange(n)[rows])
     views = []
     for index, (mapping, order) in enumerate(zip(maps, orders, strict=True)):
         mapping = torch.from_numpy(mapping.astype(np.float32)).to(device)
         points = torch.from_numpy(latent.astype(np.float32)).to(device)
-        view = torch.empty((n, mapping.shape[1]), dtype=torch.float32, device=device)
-        for low in range(0, n, rows):
-            cells = torch.from_numpy(order[low : low + rows]).to(device)
+        view = torch.empty((len(order), mapping.shape[1]), dtype=torch.float32, device=device)
+        for low in range(0, len(order), step):
+            cells = torch.from_numpy(order[low : low + step]).to(device)
             # Two products and a sum, not a matrix product, whose rounding can depend on the block's size.
             block = points[cells, :1] * mapping[:1] + points[cells, 1:] * mapping[1:]
-            view[low : low + rows] = block.add_(normal_rows(cells, mapping.shape[1], (seed, index)), alpha=NOISE)
+            view[low : low + step] = block.add_(normal_rows(cells, mapping.shape[1], (seed, index)), alpha=NOISE)
         views.append(view)
     return Simulated(*views, match)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import DAMAGED, reading
 from mmdma_core.objective.terms import LossTerms
+from mmdma_core.ranks import Rows
 from mmdma_core.training.run import AdamRun, Run
 
 Callback = Callable[[Run, LossTerms], object]  # called whenever the loss is recorded but for the start
@@ -78,12 +79,16 @@ class Checkpoint:
     """A file that holds a run's state and history, so that training goes on to the same numbers.
 
     question  what the state is for (data, settings, variant): a checkpoint of another question is refused
+
+    Of ranks that share a run the first one writes and reads it, so that another number of them can go on.
     """
 
     path: Path
     question: str
 
     def write(self, run: AdamRun, history: History) -> None:
+        if run.held.rank > 0:
+            return
         state = run.state()
         told = {"question": self.question, "epoch": state["epoch"], "epochs": history.epochs}
         arrays = {f"state{k}": tensor.numpy() for k, tensor in enumerate(state["tensors"])}
@@ -97,14 +102,10 @@ class Checkpoint:
         Raises ValueError for a file that is no checkpoint, or that was written for another question.
         """
         history = History()
-        if not self.path.exists():
+        content = run.held.of_first(self._read() if run.held.rank == 0 else None)
+        if content is None:
             return history
-        with reading(self.path, "a checkpoint", *DAMAGED), np.load(self.path, allow_pickle=False) as file:
-            told = json.loads(str(file["told"]))
-            question, epoch, epochs = told["question"], told["epoch"], told["epochs"]
-            arrays = {name: file[name] for name in file.files if name != "told"}
-        if question != self.question:
-            raise ValueError(f"{self.path} was written for other data, settings or seeds; remove it or name another")
+        epoch, epochs, arrays = content
         tensors = [torch.from_numpy(arrays[f"state{k}"]) for k in range(len(run.state()["tensors"]))]
         run.restore({"epoch": epoch, "tensors": tensors})
         history.epochs = epochs
@@ -112,6 +113,18 @@ class Checkpoint:
         best = (torch.from_numpy(arrays[f"best{k}"]) for k in range(len(run.parameters)))
         history.best = tuple(value.to(own.device) for value, own in zip(best, run.parameters, strict=True))
         return history
+
+    def _read(self) -> tuple[int, list[int], dict[str, np.ndarray]] | None:
+        """Epoch, recorded epochs, and all arrays; None without a file."""
+        if not self.path.exists():
+            return None
+        with reading(self.path, "a checkpoint", *DAMAGED), np.load(self.path, allow_pickle=False) as file:
+            told = json.loads(str(file["told"]))
+            question, epoch, epochs = told["question"], told["epoch"], told["epochs"]
+            arrays = {name: file[name] for name in file.files if name != "told"}
+        if question != self.question:
+            raise ValueError(f"{self.path} was written for other data, settings or seeds; remove it or name another")
+        return epoch, epochs, arrays
 
 
 def train(
@@ -130,7 +143,8 @@ def train(
     progress    a bar with the loss (tqdm)
     checkpoint  gone on from if its file exists, and written whenever the loss is recorded
 
-    Ctrl-C ends training: the history says so and holds the best parameters; it passes through before the first loss.
+    Ctrl-C ends training: the history says so and holds the best parameters; it passes through before the first loss,
+    and where ranks share the run, which it reaches at different epochs.
     Raises FloatingPointError if the loss is no number.
     """
     history = checkpoint.resume(run) if checkpoint else History()
@@ -150,7 +164,7 @@ def train(
                 for callback in callbacks:
                     callback(run, terms)
         except KeyboardInterrupt:
-            if not history.epochs:  # nothing to keep
+            if not history.epochs or getattr(run, "held", Rows(0)).size > 1:  # nothing to keep that all ranks agree on
                 raise
             history.stopped = "interrupted"
     if history.stopped is None and run.epoch < n_epochs:

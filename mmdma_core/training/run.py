@@ -13,6 +13,7 @@ from mmdma_core.objective.formulations import Formulation
 from mmdma_core.objective.inputs import View
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms, squared_mmd, total_loss
+from mmdma_core.ranks import Rows
 from mmdma_core.training.adam import Adam
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -71,6 +72,7 @@ class AdamRun:
     """
 
     amsgrad = False
+    held = Rows(0)  # of a run that shares its rows over ranks: those of the first view that are here
 
     def __init__(
         self,
