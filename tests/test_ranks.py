@@ -12,6 +12,7 @@ from torch import distributed
 from mmdma_core import MMDMA, Settings, Unsupported, simulate, start
 from mmdma_core.fused.compose import in_batches
 from mmdma_core.fused.fourier_cuda import CudaFourierMMD
+from mmdma_core.fused.pairs_cuda import FusedMMD
 from mmdma_core.fused.views_cuda import CudaRun, CudaView
 from mmdma_core.matching.preparing import digest
 from mmdma_core.objective.inputs import as_views
@@ -59,13 +60,13 @@ def trained(case, rank, size):
     return followed(run)
 
 
-def followed(run):
+def followed(run, epochs=EPOCHS):
     gradients = [g.numpy() for g in run.gradients()]
     losses = []
-    for epoch in range(EPOCHS + 1):
+    for epoch in range(epochs + 1):
         if epoch % 10 == 0:
             losses.append(run.loss())
-        if epoch < EPOCHS:
+        if epoch < epochs:
             run.step()
     embeddings = [e.numpy() for e in run.embeddings()]
     return {
@@ -102,6 +103,18 @@ def in_blocks(rank, size):
         mmd = CudaFourierMMD(*(rows.n for rows in held), SETTINGS, None, CPU, held[0])
         parts = [CudaView(x, SETTINGS, rows) for x, rows in zip(data, held, strict=True)]
         answers.append(followed(CudaRun(tuple(parts), mmd, replace(SETTINGS, learning_rate=1e-3), data[0], seed=1)))
+    return answers
+
+
+def in_kernels(rank, size):
+    """The same with the exact MMD2, whose kernels run in Triton's interpreter."""
+    answers = {}
+    for p in (20, 430):
+        data = as_views(*(own(view, rank, size, which) for which, view in enumerate(views(420, p))), CPU)
+        held = tuple(shared(len(x), distributed.group.WORLD, CPU) for x in data)
+        mmd = FusedMMD(*(rows.n for rows in held), SETTINGS.n_components, SETTINGS.sigma, True, held=held)
+        parts = [CudaView(x, SETTINGS, rows) for x, rows in zip(data, held, strict=True)]
+        answers[f"kernels, p = {p}"] = followed(CudaRun(tuple(parts), mmd, SETTINGS, data[0], seed=1), epochs=2)
     return answers
 
 
@@ -143,7 +156,7 @@ def fitted(rank, size):
 def everything(rank, size):
     """All that a rank is asked here, in one process, since a process takes seconds to begin."""
     found = {case: trained(case, rank, size) for case in CASES}
-    found |= {"blocks": in_blocks(rank, size)[0]}
+    found |= {"blocks": in_blocks(rank, size)[0]} | in_kernels(rank, size)
     found |= {"samples": in_samples(rank, size), "fitted": fitted(rank, size)}
     return found | ({"refused": refused(rank, size), "pairs": pairs_of_panels(rank, size)} if size == 2 else {})
 
@@ -155,9 +168,9 @@ def answers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("case", [*CASES, "blocks", "samples"])
+@pytest.mark.parametrize("case", [*CASES, "blocks", "kernels, p = 20", "kernels, p = 430", "samples"])
 def test_the_result_does_not_depend_on_the_number_of_ranks(answers, case, size):
-    """Blocks: what runs on CUDA, on the CPU. In most samples a rank with 2 rows has none."""
+    """Blocks and kernels: what runs on CUDA, on the CPU. In most samples a rank with 2 rows has none."""
     agree([answer[case] for answer in answers[size]], answers[1][0][case])
 
 

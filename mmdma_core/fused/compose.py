@@ -84,9 +84,7 @@ def exact_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, held
     if on_gpu(device):
         from mmdma_core.fused.tiles import fastest  # imports Triton
 
-        if held and held[0].size > 1:
-            raise Unsupported("the exact MMD2 over several GPUs is not there yet: take 'primal-fourier'")
-        return fastest(*sizes, device)
+        return fastest(*sizes, device, held)
     from mmdma_core.fused.pairs_cpu import FusedMMD  # imports Numba
 
     return FusedMMD(*sizes, held)
@@ -109,8 +107,7 @@ def missing_for_exact(device: torch.device) -> str | None:
 def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, held: Held | None = None) -> MMD:
     """MMD2 from Fourier features; with the exact one for the loss, if it runs here and the problem is small enough."""
     exact = None
-    several = held is not None and held[0].size > 1
-    if max(n_x, n_y) <= EXACT_UP_TO and _runs(device) and not (several and on_gpu(device)):
+    if max(n_x, n_y) <= EXACT_UP_TO and _runs(device):
         exact = exact_mmd(n_x, n_y, settings, device, held)
     return _fourier(n_x, n_y, settings, device, exact, held and held[0])
 

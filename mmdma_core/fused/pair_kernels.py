@@ -188,10 +188,10 @@ def _take_apart(drawn, a, d: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def _store(sums, pulls, block, rows, there, within, across, pull, n, d: tl.constexpr, D: tl.constexpr):
-    """What a program has found."""
-    part, blocks, dims = tl.program_id(1), tl.num_programs(0), tl.arange(0, D)
-    at = sums + (part * blocks + block) * 2
+def _store(sums, pulls, block, count, rows, there, within, across, pull, n, d: tl.constexpr, D: tl.constexpr):
+    """What a program has found of a block, one of `count`."""
+    part, dims = tl.program_id(1), tl.arange(0, D)
+    at = sums + (part * count + block) * 2
     tl.store(at, tl.sum(tl.where(there, within, 0.0), 0))
     tl.store(at + 1, tl.sum(tl.where(there, across, 0.0), 0))
     out = pulls + (part * n + rows[:, None]).to(tl.int64) * d + dims[None, :]
@@ -206,6 +206,8 @@ def compact_blocks(
     scale,
     sums,
     pulls,
+    rank,
+    ranks,
     n_x,
     n_y,
     blocks_x,
@@ -225,8 +227,9 @@ def compact_blocks(
     scale                  sqrt(log2(e) / (2 sigma))
     sums                   (segments, blocks, 2) float64: the sums of k within the rows' cloud and across
     pulls                  (segments, n_x + n_y, d) float32: weighted sums of k (u_b - u_a)
+    rank, ranks            which blocks a launch takes: those that leave `rank` when divided by `ranks`
     """
-    block = tl.program_id(0)
+    block = rank + ranks * tl.program_id(0)
     if tl.load(radii + block) <= _COMPACT:
         first, own, other, others, low, rows, a, centre = _rows(points, blocks, scale, block, n_x, n_y, blocks_x, D, M)
         dims = tl.arange(0, D)
@@ -269,7 +272,8 @@ def compact_blocks(
             total, drawn_to_a = _take_apart(drawn, a, d, D)
             pull += weight * drawn_to_a
             within += total
-        _store(sums, pulls, block, rows, rows < first + own, within, across, pull, n_x + n_y, d, D)
+        count = blocks_x + tl.cdiv(n_y, M)
+        _store(sums, pulls, block, count, rows, rows < first + own, within, across, pull, n_x + n_y, d, D)
 
 
 @triton.jit
@@ -308,6 +312,8 @@ def wide_blocks(
     scale,
     sums,
     pulls,
+    rank,
+    ranks,
     n_x,
     n_y,
     blocks_x,
@@ -326,7 +332,7 @@ def wide_blocks(
 
     means  (3) float64: of k within x, within y and across; read if `again`
     """
-    block = tl.program_id(0)
+    block = rank + ranks * tl.program_id(0)
     if again:
         least_mean = tl.minimum(tl.minimum(tl.load(means), tl.load(means + 1)), tl.load(means + 2))
         taken = least_mean < _LEAST_MEAN
@@ -359,4 +365,5 @@ def wide_blocks(
                     pull += weight * (drawn.to(tl.float64) - total[:, None] * a.to(tl.float64))
                     within += tl.where(cloud == 0, total, 0.0)
                     across += tl.where(cloud == 0, 0.0, total)
-        _store(sums, pulls, block, rows, there, within, across, pull, n_x + n_y, d, D)
+        count = blocks_x + tl.cdiv(n_y, M)
+        _store(sums, pulls, block, count, rows, there, within, across, pull, n_x + n_y, d, D)

@@ -21,6 +21,7 @@ from mmdma_core.fused.neighbours_cuda import kd_order
 from mmdma_core.fused.pair_kernels import arrange, compact_blocks, wide_blocks
 from mmdma_core.fused.run import MMD
 from mmdma_core.objective.terms import squared_mmd
+from mmdma_core.ranks import Rows
 
 SORTED_EVERY = 50  # epochs
 _PROGRAMS = 4096  # so many that the last ones leave few multiprocessors idle
@@ -69,17 +70,32 @@ class FusedMMD(MMD):
     """MMD2 and its gradient for embeddings (n_x, d) and (n_y, d), float32; O((n_x + n_y) d) bytes.
 
     tile  of the kernels, None: that which suits most devices
+    held  the rows of each view that are here: then a rank takes its share of the blocks of all points, which it
+          gathers, and the gradients of its own points are added up over the ranks
     """
 
     sorted_every = SORTED_EVERY
 
-    def __init__(self, n_x: int, n_y: int, d: int, sigma: float, unbiased: bool, tile: Tile | None = None) -> None:
+    def __init__(
+        self,
+        n_x: int,
+        n_y: int,
+        d: int,
+        sigma: float,
+        unbiased: bool,
+        tile: Tile | None = None,
+        held: tuple[Rows, Rows] | None = None,
+    ) -> None:
+        self._held = held or (Rows(n_x), Rows(n_y))
+        self._ranks = self._held[0].rank, self._held[0].size
         self.n_x, self.n_y, self.d, self.unbiased = n_x, n_y, d, unbiased
         self._tile = tile or candidates(d)[0]
         self._blocks_x, blocks_y = -(-n_x // self._tile.M), -(-n_y // self._tile.M)
         self._blocks = self._blocks_x + blocks_y
         of_largest = max(self._blocks_x, blocks_y)
-        self._segment = -(-of_largest // max(1, _PROGRAMS // self._blocks)) * self._tile.M  # columns of a program
+        self._own_blocks = len(range(self._blocks)[slice(self._ranks[0], None, self._ranks[1])])
+        parts = max(1, _PROGRAMS // max(1, self._own_blocks))
+        self._segment = -(-of_largest // parts) * self._tile.M  # columns of a program
         self._segments = -(-of_largest * self._tile.M // self._segment)
         self._scale = math.sqrt(0.5 * math.log2(math.e) / sigma)
         less = 1 if unbiased else 0  # cells that a cell is not paired with
@@ -89,6 +105,12 @@ class FusedMMD(MMD):
 
     def sort(self, e_x: torch.Tensor, e_y: torch.Tensor) -> None:
         """Put neighbours in order; never in a graph, which knows where the order lies."""
+        self._sort(*self._gathered(e_x, e_y))
+
+    def _gathered(self, e_x: torch.Tensor, e_y: torch.Tensor) -> list[torch.Tensor]:
+        return [held.gather(e.contiguous()) for held, e in zip(self._held, (e_x, e_y), strict=True)]
+
+    def _sort(self, e_x: torch.Tensor, e_y: torch.Tensor) -> None:
         if self._orders is None:
             self._orders = tuple(torch.empty(len(e), dtype=torch.int64, device=e.device) for e in (e_x, e_y))
         for order, e in zip(self._orders, (e_x, e_y), strict=True):
@@ -96,17 +118,20 @@ class FusedMMD(MMD):
 
     def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, out_x: torch.Tensor, out_y: torch.Tensor) -> torch.Tensor:
         """MMD2, a float64 scalar on the device; its gradient goes to out_x (n_x, d) and out_y (n_y, d)."""
+        outs = out_x, out_y
+        e_x, e_y = self._gathered(e_x, e_y)
         if self._orders is None:
-            self.sort(e_x, e_y)
-        sums, pulls = self._sum_pairs(e_x.contiguous(), e_y.contiguous())
+            self._sort(e_x, e_y)
+        sums, pulls = self._sum_pairs(e_x, e_y)
         mmd = squared_mmd(*self._sums(sums), self.n_x, self.n_y, self.unbiased)
         gradient = pulls.sum(0)
         if not self.unbiased:
             gradient *= mmd > 0  # clipped: no gradient
-        for out, order, of_cloud in zip(
-            (out_x, out_y), self._orders, gradient.split([self.n_x, self.n_y]), strict=True
-        ):
-            out.index_copy_(0, order, of_cloud)
+        of_clouds = gradient.split([self.n_x, self.n_y])
+        for held, out, order, of_cloud in zip(self._held, outs, self._orders, of_clouds, strict=True):
+            whole = held.room(out)
+            whole.index_copy_(0, order, of_cloud)
+            held.give(whole, out)
         return mmd
 
     def _sum_pairs(self, e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,20 +143,20 @@ class FusedMMD(MMD):
         arrange[(self._blocks,)](
             e_x, e_y, *self._orders, points, blocks, radii, self._scale, *where, d=self.d, D=D, M=M, num_warps=num_warps
         )
-        sums = e_x.new_empty(self._segments, self._blocks, 2, dtype=torch.float64)
-        pulls = e_x.new_empty(self._segments, n, self.d)
-        given = self._scale, sums, pulls, *where, self._segment, *self._weights
+        sums = e_x.new_zeros(self._segments, self._blocks, 2, dtype=torch.float64)  # of other ranks' blocks 0
+        pulls = e_x.new_zeros(self._segments, n, self.d)
+        given = self._scale, sums, pulls, *self._ranks, *where, self._segment, *self._weights
         group = max(M, _GROUP if max(self.n_x, self.n_y) < _LARGE else _LARGE_GROUP)
-        grid, tile, sizes = (self._blocks, self._segments), self._tile, {"d": self.d, "GROUP": group}
+        grid, tile, sizes = (self._own_blocks, self._segments), self._tile, {"d": self.d, "GROUP": group}
         compact_blocks[grid](points, blocks, radii, *given, **sizes, **tile.compact)
         wide_blocks[grid](points, blocks, radii, sums, *given, again=False, **sizes, **tile.wide)
         wide_blocks[grid](points, blocks, radii, self._means(sums), *given, again=True, **sizes, **tile.wide)
         return sums, pulls
 
     def _sums(self, sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The sums of k within x, within y and across, each pair in both orders."""
+        """The sums of k within x, within y and across, each pair in both orders, over all ranks."""
         of_x, of_y = sums.sum(0).split([self._blocks_x, self._blocks - self._blocks_x])
-        return of_x[:, 0].sum(), of_y[:, 0].sum(), of_x[:, 1].sum()
+        return self._held[0].sum(torch.stack([of_x[:, 0].sum(), of_y[:, 0].sum(), of_x[:, 1].sum()])).unbind()
 
     def _means(self, sums: torch.Tensor) -> torch.Tensor:
         """The means of k as `wide_blocks` takes them."""

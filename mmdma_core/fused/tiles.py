@@ -20,15 +20,28 @@ import triton
 
 from mmdma_core.files.atomic import atomically
 from mmdma_core.fused.pairs_cuda import FusedMMD, Tile, candidates
+from mmdma_core.ranks import Rows
 
 _TIMED_POINTS = 16_384  # 10^9 pairs, about a millisecond
 _RUNS = 5
 _SPREAD = 0.1  # of the points in each dimension, in units of sqrt(sigma)
 
 
-def fastest(n_x: int, n_y: int, d: int, sigma: float, unbiased: bool, device: torch.device) -> FusedMMD:
-    """The pass over the pairs for a problem on a device, with the tile that is the fastest there."""
-    return FusedMMD(n_x, n_y, d, sigma, unbiased, _known_tile(max(n_x, n_y), d, device))
+def fastest(
+    n_x: int,
+    n_y: int,
+    d: int,
+    sigma: float,
+    unbiased: bool,
+    device: torch.device,
+    held: tuple[Rows, Rows] | None = None,
+) -> FusedMMD:
+    """The pass over the pairs for a problem on a device, with the tile that is the fastest there.
+
+    held  the rows of each view that are here, see FusedMMD; then rank 0's tile is that of all
+    """
+    tile = _known_tile(max(n_x, n_y), d, device)
+    return FusedMMD(n_x, n_y, d, sigma, unbiased, Tile(*held[0].of_first(tuple(tile))) if held else tile, held)
 
 
 def milliseconds(n: int, d: int, tile: Tile, device: torch.device) -> float:

@@ -20,7 +20,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from mmdma_core.errors import Unsupported
 from mmdma_core.fused.parts import MMD, FusedView, Term
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.objective import terms
@@ -51,9 +50,7 @@ class CudaView:
             self.held.sum(self._gram)
             self._constant = self._gram.square().sum()
         else:
-            if self.held.size > 1:
-                raise Unsupported("several GPUs share views with fewer features than cells alone")
-            self._split = _Split(x, settings.n_components, self._blocks())
+            self._split = _Split(x, settings.n_components, self._blocks(), self.held)
             self._constant = self._squared_kernel_norm()
 
     def take(self, rows: np.ndarray | None) -> None:
@@ -77,7 +74,8 @@ class CudaView:
             along, rest = self._split.of(self._w)
             e = self._product(rest).float()
             self.e = torch.addmm(e, self._split.x_u, along.float())
-            self._t = self._split.corrected(self._transposed_product(e).addmm_(self._split.g_u, along), self._w)
+            t = self.held.sum(self._transposed_product(e)).addmm_(self._split.g_u, along)
+            self._t = self._split.corrected(t, self._w)
 
     def backward(self) -> tuple[torch.Tensor, torch.Tensor]:
         w, t, b = self._w, self._t, self._w.T @ self._t
@@ -125,7 +123,11 @@ class CudaView:
 
     def _squared_kernel_norm(self) -> torch.Tensor:
         """|X X^T|^2 without X X^T."""
-        return sum((block @ other.T).square().sum() for _, block in self._blocks() for _, other in self._blocks())
+        total = sum((block @ other.T).square().sum() for _, block in self._blocks() for _, other in self._blocks())
+        for held in self.held.others(self.x):  # whose product with these rows is there twice
+            parts = (other.double() for other in held.split(self._block_rows))
+            total += 2 * sum((block @ other.T).square().sum() for other in parts for _, block in self._blocks())
+        return self.held.sum(total)
 
 
 class _Split:
@@ -139,14 +141,15 @@ class _Split:
     g_u  X^T X U (p, k), float64
     """
 
-    def __init__(self, x: torch.Tensor, d: int, blocks: Iterator[tuple[slice, torch.Tensor]]) -> None:
-        self._u = _leading_directions(x, min(len(x), d + _MORE_DIRECTIONS))
+    def __init__(self, x: torch.Tensor, d: int, blocks: Iterator[tuple[slice, torch.Tensor]], held: Rows) -> None:
+        self._u = _leading_directions(x, min(held.n, d + _MORE_DIRECTIONS), held)
         self.x_u = x.new_empty(len(x), self._u.shape[1])
         self.g_u = torch.zeros_like(self._u)
         for rows, block in blocks:
             x_u = block @ self._u
             self.x_u[rows] = x_u
             self.g_u.addmm_(block.T, x_u)
+        held.sum(self.g_u)
 
     def of(self, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Z (k, d) in float64 and W' (p, d) in float32 of a W in float64; what rounds off W' is orthogonal to U."""
@@ -158,15 +161,15 @@ class _Split:
         return t.addmm_(self._u, self.g_u.T @ w - self._u.T @ t)
 
 
-def _leading_directions(x: torch.Tensor, k: int) -> torch.Tensor:
+def _leading_directions(x: torch.Tensor, k: int, held: Rows) -> torch.Tensor:
     """(p, k) in float64: orthonormal, about the first k right singular vectors of X (n, p), k <= n <= p.
 
-    Subspace iteration from random vectors, the same ones each time (Halko, Martinsson and Tropp 2011, algorithm 4.4).
+    Subspace iteration with X^T X from random vectors, the same ones each time (Halko, Martinsson and Tropp 2011).
     """
-    basis = torch.randn(len(x), k, generator=torch.Generator().manual_seed(0)).to(x)
-    for _ in range(_ITERATIONS):
-        basis = torch.linalg.qr(x @ torch.linalg.qr(x.T @ basis).Q).Q
-    return torch.linalg.qr((x.T @ basis).double()).Q
+    basis = torch.randn(x.shape[1], k, generator=torch.Generator().manual_seed(0)).to(x)
+    for _ in range(1 + _ITERATIONS):
+        basis = torch.linalg.qr(held.sum((x.T @ (x @ basis.float())).double())).Q
+    return basis
 
 
 class CudaDualView(CudaView):
