@@ -113,7 +113,7 @@ def test_a_cell_without_a_compiler_lacks_it(tools):
 
 
 def test_a_fit_without_a_compiler_says_what_to_install(tools, monkeypatch, tmp_path, capsys):
-    def start(*given):
+    def start(*given, **options):
         raise ModuleNotFoundError(FAILED)
 
     monkeypatch.setattr(registry, "start", start)

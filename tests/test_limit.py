@@ -13,6 +13,7 @@ from mmdma_core.fused import pairs_cuda as kernels
 from mmdma_core.fused.pair_kernels import COMPACT
 
 
+@pytest.mark.alone
 def test_the_fraction_reached_is_that_of_the_limit(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["limit", "--n", "2000", "--d", "4", "--runs", "1"])
     limit.main()

@@ -70,11 +70,11 @@ class SparsePrimal:
 
 
 def _squared_norm_of_product(
-    a: torch.Tensor, b: torch.Tensor, entries_of: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.values
+    a: torch.Tensor, b: torch.Tensor, entries_of: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> torch.Tensor:
     """|A B|^2 for sparse A (m, k) and B (k, l), from blocks of rows of A; no product has more than _BLOCK_ENTRIES.
 
-    entries_of  a block of the product to its entries, here or over all ranks
+    entries_of  a block of the product to its entries over all ranks; None: those here
     """
     begins, total = a.crow_indices(), a.values().new_zeros(())
     rows, k = a.shape
@@ -85,5 +85,5 @@ def _squared_norm_of_product(
         block = csr(
             begins[low : high + 1] - begins[low], a.col_indices()[entries], a.values()[entries], (high - low, k)
         )
-        total += entries_of(block @ b).square().sum()
+        total += (entries_of or torch.Tensor.values)(block @ b).square().sum()
     return total
