@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from mmdma_core.fused.neighbours import kd_orders
-from mmdma_core.fused.pairs_tiles import ALL, BOX, LANES, LOWEST, PANEL, PULLS, ROWS, all_pairs
+from mmdma_core.fused.pairs_tiles import ALL, APART, BOX, LANES, LOWEST, PANEL, PULLS, ROWS, all_pairs
 from mmdma_core.fused.run import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
 from mmdma_core.objective.terms import squared_mmd
@@ -139,7 +139,7 @@ class FusedMMD(MMD):
         self._held = held or (Rows(n_x), Rows(n_y))
         self.n_x, self.n_y, self.sigma, self.unbiased = n_x, n_y, sigma, unbiased
         self._scale = _F(-0.5 * np.log2(np.e) / sigma)
-        many = threads()
+        many, apart = threads(), APART * threads()
         panels_x, panels_y = -(-n_x // PANEL), -(-n_y // PANEL)
         panels = panels_x + panels_y
         self._first_y = panels_x
@@ -151,10 +151,10 @@ class FusedMMD(MMD):
         of_x = self._pairs < panels_x
         self._across = (of_x[:, 0] & ~of_x[:, 1]).astype(np.int64)
         self._rows, self._columns = aligned_zeros((panels, PANEL, d + 1)), aligned_zeros((panels, d + 1, PANEL))
-        self._boxes, self._gaps = aligned_zeros((panels, d, 2, PANEL // BOX)), aligned_zeros((many, PANEL // BOX))
+        self._boxes, self._gaps = aligned_zeros((panels, d, 2, PANEL // BOX)), aligned_zeros((apart, PANEL // BOX))
         self._orders, self._ordered = (np.arange(n_x), np.arange(n_y)), False
-        self._row_sums = aligned_zeros((many, d + 1, ROWS, LANES))
-        self._column_pulls = aligned_zeros((many, d + 1, PANEL))
+        self._row_sums = aligned_zeros((apart, d + 1, ROWS, LANES))
+        self._column_pulls = aligned_zeros((apart, d + 1, PANEL))
         self._pulls = np.zeros((many, 2, panels, d + 1, PULLS))
 
     def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, out_x: torch.Tensor, out_y: torch.Tensor) -> float:

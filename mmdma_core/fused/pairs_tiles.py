@@ -29,6 +29,8 @@ PANEL = 256
 ROWS = 4
 LANES = 16  # room for a vector
 BOX = 32  # columns that are left out together
+# Buffers of threads do not lie side by side: what a core fetches ahead would be the next one's, again and again.
+APART = 2
 PULLS = PANEL + 8  # numbers of a row of pulls: rows of 2 KiB would share few places of the first cache
 
 _F = np.float32
@@ -293,13 +295,14 @@ def all_pairs(pairs, across, panels, scale, lowest, buffers, pulls):
 
     panels   what `_pack` fills, and how many points each panel has
     scale    of the squared distances, 0 if t comes from dot products
-    buffers  gaps of boxes, sums of rows and of columns, for every thread
+    buffers  gaps of boxes, sums of rows and of columns, APART for every thread
     """
     gaps, row_sums, column_pulls = buffers
-    threads = len(gaps)
+    threads = len(gaps) // APART
     for t in numba.prange(threads):
         pulls[t] = 0.0
         for q in range(t, len(pairs), threads):
             i, j = pairs[q]
-            of_thread = gaps[t], row_sums[t], column_pulls[t]
+            own = APART * t
+            of_thread = gaps[own], row_sums[own], column_pulls[own]
             _panel_pair(i, j, panels, scale, lowest, of_thread, pulls[t, across[q]])
