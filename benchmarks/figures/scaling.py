@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.figures.style import PAGE, style
 
+_MARKERS = "osD^vPX*<>"  # the larger n is, the further on
 _KINDS = {"strong": "strong: n is fixed", "weak": "weak: n of each is fixed"}
 
 
@@ -31,7 +32,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
             axes.set_ylim(bottom=0)
             axes.grid(True, color="0.92", linewidth=0.6)
     panels[0, 0].set_ylabel("speed-up")
-    panels[1, 0].set_ylabel("peak memory of each, GiB")
+    panels[1, 0].set_ylabel("peak of each, GiB")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     if handles:
@@ -40,7 +41,8 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 def _lines(axes: Axes, table: pd.DataFrame, name: str, unit: float) -> None:
+    sizes = sorted(table["n"].unique())
     for (variant, p, n), cells in table.groupby(["variant", "p", "n"]):
-        look = style(variant)
+        look, marker = style(variant), _MARKERS[sizes.index(n) % len(_MARKERS)]
         label = f"{look.label}, n = {n:,}, p = {p:,}"
-        axes.plot(cells["devices"], cells[name] / unit, color=look.color, marker="o", markersize=4, label=label)
+        axes.plot(cells["devices"], cells[name] / unit, color=look.color, marker=marker, markersize=4, label=label)
