@@ -27,9 +27,9 @@ def in_group(size, function, folder):
         for rank, receiver in enumerate(receivers):
             assert receiver.poll(SECONDS), f"rank {rank} of {size} said nothing for {SECONDS} s"
             answers.append(receiver.recv())
-        failed = [answer for answer in answers if isinstance(answer, str) and answer.startswith("Traceback")]
+        failed = [raised for _, raised in answers if raised]
         assert not failed, failed[0]
-        return answers
+        return [answer for answer, _ in answers]
     finally:
         for child in children:
             child.kill()
@@ -44,13 +44,10 @@ def _join(rank, size, function, store, sender):
         distributed.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timeout
         )
-        answer = function(rank, size)
-    except Exception:
-        answer = traceback.format_exc()
-    sender.send(answer)
-    sender.close()
-    if not isinstance(answer, str):
+        sender.send((function(rank, size), None))
         distributed.destroy_process_group()
+    except BaseException:  # whatever it is, the test that waits for this rank fails with it
+        sender.send((None, traceback.format_exc()))
 
 
 def shares(n, sizes):

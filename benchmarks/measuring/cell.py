@@ -20,7 +20,7 @@ from torch import distributed
 import mmdma_core
 from benchmarks.measuring import machine, memory
 from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported, compiler
-from mmdma_core.files.views import of_share
+from mmdma_core.files.shares import of_share
 from mmdma_core.objective.inputs import Given, as_views, is_sparse
 from mmdma_core.ranks import in_world, world
 
@@ -152,8 +152,8 @@ def time_epochs(cell: Cell, report: Report) -> None:
 def _views(cell: Cell, device: torch.device) -> Simulated:
     """The two views on the device, and their match."""
     if cell.data is None:
-        share = int(os.environ.get("RANK", 0)), distributed.get_world_size() if world() else 1
-        rows = of_share(cell.n, share if world() else (0, 1))
+        share = (distributed.get_rank(), distributed.get_world_size()) if world() else (0, 1)
+        rows = of_share(cell.n, share)
         asked = cell.shape, cell.n, cell.p, cell.seed
         return mmdma_core.simulate(*asked, noise=cell.data_mode, device=device, rows=rows)
     x, y, match = cell.data.views(cell.n, cell.p, cell.seed)

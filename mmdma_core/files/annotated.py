@@ -18,6 +18,7 @@ import pandas as pd
 
 from mmdma_core.files.formats import DAMAGED, existing, reading
 from mmdma_core.files.hdf5 import hdf5_filters, package
+from mmdma_core.files.shares import of_share
 from mmdma_core.files.tenx import of_type
 
 # Suffix -> the package that reads it, and what every such file has at its top.
@@ -76,8 +77,7 @@ def read_annotated(
         source = getattr(module, read)(file, **({"backed": "r"} if apart else {}))
         data = source if keys.modality is None else source.mod[keys.modality]
         if apart:
-            (k, m), n = share, data.n_obs
-            data = data[n * k // m : n * (k + 1) // m].to_memory()
+            data = data[of_share(data.n_obs, share)].to_memory()
     where = f"{path}, modality {keys.modality!r}" if keys.modality is not None else str(path)
     return chosen(where, data, keys), names((source if apart else data).obs_names), source
 

@@ -15,6 +15,7 @@ import scipy.sparse
 from mmdma_core.files import formats, tables, tenx
 from mmdma_core.files.annotated import ANNOTATED, Keys, read_annotated
 from mmdma_core.files.formats import Table, existing, place, reading, suffix
+from mmdma_core.files.shares import of_share
 from mmdma_core.files.standins import check_is_there
 
 READERS = formats.READERS | tables.READERS
@@ -157,12 +158,6 @@ def read_view(
     if transpose:
         matrix, rows, columns = matrix.T, columns, rows
     return _checked(str(path), _shared(View(matrix, rows, columns, None, path), share), least)
-
-
-def of_share(n: int, share: tuple[int, int]) -> slice:
-    """The rows of share (k, m) of n: as many as of any other, or one more."""
-    k, m = share
-    return slice(n * k // m, n * (k + 1) // m)
 
 
 def _shared(view: View, share: tuple[int, int]) -> View:

@@ -18,7 +18,7 @@ import torch
 
 from mmdma_core.files import io
 from mmdma_core.files.atomic import atomically
-from mmdma_core.files.views import of_share
+from mmdma_core.files.shares import of_share
 from mmdma_core.matching import metrics, model_file, pictures
 from mmdma_core.matching.estimator import MMDMA
 from mmdma_core.matching.joined import joined

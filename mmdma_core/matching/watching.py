@@ -35,9 +35,8 @@ class Watcher:
     """Watches this process, which is one rank of several, from its making to its `end`."""
 
     def __init__(self, rank: int, size: int, patience_s: float) -> None:
-        self._counts = multiprocessing.RawArray(
-            "q", 4
-        )  # sums begun, sums ended, whether it is to be silent, whether it goes
+        # Sums begun, sums ended, whether the rank may be silent, whether it goes.
+        self._counts = multiprocessing.RawArray("q", 4)
         self._said, said = multiprocessing.get_context("fork").Pipe(duplex=True)
         self._rank, self._size = rank, size
         self._stop, stop = os.pipe()
