@@ -1,10 +1,12 @@
 """A cell as a group of processes: measured, limited, and ended as one."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import psutil
 import pytest
@@ -37,11 +39,22 @@ CELL = Cell(
 WHO = machine.describe("cpu", 2)
 
 
-def measured(cell, timeout_s=300, work=guard.cell_module.time_epochs):
-    return guard.measure_cell(cell, WHO, timeout_s, work)
+@pytest.fixture(scope="module")
+def measured():
+    """guard.measure_cell in a process that has never computed, as a sweep's: what forks cells must have no threads.
+
+    That of the tests may have some, of what other test files compute.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(os.getpid).result()  # it has begun, and no test takes it for a child that was left
+
+        def measure(cell, timeout_s=300, work=guard.cell_module.time_epochs):
+            return pool.submit(guard.measure_cell, cell, WHO, timeout_s, work).result()
+
+        yield measure
 
 
-def test_a_group_finds_the_losses_of_one_process():
+def test_a_group_finds_the_losses_of_one_process(measured):
     alone, shared = (measured(dataclasses.replace(CELL, devices=devices)) for devices in (1, 2))
     assert (alone.status, shared.status) == ("ok", "ok"), shared.detail
     for when in ("early", "final"):
@@ -53,7 +66,7 @@ def test_a_group_finds_the_losses_of_one_process():
     assert alone.key != shared.key
 
 
-def test_what_runs_in_one_process_is_unsupported():
+def test_what_runs_in_one_process_is_unsupported(measured):
     record = measured(dataclasses.replace(CELL, variant="primal", n=100))
     assert record.status == "unsupported"
     assert "take primal-fused or primal-fourier" in record.detail
@@ -80,7 +93,7 @@ def _never_ends(cell, report):
     ("work", "status", "word"),
     [(_one_runs_out_of_memory, "oom", "MemoryError"), (_one_is_killed, "error", "rank 1: SIGSEGV")],
 )
-def test_one_rank_ends_the_cell(work, status, word):
+def test_one_rank_ends_the_cell(measured, work, status, word):
     before, begun = {child.pid for child in psutil.Process().children(recursive=True)}, time.monotonic()
     record = measured(CELL, work=work)
     assert time.monotonic() - begun < 30
@@ -89,8 +102,8 @@ def test_one_rank_ends_the_cell(work, status, word):
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
-def test_a_time_limit_leaves_no_rank():
-    seen, before = [], psutil.Process().children()
+def test_a_time_limit_leaves_no_rank(measured):
+    seen, before = [], psutil.Process().children(recursive=True)
 
     def look():
         time.sleep(3)
