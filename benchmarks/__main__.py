@@ -54,15 +54,21 @@ def _refuse(error: Exception) -> int:
 
 
 def _check(study, options) -> None:  # noqa: ANN001
+    from benchmarks.reading import contents
+
     print(f"{options.config} is valid; it asks for the study {study.name!r} on {study.device}")
+    print(*contents.describe(study), sep="\n")
 
 
 def _plan(study, options) -> None:  # noqa: ANN001
+    from benchmarks.reading import contents
     from benchmarks.study import plan
 
     if options.gpus < 1:
         raise ValueError(f"--gpus must be at least 1, got {options.gpus}")
     print(plan.describe(study, options.gpus, _rates(study, options.like)))
+    for sentence in contents.left_out(study):
+        print(f"left out: {sentence}", file=sys.stderr)
 
 
 def _rates(study, like: str):  # noqa: ANN001, ANN202
@@ -183,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
-        ("check", _check, "check the configuration"),
+        ("check", _check, "check the configuration, and what lies in the folder of results"),
         ("plan", _plan, "what would run, what is known, about how long it takes"),
         ("sweep", _sweep, "measure the cells that are not known (all sweeps of the study, or some)"),
         ("table", _table, "write summary.csv, summary.parquet and losses.csv, count the statuses"),

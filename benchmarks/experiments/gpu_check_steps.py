@@ -247,4 +247,5 @@ def table_figures_report(visit: Visit) -> Outcome:
 
 def _newest(root: Path) -> float:
     """When the newest record was written."""
-    return max((path.stat().st_mtime for path in root.glob("records/*/*/*.json")), default=0.0)
+    paths = (records.record_path(root, r.variant, r.p, r.n) for r in records.read_folder(root).records)
+    return max((path.stat().st_mtime for path in paths), default=0.0)

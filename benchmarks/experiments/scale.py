@@ -134,8 +134,7 @@ def known_or_measured(
 
 
 def _path(root: Path, fit: Fit) -> Path:
-    name = fit.variant.replace(" ", "-")
-    return records.record_path(root / f"start{fit.seed}", name, fit.p, fit.n)
+    return records.record_path(root / f"start{fit.seed}", fit.variant, fit.p, fit.n)
 
 
 def _line(record: Record) -> str:

@@ -9,11 +9,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measuring import machine, records
-from benchmarks.measuring.records import UnreadableRecord
 from benchmarks.measuring.usable import why_no_gpu
 
 _POLL_S = 0.2
@@ -81,7 +80,5 @@ def _check_model(model: str, root: Path) -> None:
 
 
 def _recorded_model(root: Path) -> str | None:
-    for path in root.glob("records/*/*/*.json"):
-        with suppress(UnreadableRecord):
-            return machine.recorded_model(records.read(path).machine)
-    return None
+    found = records.read_folder(root).records
+    return machine.recorded_model(found[0].machine) if found else None

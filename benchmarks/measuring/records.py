@@ -1,6 +1,7 @@
-"""The record of one cell, and the table of many.
+"""The record of one cell, and all that a folder holds.
 
-A record is one JSON file, written atomically: results/MACHINE/records/VARIANT/pP/nN.json.
+A record is one JSON file, written atomically: results/MACHINE/records/VARIANT/pP/nN.json. What else lies there, such as
+copies that a person, an editor or a service that syncs folders has left, is no record: it is named, and not counted.
 """
 
 from __future__ import annotations
@@ -8,16 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from mmdma_core.families.advice import Measured
-from mmdma_core.files.atomic import atomically
+from mmdma_core.files.atomic import atomically, is_partial
 
 SCHEMA = 1
+UNREADABLE = ".unreadable"  # the suffix of a record that is set aside
+_NAME = re.compile(r"[^/]+/p[1-9]\d*/n[1-9]\d*\.json", re.ASCII)  # of a record, below records/
 
 Status = Literal["ok", "oom", "timeout", "error", "missing_dependency", "unsupported", "skipped"]
 STATUSES: tuple[str, ...] = Status.__args__
@@ -111,8 +116,8 @@ class UnreadableRecord(ValueError):
 
 
 def record_path(root: Path, variant: str, p: int, n: int) -> Path:
-    """Where the record of a cell lies below results/MACHINE."""
-    return root / "records" / variant / f"p{p}" / f"n{n}.json"
+    """Where the record of a cell lies below results/MACHINE; a blank in the name of a method is a '-' there."""
+    return root / "records" / f"{variant}".replace(" ", "-") / f"p{p}" / f"n{n}.json"
 
 
 def write(record: Record, path: Path) -> None:
@@ -148,25 +153,71 @@ def set_aside_if_unreadable(path: Path) -> None:
     try:
         read(path)
     except UnreadableRecord as error:
-        aside = path.with_suffix(".unreadable")
+        aside = path.with_suffix(UNREADABLE)
         path.replace(aside)
         print(f"unreadable record set aside as {aside}: {error}", file=sys.stderr)
 
 
-def read_folder(root: Path) -> tuple[list[Record], list[str]]:
-    """Every readable record below results/MACHINE, and a sentence for each that is left out."""
-    found, left_out = [], []
-    for path in sorted((root / "records").glob("*/p*/n*.json")):
-        try:
-            found.append(read(path))
-        except UnreadableRecord as error:
-            left_out.append(str(error))
-    return found, left_out
+@dataclass(frozen=True)
+class Folder:
+    """What lies below results/MACHINE/records.
+
+    records     those that can be read
+    unreadable  a sentence for each that cannot
+    foreign     files that the harness has not written there: other names, or a record of another cell
+    leftovers   of the harness: what a crash has left half written, and what it has set aside as unreadable
+    """
+
+    records: list[Record]
+    unreadable: list[str]
+    foreign: list[Path]
+    leftovers: list[Path]
+
+    @property
+    def left_out(self) -> list[str]:
+        """A sentence for each record that cannot be read, and one for all foreign files."""
+        return [*self.unreadable, *([foreign_in_words(self.foreign)] if self.foreign else [])]
+
+
+def read_folder(root: Path) -> Folder:
+    """Sort what lies below results/MACHINE/records, and read the records."""
+    folder, top = Folder([], [], [], []), root / "records"
+    found = {*top.rglob("*"), *top.glob("*/*/*")}  # the second looks into linked folders, too
+    for path in sorted(path for path in found if not path.is_dir()):
+        if is_leftover(path):
+            folder.leftovers.append(path)
+        elif not _NAME.fullmatch(path.relative_to(top).as_posix()):
+            folder.foreign.append(path)
+        else:
+            try:
+                record = read(path)
+            except UnreadableRecord as error:
+                folder.unreadable.append(str(error))
+                continue
+            own = path == record_path(root, record.variant, record.p, record.n)
+            (folder.records if own else folder.foreign).append(record if own else path)
+    return folder
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether the harness has left a file behind, by its name."""
+    return is_partial(path) or path.suffix == UNREADABLE
+
+
+def foreign_in_words(paths: Sequence[Path]) -> str:
+    """Files that the harness has not written, in one sentence."""
+    return f"{counted(paths)} that the harness has not written"
+
+
+def counted(paths: Sequence[Path]) -> str:
+    """How many files, and the first three by name."""
+    more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
+    return f"{len(paths):,} file{'s' * (len(paths) > 1)} ({', '.join(map(str, paths[:3]))}{more})"
 
 
 def read_all(root: Path) -> list[Record]:
-    """Every readable record below results/MACHINE; a sentence on stderr for each that is left out."""
-    found, left_out = read_folder(root)
-    for sentence in left_out:
+    """Every readable record below results/MACHINE; what is left out is said on stderr."""
+    folder = read_folder(root)
+    for sentence in folder.left_out:
         print(f"left out: {sentence}", file=sys.stderr)
-    return found
+    return folder.records

@@ -94,12 +94,12 @@ def judge(a: list[float], b: list[float], threshold: float) -> tuple[str, float,
 
 def _records_of(folder: Path, letter: str, left_out: list[str]) -> dict[Point, Record]:
     """The records of the machine that measured most of a folder; what is left out is added to `left_out`."""
-    found, unreadable = read_folder(folder)
-    left_out += [f"{letter}: {sentence}" for sentence in unreadable]
-    if not found:
-        reason = f"; {unreadable[0]}" if unreadable else ""
+    held = read_folder(folder)
+    left_out += [f"{letter}: {sentence}" for sentence in held.left_out]
+    if not held.records:
+        reason = f"; {held.left_out[0]}" if held.left_out else ""
         raise ValueError(f"{folder / 'records'} holds no readable record{reason}")
-    kept, said = differences.one_machine(found)
+    kept, said = differences.one_machine(held.records)
     left_out += [f"{letter}: {sentence}" for sentence in said]
     return {(record.variant, record.p, record.n): record for record in kept}
 

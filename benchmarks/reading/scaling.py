@@ -14,7 +14,7 @@ _COLUMNS = ["kind", "variant", "p", "n", "devices", "speed_up", "memory_of_each"
 
 def read_scaling(root: Path) -> pd.DataFrame:
     """That of results/MACHINE and of its folders devices2, devices3 and so on."""
-    folders = [root, *sorted(root.glob("devices*"))]
+    folders = [root, *sorted(folder for folder in root.glob("devices*") if folder.name[7:].isdecimal())]
     return scaled([record for folder in folders for record in read_all(folder)])
 
 

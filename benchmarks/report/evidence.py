@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 import mmdma_core
-from benchmarks.measuring.records import Record, read_folder
+from benchmarks.measuring.records import Record, foreign_in_words, read_folder
 from benchmarks.paper.fastest import PAPER_VARIANTS
 from benchmarks.reading.selection import machine_name, of_study, one_machine
 from benchmarks.reading.table import read_summary, to_frame
@@ -74,8 +74,10 @@ def gather(study: Study) -> Evidence:
     if not study.root.is_dir():
         hint = "run a sweep first, or name another folder with --set machine=NAME"
         raise ValueError(f"{study.root} is not there: {hint}")
-    found, unreadable = read_folder(study.root)
+    held = read_folder(study.root)
+    found, unreadable = held.records, held.unreadable
     left_out = [f"{len(unreadable):,} unreadable: {listing(unreadable, most=3)}"] if unreadable else []
+    left_out += [foreign_in_words(held.foreign)] if held.foreign else []
     table, of_others = one_machine(to_frame(found)) if found else (pd.DataFrame(), [])
     notes = [f"Left out: {sentence}." for sentence in (*left_out, *of_others)]
     kept = set(table[_KEY].itertuples(index=False, name=None)) if found else set()

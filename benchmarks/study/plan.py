@@ -189,6 +189,6 @@ def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
     lines += [
         f"running now: {cell['variant']}, n = {cell['n']}, p = {cell['p']}, on {cell['node']}"
         f"{' in job ' + cell['job'] if cell['job'] else ''} since {duration(cell['seconds'])}"
-        for cell in running.cells(study)
+        for cell in running.cells(study)[0]
     ]
     return "\n".join(lines)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_PARTIAL = re.compile(r"\.\d+\.part\..+", re.ASCII)
 
 
 class Unwritten(OSError):
@@ -31,7 +34,7 @@ def atomically(path: Path) -> Iterator[Path]:
     Unwritten
         An OSError that names the file: for a full disk, a folder that is not writable.
     """
-    part = path.with_name(f".{os.getpid()}.part.{path.name}")
+    part = path.with_name(f".{os.getpid()}.part.{path.name}")  # as _PARTIAL has it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -44,3 +47,19 @@ def atomically(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # its folder may be gone
             part.unlink(missing_ok=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is one that `atomically` has begun and a crash has left.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    bool
+        By its name.
+    """
+    return _PARTIAL.fullmatch(path.name) is not None
