@@ -4,6 +4,9 @@ from benchmarks import figures
 from benchmarks.study import config as configuration
 from benchmarks.study import study
 
+for file in ("config.yaml", *workflow.overwrite_configfiles):
+    configuration.mapping(Path(file))  # what Snakemake would take in silence, such as a key that stands twice
+
 configfile: "config.yaml"
 
 STUDY = study.load(config)

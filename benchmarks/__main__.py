@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -211,12 +212,12 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         if name in ("frontier", "predict"):
             command.add_argument(
-                "--gpu-memory-gib", type=float, default=16.0, help="of the card; default: 16, the paper's"
+                "--gpu-memory-gib", type=_number, default=16.0, help="of the card; default: 16, the paper's"
             )
         if name == "advise":
             command.add_argument("--n", type=int, required=True, help="cells")
             command.add_argument("--p", type=int, required=True, help="features")
-            command.add_argument("--gpu-memory-gib", type=float, help="for a GPU of this memory, wherever it is")
+            command.add_argument("--gpu-memory-gib", type=_number, help="for a GPU of this memory, wherever it is")
             command.add_argument("--devices", type=int, default=1, help="that share the cells; default: 1")
         if name in ("advise", "plan", "predict"):
             command.add_argument(
@@ -235,13 +236,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--variant", nargs="+", help="default: all of the study")
             command.add_argument("--p", nargs="+", type=int, help="default: all of the study")
             command.add_argument("--n", nargs="+", type=int, help="default: all of the study")
-            command.add_argument("--budget-s", type=float, default=float("inf"), help="seconds after which it ends")
+            command.add_argument("--budget-s", type=_number, default=float("inf"), help="seconds after which it ends")
         if name == "gpu-check":
             command.add_argument(
                 "--device", default="cuda", help="cuda, or cpu to try the command; default: %(default)s"
             )
             command.add_argument("--small", action="store_true", help="small sizes, to try the command")
-            command.add_argument("--budget-s", type=float, default=540.0, help="seconds; default: %(default)g")
+            command.add_argument("--budget-s", type=_number, default=540.0, help="seconds; default: %(default)g")
             command.add_argument("--out", type=Path, help="pack results/MACHINE into this .tar.gz at the end")
         if name in ("sweep", "scale", "citeseq", "gpu-check"):
             command.add_argument("--retry", action="store_true", help="measure cells again that ended in an error")
@@ -250,9 +251,16 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_compare)
     command.add_argument("a", type=Path, metavar="A", help="results/MACHINE of before, or of one machine")
     command.add_argument("b", type=Path, metavar="B", help="of after, or of the other one")
-    command.add_argument("--threshold", type=float, default=1.1, help="a ratio that matters; default: %(default)s")
+    command.add_argument("--threshold", type=_number, default=1.1, help="a ratio that matters; default: %(default)s")
     command.add_argument("--out", type=Path, help="a picture of it, .png, .svg or .pdf")
     return parser
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
 
 
 def _set_environment(threads: int | str) -> None:

@@ -127,3 +127,96 @@ def test_what_make_gpu_would_run_is_understood():
     for variants, ns in FULL.rows:
         for key, asked in (("n", ns), ("p", FULL.p), ("variants", variants)):
             assert set(asked) <= set(studies["table"][key])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("study: a\nseed: 4\nstudy: b\n", ", line 3, column 1: the key 'study' stands twice, first in line 1"),
+        ("studies:\n  a: {n: [1], p: [2], n: [3]}\n", ", line 2, column 23: the key 'n' stands twice, first in line 2"),
+        ("a: [{b: {c: 1,\n  'c': 2}}]\n", ", line 2, column 3: the key 'c' stands twice, first in line 1"),
+        ("1: 2\n0x1: 3\n", ", line 2, column 1: the key 1 stands twice, first in line 1"),
+        ("x: &x {a: 1}\ny:\n  <<: *x\n  <<: *x\n", ", line 4, column 3: the key '<<' stands twice, first in line 3"),
+        ("study: a\n\tseed: 4\n", ", line 2, column 1: "),
+        ("study:\n\t a\n", "indent with blanks"),
+        ("study: !mine a\n", ", line 1, column 8: could not determine a constructor for the tag '!mine'"),
+        ("study: !!python/object/apply:os.getcwd []\n", ", line 1, column 8: could not determine a constructor"),
+        ("a: 1\nseed: 2020-13-45\n", ", line 2, column 7: '2020-13-45' is no timestamp"),
+        ("a: !!int x\n", ", line 1, column 4: 'x' is no int"),
+        ("a: !!bool x\n", ", line 1, column 4: 'x' is no bool"),
+        ("study: *none\n", ", line 1, column 8: found undefined alias 'none'"),
+        ("study: a\n---\nstudy: b\n", ", line 2, column 1: "),
+        ("study: 'a\n", ", line 2, column 1: while scanning a quoted scalar found unexpected end of stream"),
+        ("[" * 3000, ": it is nested too deeply"),
+        ("", ": a mapping of keys to values is expected, it holds nothing"),
+        ("# a comment\n", ": a mapping of keys to values is expected, it holds nothing"),
+        ("- study\n", ": a mapping of keys to values is expected, it holds a list"),
+        ("a\x0bb: 1\n", ", line 1: the character U+000B is not allowed"),
+        ("# für alle\nstudy: a\n".encode("latin-1"), ", line 1: it is not encoded in UTF-8"),
+        (b"study: a\n# \xff\n", ", line 2: it is not encoded in UTF-8"),
+        ("study: a\n".encode("utf-16"), ", line 1: it is not encoded in UTF-8"),
+        ("study: a\n".encode("utf-16-le"), ", line 1: the character U+0000 is not allowed: save it in UTF-8"),
+        ("study: a\n".encode("utf-16-be"), ", line 1: the character U+0000 is not allowed: save it in UTF-8"),
+        ("study: a\n".encode("utf-32"), ", line 1: it is not encoded in UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("in_profile", [False, True])
+def test_what_is_wrong_in_a_file_is_said_with_its_line(tmp_path, text, words, in_profile):
+    plain = tmp_path / "config.yaml"
+    plain.write_text("study: a\n")
+    path = tmp_path / "machine.yaml" if in_profile else plain
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as error:
+        configuration.read(plain, profile=tmp_path if in_profile else None)
+    assert str(error.value).startswith(str(path))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_anchors_and_a_mark_of_utf_8_are_read_as_they_are(tmp_path):
+    path = tmp_path / "config.yaml"
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\nd: [*a, *b]\ne: {<<: [*b, *a]}\n"
+    path.write_text(text, encoding="utf-8-sig")
+    first, second = {"x": 1, "y": 2}, {"x": 3, "y": 2}
+    held = {"a": first, "b": second, "c": {"x": 3, "y": 4}, "d": [first, second], "e": second}
+    assert configuration.read(path) == held == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1.0e+400"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "studies.smoke.cell_budget_s",
+        "studies.smoke.cell_timeout_s",
+        "studies.smoke.sweep_budget_s",
+        "studies.smoke.host_memory_gib",
+        "studies.smoke.epochs",
+        "host_memory_gib",
+        "gpu_memory_gib",
+        "exact_data_below",
+        "seed",
+        "settings.sigma",
+        "settings.lambda1",
+        "quality.fit_timeout_s",
+        "scale.fit_timeout_s",
+        "citeseq.density",
+    ],
+)
+def test_numbers_are_finite(key, value):
+    held = configuration.read(ROOT / "config.yaml", [f"{key}={value}", "study=smoke", "device=cpu"])
+    with pytest.raises(ConfigError, match=rf"{key.split('.')[-1]}.*(inf|nan)") as error:
+        study.load(held)
+    assert "\n" not in str(error.value)
+
+
+def test_set_and_the_command_line_take_finite_numbers_and_no_key_twice(capsys):
+    for override, words in (
+        ("settings={sigma: 1, sigma: 2}", "the key 'sigma' stands twice"),
+        ("seed=2020-13-45", "is no timestamp"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            configuration.read(ROOT / "config.yaml", [override])
+    for arguments in (["sweep", "--budget-s", "nan"], ["advise", "--n", "9", "--p", "9", "--gpu-memory-gib", "inf"]):
+        with pytest.raises(SystemExit):
+            commands.main(arguments)
+        assert f"{arguments[-1]} is not a finite number" in capsys.readouterr().err

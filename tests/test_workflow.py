@@ -123,6 +123,9 @@ def test_a_study_measures_and_draws_again_only_what_has_changed(smoke):
 def test_a_typo_stops_snakemake_before_anything_runs(project):
     output = run_snakemake(project, "--config", "studdy=smoke", status=1)
     assert "unknown key 'studdy'; did you mean 'study'" in output
+    with (project / "config.yaml").open("a") as file:
+        file.write("seed: 5\n")
+    assert "column 1: the key 'seed' stands twice, first in line" in run_snakemake(project, *SMOKE, "-n", status=1)
     assert not (project / "results" / "here").exists()
 
 
