@@ -114,6 +114,34 @@ def test_a_missing_dependency_says_what_to_install():
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("", ".", "..", ".hidden", "-x", "lab/blocked", "../../../outside", "a\\b", "a b", "a\n", "a:b", "$x", "é"),
+        *("x" * 101, "all", "Auto", None, 3),
+    ],
+)
+def test_a_name_that_no_folder_could_have_is_refused_at_once(name):
+    before = mmdma_core.variants()
+    with pytest.raises(ValueError, match="cannot be the name of a variant; allowed: ") as error:
+        mmdma_core.register(name, label="", reference="")(None)
+    assert "\n" not in str(error.value)
+    assert mmdma_core.variants() == before
+
+
+@pytest.mark.parametrize("name", ["Primal", "PRIMAL-KEOPS"])
+def test_names_that_differ_in_capitals_alone_are_refused(name):
+    with pytest.raises(ValueError, match=f"named '{name.lower()}' is registered already; '{name}' could share"):
+        mmdma_core.register(name, label="", reference="")(None)
+
+
+@pytest.mark.parametrize("name", ["x", "_x", "7", "a.b-C_d", "x" * 100])
+def test_other_names_are_taken(name, monkeypatch):
+    monkeypatch.setattr(mmdma_core.families.registry, "_VARIANTS", {})
+    mmdma_core.register(name, label="", reference="")(None)
+    assert mmdma_core.variants() == [name]
+
+
+@pytest.mark.parametrize(
     "init", [("uniform", 0.0, 0.1), ("uniform",), ("normal", 1.0, 2.0), ("xavier_uniform", 2.0), "xavier_normal"]
 )
 def test_starting_values_are_those_of_the_published_package(init):

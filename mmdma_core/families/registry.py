@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from mmdma_core.training.run import Run
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a folder on any file system, and of an option's value
 
 Requirement = str | Callable[[torch.device], str | None]
 
@@ -160,6 +163,7 @@ class Variant:
 
 
 _VARIANTS: dict[str, Variant] = {}
+_WORDS = ("all", "auto")  # of config.yaml and of MMDMA, where a name may stand
 
 
 def register(
@@ -176,7 +180,8 @@ def register(
     Parameters
     ----------
     name : str
-        As it stands in config.yaml and in records.
+        As it stands in config.yaml, in records and as the folder of these: at most 100 letters of ASCII, digits, '-',
+        '_' and '.', the first neither '-' nor '.'.
     label : str
         As it stands in figures.
     reference : str
@@ -196,13 +201,17 @@ def register(
     Raises
     ------
     ValueError
-        If the name is taken.
+        If the name cannot be one, or is taken, be it in capitals: some file systems take both for one folder.
     """
     module = sys._getframe(1).f_globals["__name__"]
 
     def add(function: Callable[..., Run]) -> Callable[..., Run]:
-        if name in _VARIANTS:
-            raise ValueError(f"a variant named {name!r} is registered already")
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _WORDS:
+            allowed = "up to 100 letters of ASCII, digits, '-', '_' and '.', the first neither '-' nor '.'"
+            raise ValueError(f"{name!r} cannot be the name of a variant; allowed: {allowed}; not {', '.join(_WORDS)}")
+        taken = next((other for other in _VARIANTS if other.lower() == name.lower()), None)
+        if taken is not None:
+            raise ValueError(f"a variant named {taken!r} is registered already; {name!r} could share its folder")
         _VARIANTS[name] = Variant(name, label, reference, tuple(requires), exact, function, module, **more)
         return function
 
