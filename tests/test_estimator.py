@@ -246,7 +246,7 @@ def test_features_of_data_frames_must_keep_their_order():
     frame = pd.DataFrame(X, columns=[f"gene{k}" for k in range(15)])
     model = fitted(frame, Y)
     np.testing.assert_array_equal(model.transform(frame), model.transform(X))
-    with pytest.raises(ValueError, match="view 'x' was fitted with other features, or in another order"):
+    with pytest.raises(ValueError, match="view 'x': the model was fitted with other features, or in another order"):
         model.transform(frame[frame.columns[::-1]])
 
 

@@ -24,6 +24,7 @@ import torch
 from mmdma_core.errors import MissingDependency
 from mmdma_core.files.standins import check_is_itself, check_is_there
 from mmdma_core.files.text import opened
+from mmdma_core.objective.inputs import on_host
 
 # What the libraries raise on damaged files, seen by damaging files at random.
 DAMAGED = (OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, AttributeError, TypeError)
@@ -160,7 +161,7 @@ def _read_pt(path: Path) -> Table:
         raise MissingDependency(f"{path}: PyTorch {torch.__version__} may run code of the file, .pt needs {wanted}")
     # PyTorch's own message is not passed on: it recommends to load without weights_only.
     try:
-        with torch.sparse.check_sparse_tensor_invariants():
+        with torch.sparse.check_sparse_tensor_invariants(enable=False):  # SciPy checks them, and allows duplicates
             tensor = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED:
         raise ValueError(f"{path} cannot be read as a tensor: it is damaged or holds other objects") from None
@@ -168,13 +169,7 @@ def _read_pt(path: Path) -> Table:
         held = f" with the keys {', '.join(map(str, tensor))}" if isinstance(tensor, dict) else ""
         raise ValueError(f"{path} must hold one tensor, it holds a {type(tensor).__name__}{held}")
     with reading(path, "a matrix", *DAMAGED):
-        tensor = tensor.detach()
-        if tensor.is_floating_point() and tensor.dtype != torch.float64:
-            tensor = tensor.float()  # NumPy has no bfloat16
-        if tensor.layout == torch.strided:
-            return Table(tensor.numpy())
-        tensor = tensor.to_sparse_coo().coalesce()
-        return Table(scipy.sparse.coo_array((tensor.values().numpy(), tensor.indices().numpy()), shape=tensor.shape))
+        return Table(on_host(tensor))
 
 
 def place(rows: object, row: int, columns: object, column: int) -> str:

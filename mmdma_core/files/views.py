@@ -17,6 +17,7 @@ from mmdma_core.files.annotated import ANNOTATED, Keys, read_annotated
 from mmdma_core.files.formats import Table, existing, place, reading, suffix
 from mmdma_core.files.shares import of_share
 from mmdma_core.files.standins import check_is_there
+from mmdma_core.objective.inputs import canonical, unmasked
 
 READERS = formats.READERS | tables.READERS
 # Key of read_view -> the kinds that it is for, and in words.
@@ -199,7 +200,7 @@ def _checked(where: str, view: View, least: int) -> View:
     if view.cells is not None and len(set(view.cells)) < len(view.cells):
         double = pd.Index(view.cells)[pd.Index(view.cells).duplicated()][0]
         raise ValueError(f"{where}: cell names must differ, {double!r} occurs {view.cells.count(double)} times")
-    matrix = view.matrix.to_numpy() if isinstance(view.matrix, pd.DataFrame) else view.matrix
+    matrix = unmasked(where, view.matrix.to_numpy() if isinstance(view.matrix, pd.DataFrame) else view.matrix)
     if not isinstance(matrix, np.ndarray) and not scipy.sparse.issparse(matrix):
         raise ValueError(f"{where} must be a matrix of numbers, it is a {type(matrix).__name__}")
     if matrix.dtype.kind not in "biuf":
@@ -233,9 +234,7 @@ def _floats(where: str, matrix: Any) -> np.ndarray | scipy.sparse.csr_array:
         if not scipy.sparse.issparse(matrix):
             double = matrix.dtype.kind == "f" and matrix.dtype.itemsize >= 8
             return np.ascontiguousarray(matrix, dtype=np.float64 if double else np.float32)
-        if matrix.format in ("csr", "csc", "bsr"):
-            try:
-                matrix.check_format(full_check=True)  # SciPy would follow a bad index out of the array
-            except ValueError as error:
-                raise ValueError(f"{where} is no valid sparse matrix: {error}") from error
-        return scipy.sparse.csr_array(matrix).astype(np.float32, copy=False)
+        try:
+            return canonical(matrix).astype(np.float32, copy=False)
+        except ValueError as error:
+            raise ValueError(f"{where} is no valid sparse matrix: {error}") from error

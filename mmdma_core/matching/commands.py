@@ -23,6 +23,7 @@ from mmdma_core.matching import metrics, model_file, pictures
 from mmdma_core.matching.estimator import MMDMA
 from mmdma_core.matching.joined import joined
 from mmdma_core.matching.outputs import Outputs
+from mmdma_core.matching.taking import check_features
 from mmdma_core.ranks import in_world
 from mmdma_core.simulation.simulate import simulate as simulate_views
 
@@ -99,7 +100,7 @@ def transform(options: argparse.Namespace) -> int:
     view = io.read_view(options.cells, **_keys(options, ""), least=1)
     _LOG.info("cells: %s", _described(view))
     model = MMDMA.load(options.model)
-    _check_features(view, getattr(model, f"feature_names_{options.view}_"))
+    check_features(str(view.path), view.features, getattr(model, f"feature_names_{options.view}_"))
     embedding = model.transform(view.matrix, view=options.view)
     io.write_embedding(view, embedding, options.out, {"model": str(options.model), "view": options.view})
     print(options.out)
@@ -130,15 +131,6 @@ def simulate(options: argparse.Namespace) -> int:
         io.write_array(array, options.out / f"{name}.npy")
         print(options.out / f"{name}.npy")
     return 0
-
-
-def _check_features(view: io.View, fitted: tuple[str, ...] | None) -> None:
-    """Raises ValueError for the first feature that is another one than in the fit; names may be absent."""
-    if fitted is None or view.features is None or len(fitted) != len(view.features):
-        return
-    for k, (then, now) in enumerate(zip(fitted, view.features, strict=True)):
-        if then != now:
-            raise ValueError(f"{view.path}: feature {k} is {now!r}, the model was fitted with {then!r} there")
 
 
 def _read_views(options: argparse.Namespace, share: tuple[int, int] = (0, 1)) -> list[io.View]:

@@ -21,7 +21,7 @@ from mmdma_core.matching import model_file
 from mmdma_core.matching.checking import check_parameters
 from mmdma_core.matching.preparing import Matrix, as_rows, centred, column_means, digest
 from mmdma_core.matching.starts import batch_size, choose_variant, draw_seeds, median_sigma, run_starts
-from mmdma_core.matching.taking import Pair, is_annotated, take, take_both
+from mmdma_core.matching.taking import Pair, check_features, is_annotated, take, take_both
 from mmdma_core.matching.warned import at_the_caller
 from mmdma_core.objective.inputs import Kernel, as_device
 from mmdma_core.objective.settings import Settings
@@ -290,9 +290,7 @@ class MMDMA(BaseEstimator):
         if use_rep is None and layer is None and is_annotated(X):
             use_rep, layer = getattr(self, f"representation_{view}_") or (None, None)
         matrix, given, _ = take(X, "X", use_rep, layer)
-        fitted = getattr(self, f"feature_names_{view}_")
-        if fitted is not None and given is not None and fitted != given:
-            raise ValueError(f"view {view!r} was fitted with other features, or in another order")
+        check_features(f"view {view!r}", given, getattr(self, f"feature_names_{view}_"))
         return np.asarray(self._prepared(matrix, view, fitting=False) @ getattr(self, f"weights_{view}_"))
 
     def save(self, path: str | Path) -> None:

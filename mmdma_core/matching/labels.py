@@ -116,6 +116,8 @@ def labelled(
     """
     cells, labels = [], []
     for name, e, given in (("x", e_x, labels_x), ("y", e_y, labels_y)):
+        if isinstance(given, np.ma.MaskedArray):
+            given = np.where(np.ma.getmaskarray(given), None, given.data)
         given = as_array(given if hasattr(given, "dtype") else np.array(given, dtype=object))  # NaN would become text
         if given.shape != (len(e),):
             rows = f"each of the {len(e)} rows of e_{name}"

@@ -23,6 +23,7 @@ import torch
 
 from mmdma_core.matching import sampling
 from mmdma_core.matching.blocks import distances, in_blocks, rounding
+from mmdma_core.objective.inputs import unmasked
 
 Matrix = np.ndarray | torch.Tensor
 Vector = np.ndarray | torch.Tensor | Sequence
@@ -198,6 +199,7 @@ def as_embeddings(e_x: Matrix, e_y: Matrix) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _as_embedding(name: str, value: Matrix) -> torch.Tensor:
+    value = unmasked(name, value)
     tensor = value.detach() if isinstance(value, torch.Tensor) else np.asarray(value)
     if isinstance(tensor, np.ndarray) and tensor.dtype.kind in "biuf":
         tensor = torch.from_numpy(np.array(tensor, dtype=np.float64))
@@ -217,7 +219,7 @@ def as_array(value: Vector) -> np.ndarray:
 
 def _checked_match(match: Vector, n_x: int, n_y: int) -> np.ndarray:
     """match as int64 (n_x,), -1 or a row of y, one-to-one. Raises ValueError with what is wrong."""
-    match = as_array(match)
+    match = as_array(unmasked("match", match))
     if match.dtype.kind not in "iu":
         raise ValueError(f"match must hold integers, got {match.dtype}")
     if match.shape != (n_x,):

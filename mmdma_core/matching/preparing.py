@@ -13,6 +13,7 @@ import scipy.sparse
 from sklearn.utils import check_array
 
 from mmdma_core.models.memory import in_words
+from mmdma_core.objective.inputs import canonical
 from mmdma_core.ranks import in_world
 
 Matrix = np.ndarray | scipy.sparse.csr_array | scipy.sparse.csr_matrix
@@ -31,9 +32,13 @@ def as_rows(view: Any, name: str, least: int) -> Matrix:
         )
     options = {"accept_sparse": "csr", "dtype": np.float32, "input_name": name.upper(), "ensure_min_samples": least}
     try:
-        return check_array(view, **options)
-    except ValueError as error:  # of several lines
-        raise ValueError(str(error).partition("\n")[0]) from None
+        return check_array(canonical(view) if scipy.sparse.issparse(view) else view, **options)
+    except (TypeError, ValueError) as error:  # of several lines
+        said = str(error).partition("\n")[0]
+        if "NaN" in said or "NAType" in said:
+            said = f"Input {name.upper()} contains NaN: fill in what is missing, or drop its cells or features"
+            raise ValueError(said) from None
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(said) from None
 
 
 def centred(rows: Matrix, name: str, mean: np.ndarray) -> np.ndarray:

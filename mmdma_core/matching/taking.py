@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow
 import torch
+from pyarrow.interchange import from_dataframe
 
 from mmdma_core.files.annotated import Keys, chosen
+from mmdma_core.objective.inputs import on_host, unmasked
 
 Pair = str | tuple[str | None, str | None] | None  # of both views, or of each
 
@@ -46,12 +49,23 @@ def take(view: Any, name: str, use_rep: str | None = None, layer: str | None = N
         if use_rep is not None or layer is not None:
             asked = f"use_rep {use_rep!r}" if use_rep is not None else f"layer {layer!r}"
             raise ValueError(f"{asked} is for AnnData, {name} is a {type(view).__name__}")
-        names = tuple(map(str, view.columns)) if isinstance(view, pd.DataFrame) else None
-        return Taken(_in_memory(view), names, None)
+        matrix = _in_memory(view, name)
+        names = tuple(map(str, matrix.columns)) if isinstance(matrix, pd.DataFrame) else None
+        return Taken(matrix, names, None)
     if use_rep is not None and layer is not None:
         raise ValueError(f"{name}: give use_rep or layer, not both, got {use_rep!r} and {layer!r}")
     _, matrix, features = chosen(name, view, Keys(layer=layer, obsm=use_rep))
-    return Taken(_in_memory(matrix), features, (use_rep or "X", layer))
+    return Taken(_in_memory(matrix, name), features, (use_rep or "X", layer))
+
+
+def check_features(where: str, given: tuple[str, ...] | None, fitted: tuple[str, ...] | None) -> None:
+    """Raises ValueError for the first feature that is another one than in `fit`; names may be absent."""
+    if fitted is None or given is None or len(fitted) != len(given):
+        return
+    for k, (then, now) in enumerate(zip(fitted, given, strict=True)):
+        if then != now:
+            other = "the model was fitted with other features, or in another order"
+            raise ValueError(f"{where}: {other}: feature {k} is {now!r}, was {then!r}")
 
 
 def is_annotated(view: Any) -> bool:
@@ -59,18 +73,34 @@ def is_annotated(view: Any) -> bool:
     return all(hasattr(view, name) for name in ("X", "obs_names", "var_names"))
 
 
-def _in_memory(matrix: Any) -> Any:
-    """Read what lies in a file of HDF5 or zarr, and compute what is put off."""
+def _in_memory(matrix: Any, name: str) -> Any:
+    """Read what lies in a file of HDF5 or zarr, compute what is put off; data frames of all kinds become pandas'."""
+    if type(matrix).__module__.partition(".")[0] == "dask":
+        matrix = matrix.compute()
+    matrix = unmasked(name, matrix)
     if isinstance(matrix, torch.Tensor):
-        return matrix.detach().cpu().numpy()
+        return on_host(matrix)
     if hasattr(matrix, "to_memory"):  # anndata's sparse matrices in a file
         return matrix.to_memory()
-    if type(matrix).__module__.partition(".")[0] == "dask":
-        return matrix.compute()
     if type(matrix).__module__.partition(".")[0] in ("h5py", "zarr"):
         if not hasattr(matrix, "keys"):
             return matrix[...]
         from anndata.io import read_elem
 
         return read_elem(matrix)
+    return matrix if isinstance(matrix, pd.DataFrame) else _from_frame(matrix, name)
+
+
+def _from_frame(matrix: Any, name: str) -> Any:
+    """A data frame of another library by Arrow's or by the older protocol of frames; anything else as it is."""
+    if hasattr(matrix, "collect") and hasattr(matrix, "collect_schema"):
+        raise ValueError(f"{name} is a {type(matrix).__name__}: collect it first")
+    try:
+        if hasattr(matrix, "__arrow_c_stream__"):
+            return pyarrow.table(matrix).to_pandas()
+        if hasattr(matrix, "__dataframe__"):
+            return from_dataframe(matrix).to_pandas()
+    except (ValueError, TypeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name}: a {type(matrix).__name__} cannot be read as a data frame: {reason}") from error
     return matrix

@@ -90,33 +90,105 @@ def is_sparse(view: View) -> bool:
     return isinstance(view, torch.Tensor) and view.layout == torch.sparse_csr
 
 
+def canonical(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> scipy.sparse.csr_array:
+    """The matrix in CSR as SciPy means it: entries of one place are summed, those of a row lie in order.
+
+    The matrix itself is left as it is; what need not change is shared with it. Raises ValueError for indices that lead
+    out of it, which SciPy would follow.
+    """
+    if matrix.format in ("csr", "csc", "bsr"):
+        own = type(matrix)((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
+        own.check_format(full_check=True)
+        matrix = own
+    rows = scipy.sparse.csr_array(matrix)
+    if not rows.has_canonical_format:
+        rows = rows.copy()
+        rows.sum_duplicates()
+    return rows
+
+
+def on_host(tensor: torch.Tensor) -> np.ndarray | scipy.sparse.csr_array:
+    """A tensor of any layout for NumPy and SciPy, half precision in float32: neither has bfloat16."""
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point() and tensor.dtype != torch.float64:
+        tensor = tensor.float()
+    if tensor.layout != torch.strided and (tensor.ndim != 2 or tensor.dense_dim()):
+        tensor = tensor.to_dense()
+    if tensor.layout == torch.strided:
+        return tensor.numpy(force=True)
+    return canonical(_scipy_of(tensor))
+
+
+def _scipy_of(tensor: torch.Tensor) -> scipy.sparse.sparray:
+    """What shares the entries of a sparse tensor; PyTorch's own conversions take for granted what is said of them."""
+    if tensor.layout == torch.sparse_coo:
+        return scipy.sparse.coo_array((tensor._values().numpy(), tensor._indices().numpy()), shape=tensor.shape)
+    values = tensor.values().numpy()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        make = scipy.sparse.csr_array if values.ndim == 1 else scipy.sparse.bsr_array
+        return make((values, tensor.col_indices().numpy(), tensor.crow_indices().numpy()), shape=tensor.shape)
+    parts = tensor.row_indices().numpy(), tensor.ccol_indices().numpy()
+    if values.ndim == 1:
+        return scipy.sparse.csc_array((values, *parts), shape=tensor.shape)
+    return scipy.sparse.bsr_array((values.transpose(0, 2, 1), *parts), shape=tensor.shape[::-1]).T
+
+
+def unmasked(name: str, value: object) -> object:
+    """What a masked array holds, if no entry of it is masked. Raises ValueError; anything else is returned as it is."""
+    masked = 0
+    if isinstance(value, np.ma.MaskedArray):
+        masked, value = np.count_nonzero(np.ma.getmaskarray(value)), value.data
+    elif isinstance(value, torch.masked.MaskedTensor):
+        masked, value = int((~value.get_mask()).sum()), value.get_data()
+    if masked:
+        entries = "entry is" if masked == 1 else "entries are"
+        raise ValueError(f"{name}: {masked:,} {entries} masked: fill them (.filled), or drop their rows or columns")
+    return value
+
+
 def _as_tensor(name: str, value: Given) -> torch.Tensor:
+    value = unmasked(name, value)
     if scipy.sparse.issparse(value):
         tensor = _from_scipy(name, value)
+    elif isinstance(value, torch.Tensor):
+        tensor = value
     else:
-        try:
-            tensor = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"{name} must be a numeric matrix, got {type(value).__name__}") from None
+        tensor = _from_array(name, value)
     if tensor.ndim != 2:
         raise ValueError(f"{name} must be a matrix (cells, features), got {tensor.ndim} dimension(s)")
     if tensor.is_complex():
         raise ValueError(f"{name} must be a real matrix, got {tensor.dtype}")
-    if tensor.layout not in (torch.strided, torch.sparse_csr):
-        tensor = tensor.to_sparse_csr()
     if tensor.shape[0] < 2 or tensor.shape[1] < 1:
         raise ValueError(f"{name} must have at least 2 cells and 1 feature, got shape {tuple(tensor.shape)}")
+    if tensor.layout != torch.strided and tensor is value:
+        held = on_host(tensor)
+        tensor = (_from_scipy(name, held) if scipy.sparse.issparse(held) else torch.from_numpy(held)).to(tensor.device)
     return tensor
 
 
+def _from_array(name: str, value: object) -> torch.Tensor:
+    """A tensor that shares the array, unless PyTorch has no such type or order of bytes or of entries."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # rows of different length
+        array = np.empty(0, object)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{name} must be a numeric matrix, got {type(value).__name__}")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    if not array.dtype.isnative or min(array.strides, default=0) < 0:
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(array)
+
+
 def _from_scipy(name: str, matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> torch.Tensor:
-    """A CSR tensor without duplicates; what it shares with the matrix is only read."""
+    """A CSR tensor with memory of its own."""
     if matrix.ndim != 2 or matrix.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be a real matrix, got {matrix.ndim} dimension(s) of {matrix.dtype}")
-    matrix = matrix.tocsr()
-    if not matrix.has_canonical_format:
-        matrix = matrix.copy()
-        matrix.sum_duplicates()
+    try:
+        matrix = canonical(matrix)
+    except ValueError as error:
+        raise ValueError(f"{name} is no valid sparse matrix: {error}") from error
     values = matrix.data if matrix.dtype in (np.float32, np.float64) else matrix.data.astype(np.float32)
     parts = (torch.from_numpy(np.array(part)) for part in (matrix.indptr, matrix.indices, values))
     return csr(*parts, matrix.shape)
