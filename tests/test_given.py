@@ -1,7 +1,9 @@
 """Whatever holds a matrix, each way in takes the same one of it, and leaves it as it is."""
 
 import copy
+import dataclasses
 import itertools
+import json
 import warnings
 
 import anndata
@@ -13,7 +15,9 @@ import pytest
 import scipy.sparse
 import torch
 
-from mmdma_core import MMDMA, Kernel, metrics, simulate, start
+from benchmarks.study.config import read
+from benchmarks.study.study import load
+from mmdma_core import MMDMA, Kernel, Settings, metrics, simulate, start, variant
 from mmdma_core.files import io
 
 RNG = np.random.default_rng(0)
@@ -266,3 +270,61 @@ def test_a_frame_that_is_put_off_must_be_collected():
 def test_simulated_views_as_they_come():
     x, y, _ = simulate("branch", 20, 6)
     np.testing.assert_array_equal(model().fit(x, y).embedding_x_, model().fit(x.numpy(), y.numpy()).embedding_x_)
+
+
+NUMBERS = {
+    "NumPy": lambda value: (np.int64 if isinstance(value, int) else np.float64)(value),
+    "NumPy, short": lambda value: (np.uint8 if isinstance(value, int) else np.float64)(value),
+    "array": np.array,
+    "tensor": lambda value: torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_a_number_may_be_a_scalar_of_numpy_or_torch(kind, tmp_path):
+    of = NUMBERS[kind]
+    right = Settings(n_components=2, sigma=0.5, lambda1=1.0, init=("uniform", 0.0, 0.25), n_frequencies=3)
+    given = Settings(of(2), of(0.5), of(1.0), init=("uniform", of(0.0), of(0.25)), n_frequencies=of(3))
+    assert given == right
+    assert json.dumps(dataclasses.asdict(given)) == json.dumps(dataclasses.asdict(right))
+    assert start("primal-fused", X, Y, given, seed=of(3)).loss() == start("primal-fused", X, Y, right, seed=3).loss()
+    for ours, theirs in zip(
+        simulate("branch", of(20), of(6), of(4), p_y=of(5)), simulate("branch", 20, 6, 4, p_y=5), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    numbers = {"n_components": 2, "sigma": 0.5, "lambda1": 0.5, "learning_rate": 0.25, "n_epochs": 4, "n_starts": 2}
+    numbers |= {"loss_every": 2, "window": 2, "tolerance": 0.5, "random_state": 3, "batch_size": 100}
+    scalars = {name: of(value) for name, value in numbers.items()}
+    found = [
+        MMDMA("primal-fourier", device="cpu", checkpoint=tmp_path / f"{k}.npz", **given).fit(X, Y)
+        for k, given in enumerate((numbers, scalars))
+    ]
+    np.testing.assert_array_equal(found[0].embedding_x_, found[1].embedding_x_)
+    found[1].save(tmp_path / "model.npz")
+    loaded = MMDMA.load(tmp_path / "model.npz").get_params()
+    assert {name: loaded[name] for name in numbers} == numbers
+    labels, match = np.arange(20) % 2, np.arange(20)
+    sampled = [metrics.evaluate(X, X[::-1], match, labels, labels, *more) for more in ((3, 5), (of(3), of(5)))]
+    assert sampled[0].values == sampled[1].values
+    assert metrics.top_k(X, X[::-1], match, of(2)) == metrics.top_k(X, X[::-1], match, 2)
+    assert metrics.top_k(X, X[::-1], match, of(7.5), percent=True) == metrics.top_k(X, X[::-1], match, 7.5, True)
+
+
+@pytest.mark.parametrize("seed", [0.5, "one", True, np.array([1, 2])])
+def test_a_seed_that_is_no_integer(seed):
+    with pytest.raises(ValueError, match="seed must be an integer"):
+        start("primal", X, Y, seed=seed)
+
+
+def test_thirty_two_bits_are_no_limit_to_memory():
+    needs = variant("primal").needs_bytes
+    assert needs(*np.array([100_000, 100, 10], np.int32)) == needs(100_000, 100, 10)
+
+
+def test_a_configuration_made_in_python():
+    config = read()
+    config["studies"]["laptop"] |= {"n": np.arange(200, 400, 100), "p": (np.int64(10),), "epochs": np.int32(2)}
+    config |= {"study": "laptop", "device": "cpu", "seed": np.uint8(4)}
+    study = load(config)
+    assert (study.n, study.p, study.epochs, study.seed) == ((200, 300), (10,), 2, 4)
+    assert type(study.seed) is int

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import yaml
 
 _SCHEMA = Path(__file__).with_name("config.schema.json")
@@ -121,13 +122,24 @@ _Validator = jsonschema.validators.extend(
 )
 
 
-def check(config: dict[str, Any]) -> None:
-    """Raises ConfigError for the first key or value that the schema does not allow."""
+def check(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as YAML would have it. Raises ConfigError for the first key or value that is not allowed."""
+    config = _of_yaml(config)
     schema = json.loads(_SCHEMA.read_text())
     errors = _Validator(schema).iter_errors(config)
     first = min(errors, key=lambda error: (len(error.absolute_path), str(error.message)), default=None)
     if first is not None:
         raise ConfigError(_sentence(first))
+    return config
+
+
+def _of_yaml(value: Any) -> Any:
+    """Mappings, lists and Python's own numbers, in the place of tuples and of what NumPy has."""
+    if isinstance(value, dict):
+        return {key: _of_yaml(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [*map(_of_yaml, value)]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def closest(word: str, allowed: Iterable[str]) -> str:

@@ -172,7 +172,7 @@ class Study:
 
 def load(config: dict[str, Any]) -> Study:
     """The study that a configuration asks for. Raises ConfigError for what is not allowed, an absent GPU included."""
-    check(config)
+    config = check(config)
     _import_plugins(config.get("plugins", []))
     folder = config.get("machine", "auto")
     device = _device(config.get("device", "auto"), folder)

@@ -19,7 +19,7 @@ from mmdma_core.errors import MissingDependency, Unsupported
 from mmdma_core.models.costs import CostModel
 from mmdma_core.models.memory import MemoryModel
 from mmdma_core.objective.inputs import Given, Kernel, View, as_device, as_views, is_sparse
-from mmdma_core.objective.settings import Settings
+from mmdma_core.objective.settings import Settings, is_whole, plain
 from mmdma_core.training.run import Run
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class Variant:
         """
         if self.memory_model is None:
             return None
+        n, p, d, ranks = map(plain, (n, p, d, ranks))  # 32 bits do not hold n^2
         return self.memory_model(n, p, d) if ranks == 1 else self.memory_model(n, p, d, ranks)
 
     def taken(self, settings: Settings) -> Settings:
@@ -325,7 +326,9 @@ def start(
     >>> run.epoch
     1
     """
-    chosen = variant(name)
+    chosen, seed = variant(name), plain(seed)
+    if not is_whole(seed):
+        raise ValueError(f"seed must be an integer, got {seed!r}")
     settings = chosen.taken(settings or Settings())
     check_ranks(chosen, group)
     device = as_device(device)

@@ -24,7 +24,7 @@ from mmdma_core.matching.starts import batch_size, choose_variant, draw_seeds, m
 from mmdma_core.matching.taking import Pair, check_features, is_annotated, take, take_both
 from mmdma_core.matching.warned import at_the_caller
 from mmdma_core.objective.inputs import Kernel, as_device
-from mmdma_core.objective.settings import Settings
+from mmdma_core.objective.settings import Settings, plain
 from mmdma_core.objective.terms import LossTerms
 from mmdma_core.ranks import world
 from mmdma_core.training.epochs import Callback, Checkpoint, History, Stopping, train
@@ -226,7 +226,7 @@ class MMDMA(BaseEstimator):
         self.representation_x_, self.representation_y_ = (view.representation for view in taken)
         self.device_ = self._device()
         self.variant_ = choose_variant(self, *views)
-        seeds = draw_seeds(self.random_state, self.n_starts)
+        seeds = draw_seeds(plain(self.random_state), plain(self.n_starts))
         with compiler.explained():
             self.sigma_ = self._sigma(views, seeds[0])
             settings = self._settings(self.sigma_)
@@ -328,9 +328,7 @@ class MMDMA(BaseEstimator):
         return model_file.load(cls(), Path(path))
 
     def _settings(self, sigma: float) -> Settings:
-        given = {name: getattr(self, name) for name in _SETTINGS}
-        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
-        return Settings(sigma=sigma, **plain)
+        return Settings(sigma=sigma, **{name: getattr(self, name) for name in _SETTINGS})
 
     def _prepared(self, view: Any, name: str, fitting: bool) -> Matrix:
         """The view as float32, normalised and centred as asked; in `fit` the means are taken, else those are used."""
@@ -352,9 +350,9 @@ class MMDMA(BaseEstimator):
         given = [Kernel(view) for view in views] if self.kernel == "precomputed" else views
         with at_the_caller():
             run = registry.start(self.variant_, *given, settings, self.device_, seed, group=world())
-        size = batch_size(self.batch_size, run)
+        size = batch_size(plain(self.batch_size), run)
         if size is not None:
-            in_batches(run, size, self.n_epochs)
+            in_batches(run, size, plain(self.n_epochs))
         return run
 
     def _sigma(self, views: list[Matrix], seed: int) -> float:
@@ -366,9 +364,9 @@ class MMDMA(BaseEstimator):
     def _train(self, run: Run, views: list[Matrix], settings: Settings, seed: int, k: int) -> History:
         return train(
             run,
-            self.n_epochs,
-            loss_every=self.loss_every,
-            stopping=Stopping(self.window, self.tolerance),
+            plain(self.n_epochs),
+            loss_every=plain(self.loss_every),
+            stopping=Stopping(plain(self.window), plain(self.tolerance)),
             callbacks=self.callbacks,
             progress=self.verbose,
             checkpoint=self._checkpoint(run, views, settings, seed, k),
@@ -383,8 +381,8 @@ class MMDMA(BaseEstimator):
         path = Path(self.checkpoint)
         if self.n_starts > 1:
             path = path.with_name(f"{path.stem}-start{k}{path.suffix}")
-        size = batch_size(self.batch_size, run)
-        asked = [self.variant_, self.kernel, seed, asdict(settings), size and [size, self.n_epochs]]
+        size = batch_size(plain(self.batch_size), run)
+        asked = [self.variant_, self.kernel, seed, asdict(settings), size and [size, plain(self.n_epochs)]]
         return Checkpoint(path, digest(asked, views))
 
     def _keep_results(self, run: Run, history: History, views: list[Matrix]) -> None:

@@ -5,8 +5,6 @@ Cells of a sample are set against all cells; memory is O(n) either way.
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import numpy as np
 import pandas as pd
 import sklearn
@@ -18,6 +16,7 @@ from mmdma_core.matching.blocks import distances, in_blocks
 from mmdma_core.matching.match_ranks import Undefined, Vector, as_array
 from mmdma_core.matching.sampling import Estimate
 from mmdma_core.matching.voting import transfer
+from mmdma_core.objective.settings import is_whole, plain
 
 _WORKING_MEMORY_MIB = 32  # of scikit-learn, for its own blocks of distances
 
@@ -31,7 +30,8 @@ def transfer_accuracy(
     seed: int = sampling.SEED,
 ) -> Estimate:
     """See `mmdma_core.metrics.label_transfer_accuracy`; of a sample the labels of its cells alone are predicted."""
-    if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
+    n_neighbors = plain(n_neighbors)
+    if not is_whole(n_neighbors) or n_neighbors < 1:
         raise ValueError(f"n_neighbors must be an integer of at least 1, got {n_neighbors!r}")
     smaller = min(len(e_x), len(e_y))
     if n_neighbors > smaller:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ import torch
 from mmdma_core.matching import sampling
 from mmdma_core.matching.blocks import distances, in_blocks, rounding
 from mmdma_core.objective.inputs import unmasked
+from mmdma_core.objective.settings import is_whole, plain
 
 Matrix = np.ndarray | torch.Tensor
 Vector = np.ndarray | torch.Tensor | Sequence
@@ -174,12 +175,14 @@ def _ranks(
 def _neighbours(k: float, n: int, percent: bool) -> int:
     """The number of cells meant by k, a count or a percentage of n."""
     if not percent:
-        if not isinstance(k, Integral) or k < 1:
+        if not is_whole(plain(k)) or k < 1:
             raise ValueError(f"k must be an integer of at least 1, got {k!r}")
         return int(k)
-    if not isinstance(k, Real) or not 0 < k <= 100:
+    if not isinstance(plain(k), Real) or not 0 < k <= 100:
         raise ValueError(f"k must be a percentage above 0 and up to 100, got {k!r}")
-    count = int(Fraction(str(k)) * n // 100)  # in decimals as typed: 0.57 per cent of 10,000 are 57 cells
+    count = int(
+        Fraction(str(np.asarray(k)[()])) * n // 100
+    )  # in decimals as typed: 0.57 per cent of 10,000 are 57 cells
     if count < 1:
         raise Undefined(f"{k} per cent of {n} cells is less than one cell")
     return count

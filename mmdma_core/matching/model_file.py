@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import DAMAGED
 from mmdma_core.files.standins import check_is_itself
+from mmdma_core.objective.settings import plain
 
 _ARRAYS = ("embedding_x_", "embedding_y_", "weights_x_", "weights_y_")
 _MEANS = ("mean_x_", "mean_y_")  # None without `center`
@@ -74,7 +75,7 @@ def load(model: BaseEstimator, path: Path) -> BaseEstimator:
 
 def described(model: BaseEstimator) -> dict[str, Any]:
     """What goes beside an embedding: the parameters as they were used, the loss and the version of this program."""
-    params = {k: v for k, v in model.get_params().items() if k not in (*_NOT_SAVED, "verbose")}
+    params = {k: plain(v) for k, v in model.get_params().items() if k not in (*_NOT_SAVED, "verbose")}
     params |= {"variant": model.variant_, "sigma": model.sigma_, "random_state": int(model.starts_["seed"][0])}
     params["device"] = str(params["device"])
     try:
@@ -90,6 +91,6 @@ def _as_json(table: pd.DataFrame) -> str:
 
 def _plain(value: object) -> object:
     """A NumPy number as Python's. Raises TypeError for what JSON cannot hold."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{value!r} cannot be saved")
+    if plain(value) is value:
+        raise TypeError(f"{value!r} cannot be saved")
+    return plain(value)

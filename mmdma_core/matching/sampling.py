@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal
 
 import numpy as np
 from scipy.stats import norm
+
+from mmdma_core.objective.settings import is_whole, plain
 
 EXACT_UP_TO = 50_000  # cells of the larger view
 SAMPLED_CELLS = 2_000  # of each view, beyond
@@ -48,9 +49,10 @@ class Estimate:
 
 def sample_size(sample: Sample, n_x: int, n_y: int) -> int | None:
     """The cells to draw of each view, None for all. Raises ValueError for what is no number of cells."""
-    if isinstance(sample, str) and sample == "auto":
+    sample = plain(sample)
+    if sample == "auto":
         return SAMPLED_CELLS if max(n_x, n_y) > EXACT_UP_TO else None
-    if sample is not None and (not isinstance(sample, Integral) or sample < 2):
+    if sample is not None and (not is_whole(sample) or sample < 2):
         raise ValueError(f"sample must be an integer of at least 2, None or 'auto', got {sample!r}")
     return sample
 

@@ -23,6 +23,7 @@ from mmdma_core.families import advice, registry
 from mmdma_core.fused.compose import takes_batches
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.matching.preparing import Matrix
+from mmdma_core.objective.settings import plain
 from mmdma_core.ranks import in_world, world
 from mmdma_core.training.epochs import History
 from mmdma_core.training.run import AdamRun, Run
@@ -106,15 +107,17 @@ def choose_variant(model: BaseEstimator, x: Matrix, y: Matrix) -> str:
     n, p = max(rows.n for rows in held), max(x.shape[1], y.shape[1])
     sparse = scipy.sparse.issparse(x) or scipy.sparse.issparse(y)
     form = "kernel" if model.kernel == "precomputed" else "sparse" if sparse else "dense"
-    epochs = model.n_epochs * model.n_starts
-    choice = advice.choose_for_fit(n, p, model.n_components, epochs, model.device_, form=form, ranks=held[0].size)
+    epochs = plain(model.n_epochs) * plain(model.n_starts)
+    choice = advice.choose_for_fit(
+        n, p, plain(model.n_components), epochs, model.device_, form=form, ranks=held[0].size
+    )
     _LOG.info("variant: %s", choice)
     return held[0].of_first(choice.variant)
 
 
 def draw_seeds(first: int | np.random.RandomState | None, n_starts: int) -> list[int]:
     """A seed for each start, one after the other."""
-    if not isinstance(first, (int, np.integer)):
+    if not isinstance(first, int):
         first = check_random_state(first).randint(2**31 - n_starts)
     first = in_world(0).of_first(int(first))
     return [first + k for k in range(n_starts)]
@@ -130,7 +133,7 @@ def batch_size(asked: int | Literal["auto"] | None, run: Run) -> int | None:
             raise Unsupported(
                 "batch_size is for primal-fourier, on dense views with fewer features than cells; None takes all cells"
             )
-        return int(asked)
+        return asked
     return _AUTO_BATCH if able and max(run.sizes) > _WHOLE_UP_TO else None
 
 

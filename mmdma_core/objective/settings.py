@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -69,9 +70,11 @@ class Settings:
     n_frequencies: int = 256
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         for name in ("n_components", "n_frequencies"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if not _is_number(self.sigma) or self.sigma <= 0:
             raise ValueError(f"sigma must be a positive number, got {self.sigma!r}")
@@ -88,7 +91,7 @@ class Settings:
         init = (self.init,) if isinstance(self.init, str) else self.init
         if not isinstance(init, (tuple, list)) or not init or init[0] not in tuple(_INITIALISERS):
             raise ValueError(f"init must start with one of {', '.join(_INITIALISERS)}, got {self.init!r}")
-        init = tuple(init)
+        init = tuple(map(plain, init))
         object.__setattr__(self, "init", init)
         arguments = _INITIALISERS[init[0]][1]
         if len(init) - 1 > len(arguments) or not all(map(_is_number, init[1:])):
@@ -118,12 +121,22 @@ class Settings:
         tuple of torch.Tensor
             (rows_x, d) and (rows_y, d).
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(plain(seed))
         function = _INITIALISERS[self.init[0]][0]
         return tuple(
             function(torch.empty(rows, self.n_components), *self.init[1:], generator=generator)
             for rows in (rows_x, rows_y)
         )
+
+
+def plain(value: Any) -> Any:
+    """A scalar of NumPy or PyTorch, also an array without dimensions, as Python's own; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is an integer of Python, which True and False are not here."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:

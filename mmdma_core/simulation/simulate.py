@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mmdma_core.objective.inputs import as_device
+from mmdma_core.objective.settings import plain
 from mmdma_core.simulation.philox import normal_rows
 
 NOISE = 0.05
@@ -110,6 +111,7 @@ def simulate(
     >>> x.shape
     torch.Size([100, 20])
     """
+    n, p, p_y, seed, block_rows = map(plain, (n, p, p_y, seed, block_rows))
     if shape not in _SHAPES:
         raise ValueError(f"shape must be one of {', '.join(_SHAPES)}, got {shape!r}")
     if n < 4:
