@@ -47,6 +47,13 @@ def new_group(limit):
         group.rmdir()
 
 
+def no_users():
+    """Why nothing can be run here as another user would, None if it can."""
+    if os.geteuid() or not shutil.which("setpriv"):
+        return "needs root, and setpriv of util-linux, to do what another user would"
+    return None
+
+
 def no_group():
     """Why no group with a limit of memory can be made here, None if one can."""
     try:
@@ -63,6 +70,7 @@ OPTIONAL = {
     "tensorflow": None if importlib.util.find_spec("tensorflow") else "needs TensorFlow: pip install '.[tensorflow]'",
     "peers": None if all(map(importlib.util.find_spec, ["ot", "ott"])) else "needs POT, OTT: pip install '.[peers]'",
     "group": no_group(),
+    "users": no_users(),
     "slurm": slurm_cluster.refused(),
     "real_data": None if REAL_DATA.is_dir() else f"the real data are not in {REAL_DATA}: set MMDMA_DATA",
 }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,16 +63,22 @@ def _check_model(model: str, root: Path) -> None:
     owner = root / "model.txt"
     if not owner.exists():
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=root, prefix=".model") as part:
-            part.write(_recorded_model(root) or model)
-            part.flush()
-            try:
-                os.link(part.name, owner)
-            except FileExistsError:  # another node was faster
-                pass
-            except OSError:  # a file system without hard links
-                owner.write_text(model)
-    held = owner.read_text().strip()
+        part = root / f".{os.getpid()}.part.{secrets.token_hex(4)}"  # containers on several nodes share numbers
+        part.write_text(_recorded_model(root) or model)
+        try:
+            os.link(part, owner)
+        except FileExistsError:  # another node was faster
+            pass
+        except OSError:  # a file system without hard links
+            part.replace(owner)
+        finally:
+            part.unlink(missing_ok=True)
+    try:
+        held = owner.read_text().strip()
+    except PermissionError:  # another user's, from before it was written with the rights that the folder gives
+        held = _recorded_model(root)
+        if held is None:
+            raise
     if held != model:
         raise WrongDevice(
             f"{root} holds measurements of {held}, and {machine.node()} has {model}: name another folder in `machine`"
