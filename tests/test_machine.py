@@ -1,5 +1,6 @@
 """What the driver is asked and what is made of its answers, with a driver that is played; and on a real GPU."""
 
+import subprocess
 import types
 
 import pynvml
@@ -98,3 +99,66 @@ def test_a_cell_on_the_gpu_is_measured_and_capped(configure, command):
     assert small.peak_device_bytes >= small.peak_torch_bytes > 0
     assert small.machine["gpu"]["sm_clock_mhz"] > 0
     assert large.status == "oom"  # six n x n matrices alone are 9 GiB
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
+    done = subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def put_source(folder):
+    file = folder / "benchmarks" / "measuring" / "machine.py"
+    file.parent.mkdir(parents=True)
+    file.touch()
+
+
+def repository(folder, source=False):
+    """A repository with one commit, of a file or of the study's source; and that commit."""
+    folder.mkdir()
+    put_source(folder) if source else (folder / "text").touch()
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "first")
+    return git(folder, "rev-parse", "--short=12", "HEAD")
+
+
+@pytest.fixture
+def commit_of(monkeypatch):
+    def found(folder):
+        monkeypatch.setattr(machine, "__file__", str(folder / "benchmarks" / "measuring" / "machine.py"))
+        return machine.commit.__wrapped__()
+
+    return found
+
+
+def test_the_commit_is_that_of_this_checkout(tmp_path, commit_of, monkeypatch):
+    own, other = tmp_path / "own", tmp_path / "other"
+    first = repository(own, source=True)
+    repository(other)
+    assert commit_of(own) == first
+    git(own, "worktree", "add", "-q", tmp_path / "tree")
+    assert commit_of(tmp_path / "tree") == first
+    git(other, "submodule", "add", own, "study")
+    assert commit_of(other / "study") == first
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))  # as within a hook of the other
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    assert commit_of(own) == first
+    monkeypatch.undo()
+    (own / "benchmarks" / "measuring" / "machine.py").write_text("changed")
+    (own / "notes").touch()
+    assert commit_of(own) == f"{first}-dirty"
+
+
+@pytest.mark.parametrize("place", ["study", ".venv/lib/python3/site-packages", "."])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_copy_in_another_repository_has_no_commit(tmp_path, commit_of, place, tracked):
+    thesis = tmp_path / "a: thesis"
+    repository(thesis)
+    put_source(thesis / place)
+    if tracked and place != ".":
+        git(thesis, "add", ".")
+        git(thesis, "commit", "-qm", "second")
+    assert commit_of(thesis / place) is None
+    put_source(tmp_path / "alone")
+    assert commit_of(tmp_path / "alone") is None

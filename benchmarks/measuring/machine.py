@@ -155,10 +155,25 @@ def cpu_model() -> str:
 
 @cache
 def commit() -> str | None:
-    """The commit of this source tree, with '-dirty' if tracked files differ from it; None outside git."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit of this checkout, with '-dirty' if tracked files differ from it; None where it is none.
+
+    A repository that lies around it, such as that of a project with an environment or a copy of this in it, is another
+    one; so is one that a variable of git names.
+    """
+    file = Path(__file__).resolve()
+    root = file.parents[2]
+    of_another = re.compile("GIT_(?!CONFIG)").match  # variables that a hook of git has set
+    environment = {name: value for name, value in os.environ.items() if not of_another(name)}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        git("ls-files", "--error-unmatch", str(file.relative_to(root)))
+        if git("rev-parse", "--show-prefix"):  # the repository lies around it
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
 
