@@ -53,8 +53,8 @@ class Rows:
         return values
 
     def sum_of_sparse(self, matrix: torch.Tensor) -> torch.Tensor:
-        """The entries of the sum over the ranks of a sparse matrix, in any order, zeros left out or not."""
-        return matrix.values()
+        """The sum over the ranks of a matrix, sparse or dense; a dense one of several."""
+        return matrix
 
     def of_first(self, value: Any) -> Any:
         """What rank 0 gives, a plain value or tensors on the CPU."""

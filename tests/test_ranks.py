@@ -15,7 +15,9 @@ from mmdma_core.fused.fourier_cuda import CudaFourierMMD
 from mmdma_core.fused.pairs_cuda import FusedMMD
 from mmdma_core.fused.views_cuda import CudaRun, CudaView
 from mmdma_core.matching.preparing import digest
+from mmdma_core.objective import sparse
 from mmdma_core.objective.inputs import as_views
+from mmdma_core.objective.sparse import SparsePrimal
 from mmdma_core.ranks import shared
 
 pytestmark = pytest.mark.slow
@@ -125,6 +127,26 @@ def in_samples(rank, size):
     return followed(run)
 
 
+def of_dense_blocks(rank, size):
+    """The constants of sparse views as on CUDA, and what is said where the last rank's blocks are zero."""
+    found = {}
+
+    def zero(*factors):
+        return ((rows, block * (rank < size - 1)) for rows, block in sparse._dense_blocks(*factors))
+
+    for p in (20, 800):
+        x, _ = as_views(*(own(view, rank, size, 0) for view in views(700, p, sparse=True)), CPU)
+        held = shared(len(x), distributed.group.WORLD, CPU)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sparse, "_sparse_blocks", sparse._dense_blocks)
+            found[p] = float(SparsePrimal(x, held)._constant)
+            patch.setattr(sparse, "_sparse_blocks", zero)
+            with pytest.raises(RuntimeError) as said:
+                SparsePrimal(x, held)
+        found[f"{p}, zeros"] = str(said.value)
+    return found
+
+
 def refused(rank, size):
     x, y = (view[:40] for view in views(80, 5))
     with pytest.raises(Unsupported) as said:
@@ -157,6 +179,7 @@ def everything(rank, size):
     """All that a rank is asked here, in one process, since a process takes seconds to begin."""
     found = {case: trained(case, rank, size) for case in CASES}
     found |= {"blocks": in_blocks(rank, size)[0]} | in_kernels(rank, size)
+    found |= {"dense blocks": of_dense_blocks(rank, size)}
     found |= {"samples": in_samples(rank, size), "fitted": fitted(rank, size)}
     return found | ({"refused": refused(rank, size), "pairs": pairs_of_panels(rank, size)} if size == 2 else {})
 
@@ -172,6 +195,17 @@ def answers(tmp_path_factory):
 def test_the_result_does_not_depend_on_the_number_of_ranks(answers, case, size):
     """Blocks and kernels: what runs on CUDA, on the CPU. In most samples a rank with 2 rows has none."""
     agree([answer[case] for answer in answers[size]], answers[1][0][case])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("p", [20, 800])
+def test_dense_blocks_of_sparse_views_are_checked_by_all_ranks(answers, p, size):
+    found = [answer["dense blocks"] for answer in answers[size]]
+    x = torch.from_numpy(views(700, p, sparse=True)[0].toarray()).double()
+    (constant,) = {answer[p] for answer in found}
+    assert constant == pytest.approx(float((x @ x.T).square().sum()), rel=1e-12)
+    (said,) = {answer[f"{p}, zeros"] for answer in found}
+    assert said.startswith("products of a sparse view are wrong on cpu")
 
 
 @pytest.mark.parametrize("size", [2, 3])
