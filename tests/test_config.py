@@ -83,11 +83,10 @@ def test_every_study_of_config_yaml_loads(name):
     assert set(loaded.variants) >= {"primal", "primal-keops", "dual", "dual-keops"}
 
 
-def test_the_paper_study_is_the_published_grid_and_ends_within_12_hours():
+def test_the_paper_study_is_the_published_grid():
     paper = study.load(CONFIG | {"study": "paper", "device": "cpu"})
     assert (len(paper.n), len(paper.p), paper.epochs) == (26, 12, 500)
     assert (paper.n[0], paper.n[-1], paper.p[0], paper.p[-1]) == (1000, 1_000_000, 10, 10_000)
-    assert len(list(paper.sweeps())) * paper.sweep_budget_s < 12 * 3600
 
 
 def test_a_pattern_takes_variants_out_again():

@@ -116,7 +116,8 @@ def test_the_plan_names_what_will_not_fit_and_runs_it_all_the_same(tmp_path):
     assert lines["primal-keops"].endswith("9 to run")
     assert "what is predicted not to fit in the memory that a cell may take is tried all the same" in text
     known(small, "dual", 4000, 10)  # measured: nothing is predicted about it
-    assert plan.Plan(small).too_large("dual") == {150: 4000, 3000: 4000}
+    forecasts = plan.Plan(small).forecasts()
+    assert {p: forecasts["dual", p].too_large for p in small.p} == {10: None, 150: 4000, 3000: 4000}
 
 
 def test_a_variant_without_a_model_is_planned_without_prediction(tmp_path, monkeypatch):

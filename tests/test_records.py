@@ -182,12 +182,12 @@ def test_the_plan_counts_and_estimates(small, monkeypatch):
     known(small, "dual", 100, 10, "oom")
     plan = Plan(small)
     assert len(plan.remaining()) == total - 2
-    # n = 200 after n = 100: an epoch about four times as long, 5 of them, and the harness' own time
-    assert plan._cell_seconds("primal", 10, 200) == pytest.approx(5 * 0.04 + 0.7, rel=0.01)
-    assert plan._cell_seconds("dual", 10, 200) == 0
+    # n = 200 after n = 100: an epoch about four times as long, the first and 5 timed ones, and the harness' own time
+    assert plan.forecasts()["primal", 10].seconds == pytest.approx(6 * 0.04 + 0.7, rel=0.01)
+    assert plan.forecasts()["dual", 10].seconds == 0
     costless = dataclasses.replace(mmdma_core.variant("dual"), cost_model=None)
     monkeypatch.setitem(mmdma_core.families.registry._VARIANTS, "dual", costless)
-    assert plan._cell_seconds("dual", 150, 100) == pytest.approx(small.cell_budget_s + 0.7)
+    assert plan.forecasts()["dual", 150].seconds == pytest.approx(2 * (small.cell_budget_s + 0.7), rel=0.01)
     assert f"{total} cells, 2 known, {total - 2} to run" in describe(small)
 
 

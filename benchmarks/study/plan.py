@@ -1,12 +1,12 @@
-"""What a study has still to measure, about how long that takes, and what of it is predicted not to fit."""
+"""What a study has still to measure, about how long that takes, what will not fit, and what a budget will cut."""
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, groupby
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import mmdma_core
 from benchmarks.measuring import machine, memory
@@ -18,10 +18,32 @@ from mmdma_core.families import advice
 from mmdma_core.families.advice import Measured
 from mmdma_core.models.costs import NOMINAL, Rates
 
-_OVERHEAD_S = 0.7  # most that the harness adds to a cell
+# Most that the harness adds to a cell; on CUDA its context and what opens it on import are assumed, not measured yet.
+_OVERHEAD_S = {"cpu": 0.7, "cuda": 3.0}
+# Numbers of the views that are made in a second: on two cores of an AMD EPYC, by NumPy and by counter; on CUDA assumed,
+# from 153 launches for each block of 2^20, 4 us each.
+_DRAWN = {"exact": 3.5e7, "cpu": 8e7, "cuda": 1.7e9}
 _SWEEP_OVERHEAD_S = 4.0  # what Snakemake's job and the imports take, on two cores
+_BUDGETS = ("sweep_budget_s", "cell_timeout_s")
+_PAPER = "mmdma_core.families.paper"  # whose variants compete in Figure 1A
 Point = tuple[str, int, int]  # variant, p, n
+Points = dict[int, list[int]]  # p -> n
 Value = TypeVar("Value")
+
+
+class Forecast(NamedTuple):
+    """What a sweep is predicted to do from here on.
+
+    seconds    that its remaining cells take
+    too_large  the first remaining n that is predicted not to fit; None: all fit
+    cut        the n that fit and that a budget leaves out, in this run or in one before
+    by         the budget, a key of config.yaml
+    """
+
+    seconds: float
+    too_large: int | None
+    cut: tuple[int, ...]
+    by: str | None
 
 
 class Plan:
@@ -64,45 +86,65 @@ class Plan:
         )
         return f"{measured} measured cells and {models}" if measured else f"{models}, nothing is measured here"
 
-    def too_large(self, variant: str) -> dict[int, int]:
-        """The first remaining n at each p that is predicted not to fit. It is measured all the same."""
-        first = {}
-        for name, p, n in self.remaining():
-            if name == variant and not self._fits(variant, p, n):
-                first.setdefault(p, n)
-        return first
+    def forecasts(self) -> dict[tuple[str, int], Forecast]:
+        """(variant, p) -> what that sweep will do."""
+        self._speed = advice.machine_speed(list(chain.from_iterable(self._measured.values())), self.rates)
+        return {sweep: self._forecast(*sweep) for sweep in self.study.sweeps()}
+
+    def _forecast(self, variant: str, p: int) -> Forecast:
+        """Walk up n as benchmarks.study.sweep does: each cell takes its time, until memory or a budget ends it all."""
+        study, seconds, too_large, by = self.study, 0.0, None, None
+        cut: list[int] = []
+        ended = False  # larger n are skipped
+        for n in study.ns(variant, p):
+            record, fits = self.known.get((variant, p, n)), self.fits(variant, p, n)
+            if record is None and not fits:
+                too_large = too_large or n
+            if ended:
+                cut += [n] if by and fits else []
+            elif record is not None:
+                late = record.status == "skipped" and record.implied_by is None
+                if (late and fits) or record.status == "timeout":
+                    by, cut = _BUDGETS[not late], [*cut, n]
+                ended = study.stop_after_failure and record.status in ENDS_A_SWEEP
+            else:
+                takes = self._cell_seconds(variant, p, n) if fits else _OVERHEAD_S[study.device]
+                limits = study.sweep_budget_s - seconds, study.cell_timeout_s
+                seconds += min(takes, *limits)
+                late = takes > min(limits)
+                if late and fits:
+                    by, cut = _BUDGETS[limits.index(min(limits))], [*cut, n]
+                ended = (late and limits[0] <= limits[1]) or (study.stop_after_failure and (late or not fits))
+        return Forecast(seconds, too_large, tuple(cut), by)
 
     def seconds_left(self, devices: int = 1) -> float:
-        """Estimated time of the remaining cells; no sweep takes more than its budget.
+        """Estimated time of the remaining cells, as their sweeps are forecast.
 
         devices  that measure at once, a sweep each: the longest sweep goes first, to the first one that is free
         """
-        self._speed = advice.machine_speed(list(chain.from_iterable(self._measured.values())), self.rates)
-        sweeps: dict[tuple[str, int], float] = {}
-        for variant, p, n in self.remaining():
-            sweeps[variant, p] = sweeps.get((variant, p), 0.0) + self._cell_seconds(variant, p, n)
+        forecasts = self.forecasts()
         ends = [0.0] * devices
-        for seconds in sorted(sweeps.values(), reverse=True):
-            heapq.heapreplace(ends, ends[0] + min(seconds, self.study.sweep_budget_s) + _SWEEP_OVERHEAD_S)
+        for seconds in sorted((forecasts[variant, p].seconds for variant, p in self._unfinished()), reverse=True):
+            heapq.heapreplace(ends, ends[0] + seconds + _SWEEP_OVERHEAD_S)
         return max(ends)
 
+    def _unfinished(self) -> set[tuple[str, int]]:
+        return {(variant, p) for variant, p, _ in self.remaining()}
+
     def _cell_seconds(self, variant: str, p: int, n: int) -> float:
-        if any(self._ends_sweep(variant, p, smaller) for smaller in self.study.ns(variant, p) if smaller < n):
-            return 0.0
-        if not self._fits(variant, p, n):
-            return _OVERHEAD_S
+        """Of a cell that fits, before any limit of time: the harness, the data, epochs."""
+        study = self.study
+        around = _OVERHEAD_S[study.device] + 2 * n * p / self._drawn(n, p)
         epoch = self._epoch_seconds(variant, p, n)
         if epoch is None:
-            return self.study.cell_budget_s + _OVERHEAD_S
-        timed = min(self.study.epochs * epoch, self.study.cell_budget_s)
-        return min(max(EARLY_EPOCHS * epoch, timed) + _OVERHEAD_S, self.study.cell_timeout_s)
+            return study.cell_budget_s + around
+        timed = min(study.epochs * epoch, study.cell_budget_s)
+        return max(EARLY_EPOCHS * epoch, timed + epoch) + around
 
-    def _ends_sweep(self, variant: str, p: int, n: int) -> bool:
-        record = self.known.get((variant, p, n))
-        ended = not self._fits(variant, p, n) if record is None else record.status in ENDS_A_SWEEP
-        return self.study.stop_after_failure and ended
+    def _drawn(self, n: int, p: int) -> float:
+        return _DRAWN["exact" if n * p <= self.study.exact_data_below else self.study.device]
 
-    def _fits(self, variant: str, p: int, n: int) -> bool:
+    def fits(self, variant: str, p: int, n: int) -> bool:
         limit, devices = memory_limit(self.study, variant, n, p), self.study.devices
         limit = self._free if limit is None else limit
         if not mmdma_core.variant(variant).several_ranks:
@@ -110,6 +152,23 @@ class Plan:
         needs = mmdma_core.variant(variant).needs_bytes(n, p, self.study.settings.n_components, devices)
         at_once = devices if self.study.device == "cpu" else 1  # that share the host's memory
         return needs is None or needs * at_once <= limit
+
+    def hidden(self, forecasts: Mapping[tuple[str, int], Forecast]) -> tuple[Points, Points]:
+        """What budgets hide of Figure 1A: points without a winner, and those whose winner is among fewer.
+
+        At a point without a winner a budget leaves out every one of the paper's variants that fits.
+        """
+        own = [variant for variant in self.study.variants if mmdma_core.variant(variant).module == _PAPER]
+        without: Points = {}
+        among_fewer: Points = {}
+        for p in self.study.p:
+            for n in self.study.n:
+                fitting = [variant for variant in own if self.fits(variant, p, n)]
+                left_out = [variant for variant in own if n in forecasts[variant, p].cut]
+                if left_out:
+                    where = among_fewer if set(fitting) - set(left_out) else without
+                    where.setdefault(p, []).append(n)
+        return without, among_fewer
 
     def _epoch_seconds(self, variant: str, p: int, n: int) -> float | None:
         if mmdma_core.variant(variant).cost_model is None:
@@ -171,15 +230,14 @@ def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
         f" x {len(study.variants)} variants{_beyond(study)}: {plan.total} cells, {len(plan.known)} known, "
         f"{len(remaining)} to run",
     ]
+    forecasts = plan.forecasts()
     for variant in study.variants:
         count = sum(name == variant for name, _, _ in remaining)
-        absent = mmdma_core.variant(variant).absent()
-        needs = f"; needs {', '.join(absent)}, not installed" if absent else ""
-        too_large = ranges(plan.too_large(variant), study.p)
-        fits = "; predicted not to fit: " + ", ".join(f"{where} from n = {n}" for where, n in too_large)
-        lines.append(f"  {variant:<24} {count:>5} to run{needs}{fits if too_large else ''}")
+        said = _said_of_variant(variant, {p: forecasts[variant, p] for p in study.p})
+        lines.append(f"  {variant:<24} {count:>5} to run{said}")
     if "predicted" in "".join(lines):
         lines.append("what is predicted not to fit in the memory that a cell may take is tried all the same")
+    lines += _said_of_cuts(plan, forecasts)
     if remaining:
         at_once = f" on {devices} devices at once" if devices > 1 else ""
         lines.append(
@@ -192,3 +250,33 @@ def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
         for cell in running.cells(study)[0]
     ]
     return "\n".join(lines)
+
+
+def _said_of_variant(variant: str, forecasts: Mapping[int, Forecast]) -> str:
+    """What it lacks, where it will not fit, and what a budget cuts; forecasts: of each p."""
+    absent, ps = mmdma_core.variant(variant).absent(), list(forecasts)
+    too_large = {p: [forecast.too_large] for p, forecast in forecasts.items() if forecast.too_large}
+    said = f"; needs {', '.join(absent)}, not installed" if absent else ""
+    said += f"; predicted not to fit: {_from(too_large, ps)}" if too_large else ""
+    for by in _BUDGETS:
+        cut = {p: forecast.cut for p, forecast in forecasts.items() if forecast.by == by}
+        said += f"; cut by {by}: {_from(cut, ps)}" if cut else ""
+    return said
+
+
+def _said_of_cuts(plan: Plan, forecasts: Mapping[tuple[str, int], Forecast]) -> Iterator[str]:
+    """What the cuts mean, and what they hide of Figure 1A; or that there are none."""
+    study = plan.study
+    if not any(forecast.cut for forecast in forecasts.values()):
+        yield "no budget is predicted to cut a cell: what is not measured does not fit"
+        return
+    keys = ", ".join(f"{key} is {getattr(study, key):g} s" for key in _BUDGETS)
+    yield f"what is cut fits in memory, and has no time: {keys}"
+    for points, what in zip(plan.hidden(forecasts), ("no winner", "a winner among fewer"), strict=True):
+        if points:
+            yield f"that leaves {sum(map(len, points.values()))} points of Figure 1A {what}: {_from(points, study.p)}"
+
+
+def _from(ns: Mapping[int, Sequence[int]], ps: Sequence[int]) -> str:
+    """p -> n in words, by the first n of each: 'p = 10 to 1000 from n = 20000, p = 2000 from n = 10000'."""
+    return ", ".join(f"{where} from n = {n}" for where, n in ranges({p: own[0] for p, own in ns.items() if own}, ps))
