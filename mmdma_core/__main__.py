@@ -96,7 +96,9 @@ def _add_view(parser: argparse.ArgumentParser, name: str, prefix: str, required:
 
 def _add_truth(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is known, for metrics")
-    group.add_argument("--match", help="file: for each row of x its row of y, counted from 0; -1: unknown")
+    group.add_argument(
+        "--match", help="file: for each row of x its row of y, counted from 0, -1: unknown; names: cells of one name"
+    )
     group.add_argument("--same-cells", action="store_true", help="row i of x is the same cell as row i of y")
     group.add_argument("--labels", help="file of labels, or of names and labels, or a column of obs, of both views")
     for name in _VIEWS:

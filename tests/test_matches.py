@@ -1,10 +1,14 @@
 """Vectors of a person's own: matches, by number or by name, and the files they are in."""
 
+import json
+
 import numpy as np
 import pytest
 from refusals import refused
 
+from mmdma_core.__main__ import main
 from mmdma_core.files.io import View, align_by_name, compare_names, read_match, read_vector
+from mmdma_core.files.names import least_common
 
 
 @pytest.mark.parametrize(
@@ -153,3 +157,52 @@ def test_names_that_are_only_numbers():
         "none is made of names, the cells of y are only numbered ('0', '1', ...): --same-cells says"
     )
     assert compare_names(named(None), named(CODES)) is None
+
+
+@pytest.mark.parametrize(
+    ("n_x", "n_y", "least"),
+    [
+        (1, 1, 1),
+        (300, 5, 1),
+        (1600, 1600, 160),
+        (1600, 20_000, 160),
+        (20_000, 20_000, 2000),
+        (73_728, 73_728, 14_746),  # twice what chance gives
+        (10**6, 10**6, 500_000),
+        (500, 10**6, 250),
+    ],
+)
+def test_so_many_names_must_be_common(n_x, n_y, least):
+    assert least_common(n_x, n_y) == least
+
+
+def test_barcodes_that_collide_are_no_match():
+    """Two random draws from 10x Genomics' list have fewer in common than it takes, joint cells filtered apart more."""
+    rng = np.random.default_rng(0)
+    for n in (1600, 20_000):
+        drawn = [rng.choice(737_280, n, replace=False) for _ in "xy"]
+        joint = [rng.choice(drawn[0], int(0.8 * n), replace=False) for _ in "xy"]
+        for cells, known in ((drawn, False), (joint, True)):
+            x, y = (named(tuple(f"{code:020b}".replace("0", "A").replace("1", "C") for code in of)) for of in cells)
+            assert (align_by_name(x, y) is not None) is known
+            assert ("chance" in compare_names(x, y)) is not known
+            both = np.intersect1d(*cells).size
+            assert np.count_nonzero(align_by_name(x, y, insist=True) >= 0) == both
+
+
+def test_names_are_taken_where_they_are_insisted_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    for name, other in (("x", "CELL"), ("y", "OTHER")):
+        rows = [f"{'CELL' if k < 2 else other}{k}-1,{k % 7},{k % 3}.5" for k in range(40)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["cell,a,b", *rows]))
+    fit = "fit --x x.csv --y y.csv --variant primal --n-components 1 --n-epochs 1 --n-starts 1 --device cpu --quiet"
+    with caplog.at_level("INFO"):
+        assert main([*fit.split(), "--out", "chance"]) == 0
+    reason = json.loads((tmp_path / "chance/metrics.json").read_text())["left_out"]["foscttm"]
+    assert reason.startswith("2 of 40 cells of x have a namesake in y, which chance may explain")
+    assert "(it takes 4); --match names takes them" in reason
+    assert f"match: {reason}" in caplog.messages
+    assert main([*fit.split(), "--match", "names", "--out", "names"]) == 0
+    assert "foscttm" in json.loads((tmp_path / "names/metrics.json").read_text())["values"]
+    np.save("x.npy", np.eye(40))
+    assert main([*fit.replace("x.csv", "x.npy").split(), "--match", "names", "--out", "none"]) == 2

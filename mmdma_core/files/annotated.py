@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,6 +159,39 @@ def chosen(where: str, data: Any, keys: Keys) -> Chosen:
         raise ValueError(f"{where}: there is no column 'feature_types' in var; columns: {listed(data.var)}")
     taken = of_type(where, data.var["feature_types"].astype(str).to_numpy(), keys.feature_type)
     return Chosen(where, matrix[:, taken], tuple(np.array(features, object)[taken]))
+
+
+def rows_of_obs(source: Any, modality: str, cells: Sequence[str]) -> np.ndarray:
+    """For each cell of a modality its row of the obs that all modalities of a MuData object share; -1 for none."""
+    if modality not in source.obsmap:  # of a writer that has no such table
+        return pd.Index(source.obs_names).get_indexer(pd.Index(cells))
+    counted = np.asarray(source.obsmap[modality]).ravel()  # for each row its cell, counted from 1, or 0
+    rows = np.full(len(cells), -1)
+    rows[counted[counted > 0] - 1] = np.flatnonzero(counted > 0)
+    return rows
+
+
+def column_of_obs(view: Any, name: str) -> pd.Series | None:
+    """A column of obs for the cells of a view from AnnData or MuData; None if there is none of the name.
+
+    Of MuData it is one of the modality's own obs, else of the obs that all share, with the modality's prefix or as it
+    is named; with the prefix of another modality, that one's.
+    """
+    if view.annotated is None:
+        return None
+    if name in view.annotated.obs:
+        return view.annotated.obs[name]
+    if view.modality is None:
+        return None
+    mudata, shared = view.source, None
+    for key in (f"{view.modality}:{name}", name):
+        if key in mudata.obs and shared is None:
+            shared = mudata.obs[key].astype(object).reset_index(drop=True)
+    other, _, column = name.partition(":")
+    if shared is None and other in mudata.mod and column in mudata[other].obs:
+        theirs = mudata[other].obs[column].astype(object)
+        shared = theirs.set_axis(rows_of_obs(mudata, other, names(theirs.index))).drop(-1, errors="ignore")
+    return None if shared is None else shared.reindex(rows_of_obs(mudata, view.modality, view.cells))
 
 
 def names(index: pd.Index) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mmdma_core.files.annotated import column_of_obs, listed
 from mmdma_core.files.formats import existing, read_array, suffix
 from mmdma_core.files.headings import MISSING, counts, is_corner, is_name, is_number
 from mmdma_core.files.names import agree_without
@@ -85,13 +86,13 @@ def read_labels(source: str | Path, n: int, view: View | None = None) -> np.ndar
         the view or occur twice, and if there are not n.
     """
     data = None if view is None else view.annotated
-    if data is not None and source in data.obs.columns:
-        column = data.obs[source]
+    column = None if view is None else column_of_obs(view, str(source))
+    if column is not None:
         labels = _with_gaps(np.array(column.dropna().tolist()), column.isna().to_numpy())
     elif data is not None and not Path(source).exists():
         raise ValueError(
             f"labels {str(source)!r}: neither a file nor a column of obs in {view.path}; "
-            f"columns: {', '.join(map(repr, data.obs.columns)) or 'none'}"
+            f"columns: {listed([*data.obs, *([] if view.modality is None else view.source.obs)])}"
         )
     else:
         labels = _labels(existing(source), n, None if view is None else view.cells)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from mmdma_core.files.annotated import rows_of_obs
 from mmdma_core.files.views import View
 
 _NUMBERED = re.compile(r"(0|[1-9]\d*)(-\d+)?")  # as AnnData and pandas number, and AnnData after a concatenation
+_BARCODES = 737_280  # on 10x Genomics' list of 2016, of which a lane's cells are a draw
 _APART = re.compile(r"[-_.:#|/ ]+")
 # What a sample, a run or a program may have changed: each takes the parts of a name and leaves what may be its own.
 _STRIPPED = {
@@ -22,8 +26,8 @@ _STRIPPED = {
 }
 
 
-def align_by_name(x: View, y: View) -> np.ndarray | None:
-    """The match of cells that have the same name in both views.
+def align_by_name(x: View, y: View, insist: bool = False) -> np.ndarray | None:
+    """The match of cells that have the same name in both views; of two modalities of one MuData file by its obs.
 
     Parameters
     ----------
@@ -31,20 +35,67 @@ def align_by_name(x: View, y: View) -> np.ndarray | None:
         The first view.
     y : View
         The second view.
+    insist : bool
+        Take names, too, that only number the cells, and as few common ones as chance may give.
 
     Returns
     -------
     numpy.ndarray or None
         (n_x,), -1 for a cell that y lacks. None if a view has no names, names that occur twice or that only number its
-        cells (0, 1, 2, ..., as AnnData and pandas do where none are given), or if no name is in both.
+        cells (0, 1, 2, ..., as AnnData and pandas do where none are given), or if no name is in both, or no more than
+        chance explains, see `least_common`.
     """
-    if x.cells is None or y.cells is None or are_numbers(x.cells) or are_numbers(y.cells):
+    if x.cells is None or y.cells is None:
         return None
+    if not insist and (are_numbers(x.cells) or are_numbers(y.cells)):
+        return None
+    match = _namesakes(x, y)
+    n_same = np.count_nonzero(match >= 0)
+    least = 1 if insist or _of_one_mudata(x, y) else least_common(len(x.cells), len(y.cells))
+    return match if n_same >= least else None
+
+
+def least_common(n_x: int, n_y: int) -> int:
+    """So many names must be common to two views before they are taken for the same cells.
+
+    Barcodes of unrelated cells collide: two random draws from a list of N have n_x n_y / N in common, a share of
+    max(n_x, n_y) / N of the smaller view. 10x Genomics' shorter list has N = 737,280, its longer one 6,794,880; so that
+    share is 3 % for the 20,000 cells of a full lane. Cells that were measured together and filtered apart have most
+    names in common. So it takes 10 % of the smaller view's names, twice the share of chance where that is more, and
+    never more than half of them.
+
+    Parameters
+    ----------
+    n_x : int
+        Cells of the first view.
+    n_y : int
+        Cells of the second view.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    share = min(0.5, max(0.1, 2 * max(n_x, n_y) / _BARCODES))
+    return max(1, math.ceil(share * min(n_x, n_y)))
+
+
+def _namesakes(x: View, y: View) -> np.ndarray:
+    """(n_x,): for each cell of x the cell of y of the same name, or in the same row of MuData's obs; -1 for none."""
+    if _of_one_mudata(x, y):
+        of_x, of_y = (rows_of_obs(view.source, view.modality, view.cells) for view in (x, y))
+        of_row = np.full(x.source.n_obs + 1, -1)  # the last one for cells that are in no row
+        of_row[of_y] = np.arange(len(of_y))
+        of_row[-1] = -1
+        return of_row[of_x].astype(np.int64)
     names_x, names_y = pd.Index(x.cells), pd.Index(y.cells)
     if not (names_x.is_unique and names_y.is_unique):
-        return None
-    match = names_y.get_indexer(names_x)
-    return match.astype(np.int64) if np.any(match >= 0) else None
+        return np.full(len(names_x), -1)
+    return names_y.get_indexer(names_x).astype(np.int64)
+
+
+def _of_one_mudata(x: View, y: View) -> bool:
+    return None not in (x.modality, y.modality) and Path(x.path).resolve() == Path(y.path).resolve()
 
 
 def are_numbers(cells: Sequence[str]) -> bool:
@@ -80,10 +131,12 @@ def compare_names(x: View, y: View) -> str | None:
                 f"none is made of names, the cells of {name} are only numbered ({view.cells[0]!r}, {view.cells[1]!r}, "
                 f"...): --same-cells says that row i of x is row i of y, --match which row is which"
             )
-    match = align_by_name(x, y)
-    n_x, n_same = len(x.cells), 0 if match is None else int(np.count_nonzero(match >= 0))
+    n_x, n_y = len(x.cells), len(y.cells)
+    n_same = int(np.count_nonzero(_namesakes(x, y) >= 0))
+    if _of_one_mudata(x, y):
+        return f"{n_same:,} of {n_x:,} cells of x share a row of MuData's obs with a cell of y"
     said = f"{n_same:,} of {n_x:,} cells of x have a namesake in y"
-    if n_same == min(n_x, len(y.cells)):
+    if n_same == min(n_x, n_y):
         return said
     how, pairs = agree_without(x.cells, y.cells)
     if len(pairs) > n_same:
@@ -91,6 +144,11 @@ def compare_names(x: View, y: View) -> str | None:
         return (
             f"{said}, {len(pairs):,} would {how}, as {here!r} in x and {there!r} in y; only the same names "
             f"match: rename the cells, or give --match"
+        )
+    if 0 < n_same < least_common(n_x, n_y):
+        return (
+            f"{said}, which chance may explain, as barcodes of unrelated cells collide (it takes "
+            f"{least_common(n_x, n_y):,}); --match names takes them for the same cells"
         )
     return said if n_same else f"{said}: {x.cells[0]!r} in x, {y.cells[0]!r} in y; give --match, or rename the cells"
 

@@ -34,11 +34,15 @@ _WRITTEN = ("embedding_x.npy", "embedding_y.npy", "overlap.csv", "starts.csv", "
 
 @dataclasses.dataclass
 class Truth:
-    """What is known of two views: the match of their cells and labels, each None if it is not."""
+    """What is known of two views: the match of their cells and labels, each None if it is not.
+
+    unknown  why names make no match, of views that have names
+    """
 
     match: np.ndarray | None
     labels_x: np.ndarray | None
     labels_y: np.ndarray | None
+    unknown: str | None = None
 
 
 def fit(options: argparse.Namespace) -> int:
@@ -177,7 +181,13 @@ def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
         raise ValueError(f"--n-neighbors must be at least 1, got {options.n_neighbors}")
     if options.same_cells and n_x != n_y:
         raise ValueError(f"--same-cells: x has {n_x} cells and y has {n_y}: is one of them transposed?")
-    if options.match:
+    unknown = None
+    if options.match == "names":
+        match = io.align_by_name(x, y, insist=True)
+        if match is None:
+            raise ValueError(f"--match names: {io.compare_names(x, y) or 'a view has no names of cells'}")
+        _LOG.info("match: %s of %s cells of x by name", f"{np.count_nonzero(match >= 0):,}", f"{n_x:,}")
+    elif options.match:
         match = io.read_match(options.match, n_x, n_y)
     elif options.same_cells:
         match = np.arange(n_x)
@@ -185,11 +195,13 @@ def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
         match, said = io.align_by_name(x, y), io.compare_names(x, y)
         if said is not None:
             _LOG.info("match: %s", said)
+        if match is None and said is not None and not said.startswith("none"):
+            unknown = said
     labels = []
     for name, view in (("x", x), ("y", y)):
         source = getattr(options, f"{name}_labels") or options.labels
         labels.append(io.read_labels(source, view.matrix.shape[0], view) if source else None)
-    return Truth(match, *labels)
+    return Truth(match, *labels, unknown)
 
 
 def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], truth: Truth, seconds: float) -> None:
@@ -260,7 +272,9 @@ def _embedding_paths(out: Path, views: list[io.View]) -> list[Path]:
 
 def _metrics(e_x: np.ndarray, e_y: np.ndarray, truth: Truth, options: argparse.Namespace) -> metrics.Evaluation:
     sample = None if options.exact_metrics else "auto"
-    return metrics.evaluate(e_x, e_y, truth.match, truth.labels_x, truth.labels_y, options.n_neighbors, sample)
+    found = metrics.evaluate(e_x, e_y, truth.match, truth.labels_x, truth.labels_y, options.n_neighbors, sample)
+    reasons = dict.fromkeys(metrics.OF_MATCH, truth.unknown) if truth.unknown else {}
+    return dataclasses.replace(found, left_out=found.left_out | reasons)
 
 
 def _written(found: metrics.Evaluation) -> dict[str, Any]:

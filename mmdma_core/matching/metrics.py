@@ -257,7 +257,7 @@ _TOP = {
     "top1_percent": {"k": 1, "percent": True},
     "top5_percent": {"k": 5, "percent": True},
 }
-_OF_MATCH = ("foscttm", *_TOP, "neighbourhood_overlap")
+OF_MATCH = ("foscttm", *_TOP, "neighbourhood_overlap")
 _OF_LABELS = ("label_transfer_accuracy", "label_silhouette")
 
 
@@ -306,12 +306,12 @@ def evaluate(
     size = sample_size(sample, len(e_x), len(e_y))
     ranks, metrics, left_out = None, {}, {}
     if match is None:
-        left_out |= dict.fromkeys(_OF_MATCH, "no match given")
+        left_out |= dict.fromkeys(OF_MATCH, "no match given")
     else:
         try:
             ranks = match_ranks(e_x, e_y, match, size)
         except Undefined as reason:
-            left_out |= dict.fromkeys(_OF_MATCH, str(reason))
+            left_out |= dict.fromkeys(OF_MATCH, str(reason))
         else:
             metrics |= _of_ranks(ranks)
     absent = [name for name, given in (("labels_x", labels_x), ("labels_y", labels_y)) if given is None]
