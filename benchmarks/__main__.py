@@ -40,7 +40,10 @@ def _run(options: argparse.Namespace) -> int:
             return _compare(options)
         from benchmarks.study import study
 
-        options.run(study.load(options.values), options)
+        asked = study.load(options.values)
+        if options.run in (_check, _plan, _sweep, _gpu_check):
+            print(*(f"note: {note}\n" for note in asked.notes), sep="", end="", file=sys.stderr)
+        options.run(asked, options)
     except (ValueError, RuntimeError, ImportError) as error:
         return _refuse(error)
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pynvml
 import torch
 
-from benchmarks.measuring import cell, memory
+from benchmarks.measuring import cell, machine, memory, usable
 
 MODELS = {"g1": "Fake 9000", "g2": "Fake 8000"}  # node -> model; other nodes have no driver
 
@@ -46,4 +46,7 @@ pynvml.nvmlSystemGetDriverVersion = lambda: "1.2"
 pynvml.nvmlDeviceGetClockInfo = pynvml.nvmlDeviceGetMaxClockInfo = lambda *_: 1000
 pynvml.nvmlDeviceGetComputeRunningProcesses = lambda _: []
 torch.cuda.is_available = lambda: platform.node() in MODELS
+usable._compute = lambda devices: [
+    usable.Seen(MODELS[platform.node()], 16 * memory.GIB, machine.gpu_uuid(k)) for k in range(devices)
+]
 cell.torch = _Torch()

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -18,11 +20,12 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 HOLD = """
 import sys, time
 from benchmarks.measuring import alone, machine
-machine.gpu_uuid = lambda: sys.argv[2]
-alone._check_device = alone._check_model = lambda *_: None
+names = sys.argv[2].split()
+machine.gpu_uuid = lambda k=0: names[k]
+alone._check_device = alone._check_model = lambda *_, **__: None
 machine.model = lambda device: "any"
 from pathlib import Path
-with alone.alone(sys.argv[1], Path(sys.argv[3])):
+with alone.alone(sys.argv[1], Path(sys.argv[3]), len(names)):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -50,9 +53,9 @@ def hold(tmp_path):
 def gpu(monkeypatch):
     """A name for this process's GPU, apart from any that is there."""
     name = f"GPU-{os.getpid()}"
-    monkeypatch.setattr(machine, "gpu_uuid", lambda: name)
-    monkeypatch.setattr(machine, "model", lambda device: "Fake 9000")
-    monkeypatch.setattr(alone, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(machine, "gpu_uuid", lambda k=0: f"{name}-{k}" if k else name)
+    monkeypatch.setattr(machine, "model", lambda device, k=0: "Fake 9000")
+    monkeypatch.setattr(alone, "why_no_gpu", lambda *_: None)
     return name
 
 
@@ -63,6 +66,30 @@ def test_two_devices_measure_at_once_and_on_one_the_second_waits_and_says_so(hol
     assert second.stderr.readline() == f"another sweep is measuring on {gpu}: waiting for it to end\n"
     first.kill()  # however its holder ends
     assert second.stdout.readline() == "held\n"
+
+
+def test_every_gpu_of_a_cell_is_held_and_nobody_waits_for_ever(hold, gpu):
+    one, two = f"{gpu}-1", f"{gpu}-2"
+    both = hold("cuda", f"{two} {one}")
+    assert both.stdout.readline() == "held\n"
+    others = [hold("cuda", name) for name in (one, two, f"{one} {two}", f"{two} {one}")]
+    waits = [other.stderr.readline() for other in others]
+    assert waits == [f"another sweep is measuring on {name}: waiting for it to end\n" for name in (one, two, one, one)]
+    both.kill()
+    for _ in range(2):  # whoever comes first, the one with both waits for one with one, and so on to the last
+        for other in others:
+            if select.select([other.stdout], [], [], 20)[0] and other.stdout.readline() == "held\n":
+                other.kill()
+                other.wait()
+    assert [other.wait(20) for other in others] == [-signal.SIGKILL] * 4
+
+
+def test_gpus_that_differ_measure_no_cell_together(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "model", lambda device, k=0: f"Fake {9000 - k}")
+    with alone.alone("cuda", tmp_path):
+        pass
+    with pytest.raises(alone.WrongDevice, match=r"its GPUs differ \(Fake 8999, Fake 9000\): name those of one kind"):
+        alone.alone("cuda", tmp_path, 2).__enter__()
 
 
 def test_a_file_system_without_locks_does_not_matter(gpu, tmp_path, monkeypatch):
@@ -80,7 +107,7 @@ def test_a_file_system_without_locks_does_not_matter(gpu, tmp_path, monkeypatch)
 def test_a_folder_belongs_to_the_model_that_came_first(gpu, tmp_path, monkeypatch):
     with alone.alone("cuda", tmp_path):
         pass
-    monkeypatch.setattr(machine, "model", lambda device: "Fake 8000")
+    monkeypatch.setattr(machine, "model", lambda device, k=0: "Fake 8000")
     with pytest.raises(alone.WrongDevice, match=r"holds measurements of Fake 9000, and .* has Fake 8000: name another"):
         alone.alone("cuda", tmp_path).__enter__()
 

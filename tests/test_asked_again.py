@@ -198,7 +198,7 @@ def test_an_oom_stays_known_until_clearly_more_is_within_reach(small, monkeypatc
 
 def test_an_oom_on_a_gpu_is_asked_again_when_more_of_it_is_free(small, monkeypatch):
     free = {"device": 10 * GIB}
-    monkeypatch.setattr("benchmarks.measuring.memory.device_free_bytes", lambda: free["device"])
+    monkeypatch.setattr("benchmarks.measuring.memory.device_free_bytes", lambda device: free["device"])
     monkeypatch.setattr(host, "free_bytes", lambda: 900 * GIB)
     ran_out(small, "device", 10 * GIB)
     assert small.known("dual", 100, 10)
@@ -274,7 +274,7 @@ def test_what_the_words_of_a_cell_name_and_is_not_here(monkeypatch, words, missi
 def test_on_a_cpu_no_gpu_is_asked_for(small, monkeypatch):
     """A name that means no GPU must not end a study of the CPU."""
     monkeypatch.setattr(pynvml, "nvmlInit", lambda: pytest.fail("the driver is asked"))
-    machine._first_gpu.cache_clear()
+    machine._gpus.cache_clear()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "nonsense")
     ran_out(small, "host", 2**50)
     assert small.known("dual", 100, 10)

@@ -7,6 +7,8 @@ import torch
 
 import mmdma_core
 from mmdma_core import Kernel, MissingDependency, Settings, simulate, start
+from mmdma_core.objective import inputs
+from mmdma_core.objective.inputs import as_device
 
 X, Y, _ = simulate("branch", 20, 12)
 
@@ -73,14 +75,57 @@ def test_an_unknown_variant_is_answered_with_the_nearest():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there():
-    with pytest.raises(RuntimeError, match="device 'cuda': no such GPU here"):
+    with pytest.raises(ValueError, match="device 'cuda': no such GPU here, PyTorch finds none"):
         start("primal", X, Y, device="cuda")
 
 
-@pytest.mark.parametrize("device", ["gpu", "mps"])
-def test_an_unknown_device(device):
-    with pytest.raises(ValueError, match="device must be 'cpu', 'cuda' or 'cuda:INDEX'"):
-        start("primal", X, Y, device=device)
+UNKNOWN = ["gpu", "mps", "meta", "", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda:07", "cuda:0:1", " cuda", "cpu:3"]
+
+
+@pytest.mark.parametrize("device", [*UNKNOWN, None, 1, -1, 1.5, True, b"cuda", torch.device("mps")])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda device: start("primal", X, Y, device=device),
+        lambda device: mmdma_core.simulate("branch", 20, 5, device=device),
+        lambda device: mmdma_core.MMDMA(device=device, n_epochs=1).fit(X.numpy(), Y.numpy()),
+    ],
+)
+def test_an_unknown_device(device, ask):
+    with pytest.raises(ValueError, match=r"^device must be 'cpu', 'cuda' or 'cuda:INDEX', got [^\n]*$"):
+        ask(device)
+
+
+@pytest.mark.parametrize("index", [2, 7, 128, 256, 300, 10**20])  # PyTorch reads 256 as 0
+def test_a_gpu_beyond_those_that_are_there(monkeypatch, index):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=f"^device 'cuda:{index}': no such GPU here, PyTorch has cuda:0, cuda:1$"):
+        start("primal", X, Y, device=f"cuda:{index}")
+    assert as_device("cuda:1") == torch.device("cuda", 1)
+    assert as_device(torch.device("cuda:0")).index == 0
+    assert as_device("cpu").type == as_device("cpu:0").type == "cpu"
+
+
+def test_a_gpu_that_does_not_compute_is_one_line(monkeypatch):
+    def refuse(*_, device):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nFor debugging")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", refuse)
+    inputs._why_it_does_not_compute.cache_clear()
+    with pytest.raises(ValueError, match=r"^device 'cuda:1': CUDA error: no kernel image is [^\n]*; docs/gpu.md says"):
+        as_device("cuda:1")
+    inputs._why_it_does_not_compute.cache_clear()
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "cuda:-1", "cuda:x", "mps"])
+def test_the_command_fit_refuses_a_device_before_it_reads(device, tmp_path, capsys):
+    from mmdma_core.__main__ import main
+
+    assert main(["fit", "--x", "no.npy", "--y", "no.npy", "--device", device, "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: device ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_starting_values_of_the_wrong_shape():

@@ -30,10 +30,10 @@ def driver(monkeypatch):
     for name, answer in answers.items():
         monkeypatch.setattr(pynvml, name, answer)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    for cached in (machine.gpu, machine._first_gpu):
+    for cached in (machine.gpu, machine.gpu_uuid, machine._gpus):
         cached.cache_clear()
     yield monkeypatch
-    for cached in (machine.gpu, machine._first_gpu):
+    for cached in (machine.gpu, machine.gpu_uuid, machine._gpus):
         cached.cache_clear()
 
 
@@ -44,7 +44,7 @@ def driver(monkeypatch):
 def test_the_first_visible_gpu_is_asked(driver, visible, handle):
     if visible is not None:
         driver.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert machine._first_gpu() == handle
+    assert (machine._gpus() or [None])[0] == handle
     assert (machine.gpu() is None) == (handle is None)
 
 
@@ -62,31 +62,59 @@ def test_a_query_that_the_driver_does_not_know_is_none(driver):
     for name in ("nvmlDeviceGetClockInfo", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses"):
         driver.setattr(pynvml, name, refuse)
     probe = memory.DeviceProbe()
-    assert probe.peak(77, "warm-up") is None
+    assert probe.peak({77}, "warm-up") is None
     assert machine.gpu()["memory_bytes"] is None
 
 
 def test_the_probe_takes_the_process_and_starts_anew_after_the_data(driver):
     held = {"now": 100}
-    driver.setattr(memory, "device_process_bytes", lambda pid: held["now"])
+    driver.setattr(memory, "device_process_bytes", lambda pids, device: held["now"])
     probe = memory.DeviceProbe()
-    assert probe.peak(77, "data") == 100
+    assert probe.peak({77}, "data") == 100
     held["now"] = 40
-    assert probe.peak(77, "data") == 100
-    assert probe.peak(77, "warm-up") == 40  # 'prepare' went by between two looks
+    assert probe.peak({77}, "data") == 100
+    assert probe.peak({77}, "warm-up") == 40  # 'prepare' went by between two looks
     held["now"] = 60
-    assert probe.peak(77, "epochs") == 60
+    assert probe.peak({77}, "epochs") == 60
     held["now"] = 50
-    assert probe.peak(77, "epochs") == 60
+    assert probe.peak({77}, "epochs") == 60
     assert probe.sm_clock_mhz == 1_000 + pynvml.NVML_CLOCK_SM
 
 
 def test_the_probe_of_a_process_that_the_driver_does_not_list(driver):
     used = {"now": 9_000}
-    driver.setattr(memory, "device_used_bytes", lambda: used["now"])
+    driver.setattr(memory, "device_used_bytes", lambda device: used["now"])
     probe = memory.DeviceProbe()
     used["now"] = 12_000
-    assert probe.peak(1, "epochs") == 3_000
+    assert probe.peak({1}, "epochs") == 3_000
+
+
+def test_of_several_gpus_the_fullest_counts_and_each_rank_is_looked_for_on_its_own(driver):
+    held = {("index", 0): {77: 100, 99: 7_000}, ("index", 1): {78: 300, 99: 9_000}}  # 99 is somebody else's
+
+    def processes(handle):
+        return [types.SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in held[handle].items()]
+
+    driver.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", processes)
+    probe = memory.DeviceProbe(devices=2)
+    assert probe.peak({76, 77, 78}, "epochs") == 300
+    held["index", 0][77] = 400
+    assert probe.peak({76, 77, 78}, "epochs") == 400
+    used = {("index", 0): 1_000, ("index", 1): 1_000}
+    info = lambda handle: types.SimpleNamespace(total=100_000, used=used[handle])  # noqa: E731
+    driver.setattr(pynvml, "nvmlDeviceGetMemoryInfo", info)
+    probe = memory.DeviceProbe(devices=2)
+    used["index", 1] = 6_000
+    assert probe.peak({1, 2}, "epochs") == 5_000  # of a container
+    assert memory.within_reach("device", None, devices=2) == 94_000
+    assert memory.within_reach("device", None) == 99_000
+
+
+def test_what_a_driver_does_not_tell_of_a_process_is_no_0(driver):
+    """As under WSL2."""
+    process = types.SimpleNamespace(pid=77, usedGpuMemory=None)
+    driver.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: [process])
+    assert machine.device_process_bytes({77}) is None
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pynvml
 import pytest
@@ -9,7 +10,8 @@ import torch
 import yaml
 from conftest import ROOT
 
-from benchmarks.measuring import machine, visible
+from benchmarks.measuring import machine, usable, visible
+from benchmarks.measuring.memory import GIB
 from benchmarks.study import study
 from benchmarks.study.config import ConfigError
 
@@ -24,13 +26,17 @@ A, B, C = (
 class Device:
     uuid: str
     name: str = "NVIDIA Test 9000"
+    gib: int = 40
     parts: tuple = ()
     instance: tuple = ()
+    divided: bool = False  # in MIG mode, if it has no parts
 
 
-ONE = Device("MIG-c78853af-1111-2222-3333-07d024b1bb00", instance=(1, 0))
-TWO = Device("MIG-c78853b0-1111-2222-3333-07d024b1bb00", instance=(2, 0))
-GPUS = [Device(A, parts=(ONE, TWO)), Device(B), Device(C)]
+ONE = Device("MIG-c78853af-1111-2222-3333-07d024b1bb00", "NVIDIA Test 9000 MIG 1g", 5, instance=(1, 0))
+TWO = Device("MIG-c78853b0-1111-2222-3333-07d024b1bb00", "NVIDIA Test 9000 MIG 2g", 10, instance=(2, 0))
+GPUS = [Device(A), Device(B), Device(C)]
+DIVIDED = [Device(A, parts=(ONE, TWO)), Device(B), Device(C)]
+EMPTY = Device(A, divided=True)
 
 
 @pytest.fixture
@@ -54,7 +60,13 @@ def driver(monkeypatch):
             "DeviceGetHandleByUUID": lambda uuid: found(missing, (gpu for gpu in every if gpu.uuid == uuid)),
             "DeviceGetUUID": lambda device: device.uuid,
             "DeviceGetName": lambda device: device.name,
-            "DeviceGetMaxMigDeviceCount": lambda gpu: 7 if gpu.parts else 0,
+            "DeviceGetMemoryInfo": lambda device: SimpleNamespace(total=device.gib * GIB, used=0),
+            "DeviceGetClockInfo": lambda device, kind: found(argument, iter([1000] if device in gpus else [])),
+            "DeviceGetMaxClockInfo": lambda device, kind: found(argument, iter([2000] if device in gpus else [])),
+            "DeviceGetDeviceHandleFromMigDeviceHandle": lambda part: found(
+                argument, (gpu for gpu in gpus if part in gpu.parts)
+            ),
+            "DeviceGetMaxMigDeviceCount": lambda gpu: 7 if gpu.parts or gpu.divided else 0,
             "DeviceGetMigDeviceHandleByIndex": lambda gpu, k: found(missing, iter(gpu.parts[k : k + 1])),
             "DeviceGetGpuInstanceId": lambda part: part.instance[0],
             "DeviceGetComputeInstanceId": lambda part: part.instance[1],
@@ -63,13 +75,22 @@ def driver(monkeypatch):
             monkeypatch.setattr(pynvml, f"nvml{name}", answer)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
-        machine.gpu.cache_clear()
-        machine._first_gpu.cache_clear()
+
+        def seen(devices):
+            return [usable.Seen(machine.gpu(k)["name"], machine.gpu(k)["memory_bytes"], "") for k in range(devices)]
+
+        monkeypatch.setattr(usable, "_compute", seen)
+        forget()
         return monkeypatch
 
     yield play
-    machine.gpu.cache_clear()
-    machine._first_gpu.cache_clear()
+    forget()
+
+
+def forget():
+    for cached in (machine.gpu, machine.gpu_uuid, machine._gpus):
+        cached.cache_clear()
+    usable.forget()
 
 
 @pytest.mark.parametrize(
@@ -89,10 +110,6 @@ def driver(monkeypatch):
         ("GPU-af7b61d8", GPUS[0]),
         ("GPU-bb", GPUS[2]),
         ("GPU-bb,GPU-nonsense,GPU-bb", GPUS[2]),
-        (ONE.uuid, ONE),
-        ("MIG-c78853b", TWO),
-        (f"MIG-{A}/2/0", TWO),
-        ("MIG-GPU-af7b/1/0", ONE),
         ("", None),
         (" ", None),
         ("-1", None),
@@ -104,8 +121,60 @@ def test_the_first_of_the_names(driver, named, first):
     environment = driver()
     if named is not None:
         environment.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert visible.first_gpu() == first
-    assert machine._first_gpu() == first
+    assert visible.gpus()[:1] == ([first] if first else [])
+    assert machine.gpu_uuid() == (first and first.uuid)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "named", "shown"),
+    [
+        (DIVIDED, None, [ONE]),  # the first part, and no whole GPU beside it
+        (DIVIDED, "0", [ONE]),
+        (DIVIDED, "1,0", [ONE]),
+        (DIVIDED, "1,2", DIVIDED[1:]),
+        (DIVIDED, A, [ONE]),
+        (DIVIDED, ONE.uuid, [ONE]),
+        (DIVIDED, f"{TWO.uuid},{ONE.uuid}", [TWO]),
+        (DIVIDED, "MIG-c78853b", [TWO]),
+        (DIVIDED, f"MIG-{A}/2/0", [TWO]),
+        (DIVIDED, "MIG-GPU-af7b/1/0", [ONE]),
+        ([EMPTY, Device(B)], None, [Device(B)]),
+        (GPUS, None, GPUS),
+        (GPUS, "2,0", [GPUS[2], GPUS[0]]),
+    ],
+)
+def test_of_a_gpu_in_parts_cuda_takes_the_first_part(driver, gpus, named, shown):
+    environment = driver(gpus)
+    if named is not None:
+        environment.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible.gpus() == shown
+    assert machine.gpu_count() == len(shown)
+    found = machine.describe("cuda", 2)["gpu"]
+    assert (found["name"], found["uuid"]) == (shown[0].name, shown[0].uuid)
+    assert found["memory_bytes"] == shown[0].gib * GIB
+    assert (found["sm_clock_mhz"], found["max_sm_clock_mhz"]) == (1000, 2000)  # of a part those of its GPU
+
+
+def test_a_gpu_in_mig_mode_without_parts_is_one_line(driver):
+    driver([EMPTY])
+    with pytest.raises(
+        ConfigError, match=r"NVIDIA Test 9000 is in MIG mode and has no parts: make some \(nvidia-smi mig"
+    ):
+        study._device("auto")
+
+
+def test_gpus_of_others_are_counted_by_the_driver_and_not_by_cuda(driver):
+    environment = driver()
+
+    def handle(index):
+        if index == 0:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)
+        return GPUS[index]
+
+    environment.setattr(pynvml, "nvmlDeviceGetHandleByIndex", handle)
+    assert visible.gpus() == GPUS[1:]
+    environment.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert visible.gpus() == GPUS[2:]
 
 
 @pytest.mark.parametrize(
@@ -116,8 +185,6 @@ def test_the_first_of_the_names(driver, named, first):
         ("GPU-00", "'GPU-00' is not"),
         ("gpu-bb", "'gpu-bb' is not"),
         ("bb000000", "'bb000000' is not"),
-        (f"MIG-{A}/9/0", "is not the name"),
-        ("MIG-c78853", "'MIG-c78853' is not"),
         ("none", "set it to '' to measure on the CPU"),
         (",0", "'' is not"),
         ("0,1,0", "names a GPU twice"),
@@ -133,13 +200,26 @@ def test_names_that_show_no_gpu_are_one_line(driver, named, words, device):
     assert study._device("cpu") == "cpu"
 
 
+@pytest.mark.parametrize("named", [f"MIG-{A}/9/0", "MIG-c78853"])
+def test_names_that_show_no_part_are_one_line(driver, named):
+    driver(DIVIDED).setenv("CUDA_VISIBLE_DEVICES", named)
+    with pytest.raises(ConfigError, match=f"'{named}' is not the name of one GPU"):
+        study._device("auto")
+
+
 @pytest.mark.parametrize("named", ["0", "GPU-af7b61d8", "nonsense"])
 def test_without_any_gpu_every_name_is_a_cpu(driver, named):
     environment = driver([])
     environment.setenv("CUDA_VISIBLE_DEVICES", named)
     assert study._device("auto") == "cpu"
     environment.setattr(pynvml, "nvmlInit", lambda: (_ for _ in ()).throw(pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)))
-    assert visible.first_gpu() is None
+    assert visible.gpus() == []
+    assert visible.trouble() == "Unknown Error"
+    assert study._device("auto") == "cpu"
+    assert "the driver knows no GPU here: Unknown Error; see what nvidia-smi says" in usable.why_no_gpu()
+    assert "'auto' takes the CPU here: the driver knows no GPU" in next(study._notes("auto", "cpu"))
+    environment.setenv("CUDA_VISIBLE_DEVICES", "")  # on purpose
+    assert usable.why_no_gpu() == "the driver knows no GPU here"
 
 
 @pytest.mark.parametrize(
@@ -156,11 +236,9 @@ def test_another_order_is_refused_where_it_may_give_another_gpu(driver, gpus, na
     environment = driver(gpus)
     if named is not None:
         environment.setenv("CUDA_VISIBLE_DEVICES", named)
-    environment.setattr(torch.cuda, "is_available", lambda: True)
     assert study._device("cuda") == "cuda"  # nothing said: by PCI bus
     environment.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
-    machine._first_gpu.cache_clear()
-    machine.gpu.cache_clear()
+    forget()
     if refused:
         with pytest.raises(ConfigError, match=r"NVIDIA Faster, NVIDIA Test 9000\) and are counted by PCI bus"):
             study._device("cuda")
@@ -169,23 +247,19 @@ def test_another_order_is_refused_where_it_may_give_another_gpu(driver, gpus, na
         assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
-def test_a_name_that_pytorch_does_not_take_is_no_cpu_in_silence(driver):
+def test_a_gpu_that_does_not_compute_is_no_cpu_in_silence(driver):
     environment = driver()
-    environment.setenv("CUDA_VISIBLE_DEVICES", ONE.uuid)
+
+    def refuse(devices):
+        raise RuntimeError("No CUDA GPUs are available")
+
+    environment.setattr(usable, "_compute", refuse)
     environment.setattr(torch.version, "cuda", "12.8")
-    environment.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="PyTorch finds no GPU of that name"):
+    with pytest.raises(ConfigError, match=r"No CUDA GPUs are available; .*to measure on the CPU, set device to cpu"):
         study._device("auto")
     environment.setattr(torch.version, "cuda", None)  # a build for the CPU
     assert study._device("auto") == "cpu"
-
-
-def test_of_a_part_of_a_gpu_another_process_asks(driver):
-    environment, here = driver(), []
-    environment.setenv("CUDA_VISIBLE_DEVICES", ONE.uuid)
-    environment.setattr(torch.cuda, "is_available", lambda: here.append(1) or True)
-    assert study._device("auto") == "cuda"
-    assert not here
+    assert "'auto' takes the CPU here: NVIDIA Test 9000 (driver 1.2) does not" in next(study._notes("auto", "cpu"))
 
 
 def test_the_command_says_it_in_one_line(driver, monkeypatch, capsys):

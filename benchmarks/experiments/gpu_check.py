@@ -61,7 +61,9 @@ def run(visit: Visit, budget_s: float, out: Path | None = None) -> None:
         raise ValueError(f"--budget-s {budget_s:g}: more than 0 seconds are needed")
     if out and not out.name.endswith((".tar.gz", ".tgz")):
         raise ValueError(f"--out {out}: the archive's name must end in .tar.gz or .tgz")
-    with alone(visit.table.device, visit.table.root):  # who measures now is waited for, before the clock starts
+    with alone(
+        visit.table.device, visit.table.root, visit.table.devices
+    ):  # who measures now is waited for, before the clock starts
         begin = time.monotonic()
     visit.steps = _steps_before(visit)
     for k, (name, (part, step, title)) in enumerate(STEPS.items(), 1):

@@ -157,7 +157,7 @@ def _checked(
 ) -> Outcome:
     """A check of each variant; those that lack something are told of by the step that asks for it."""
     study, found = visit.table, []
-    with alone(study.device, study.root):
+    with alone(study.device, study.root, study.devices):
         guard.preload(variants, study.device)
         who = machine.describe(study.device, study.threads)
         for variant in variants:

@@ -31,7 +31,7 @@ from benchmarks.measuring.records import Record
 from benchmarks.measuring.sources import source_digest
 from benchmarks.study.answers import known_at
 from benchmarks.study.config import ConfigError
-from benchmarks.study.study import Study, chosen_variants
+from benchmarks.study.study import Study, chosen_variants, gpu_limit_gib
 from mmdma_core import Settings
 from mmdma_core.fused.compose import EXACT_UP_TO
 from mmdma_core.models.memory import in_words
@@ -48,7 +48,9 @@ def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
         raise ConfigError("scale: the configuration has no such key; the project's config.yaml shows it")
     asked, root = config["scale"], study.root / "scale"
     # A study's own limit emulates a smaller machine; a fit has this one.
-    study = dataclasses.replace(study, gpu_gib=config.get("gpu_memory_gib"), host_gib=config.get("host_memory_gib"))
+    study = dataclasses.replace(
+        study, gpu_gib=gpu_limit_gib(study.device, config.get("gpu_memory_gib")), host_gib=config.get("host_memory_gib")
+    )
     fits = list(_fits(study, asked))
     with alone(study.device, study.root):
         guard.preload({fit.variant.removesuffix(BATCHED) for fit in fits if fit.variant not in PEERS}, study.device)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
-import socket
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.measuring import machine, records
+from benchmarks.measuring import locks, machine, records
 from benchmarks.measuring.usable import why_no_gpu
-
-_POLL_S = 0.2
 
 
 class WrongDevice(RuntimeError):
@@ -23,39 +17,28 @@ class WrongDevice(RuntimeError):
 
 
 @contextmanager
-def alone(device: str, root: Path) -> Iterator[None]:
-    """Hold this host's GPU, or its CPU, for measurements into root: who else wants to measure on it waits.
+def alone(device: str, root: Path, devices: int = 1) -> Iterator[None]:
+    """Hold this host's first GPUs, or its CPU, for measurements into root: who else wants to measure there waits.
 
-    The lock is the name of an abstract socket. The kernel keeps it for this host, whoever its user is, and takes it
-    back however its holder ends; it needs no file, so that no file system's locks matter. With a word in MMDMA_LOCK it
-    is another lock, for tests that do not look at times.
-
-    Raises WrongDevice, before anything is measured, if the device is not there or root holds records of another model.
+    Raises WrongDevice, before anything is measured, if a device is not there, does not compute or is of another model
+    than the rest, or if root holds records of another model.
     """
-    _check_device(device)
+    _check_device(device, devices, alone=False)
     _check_model(machine.model(device), root)
-    name = machine.gpu_uuid() if device == "cuda" else "CPU"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
-        if not _taken(lock, name):
-            print(f"another sweep is measuring on {name}: waiting for it to end", file=sys.stderr, flush=True)
-            while not _taken(lock, name):
-                time.sleep(_POLL_S)
+    with locks.held(locks.names(device, devices), wait=True):
+        _check_device(device, devices, alone=True)  # not known while somebody else has measured
         yield
 
 
-def _taken(lock: socket.socket, name: str | None) -> bool:
-    try:
-        lock.bind(f"\0mmdma-benchmark {name} {os.environ.get('MMDMA_LOCK', '')}")
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        return False
-    return True
-
-
-def _check_device(device: str) -> None:
-    if device == "cuda" and why_no_gpu():
-        raise WrongDevice(f"device: 'cuda' is asked for, but {machine.node()} cannot measure: {why_no_gpu()}")
+def _check_device(device: str, devices: int, alone: bool) -> None:
+    if device != "cuda":
+        return
+    why_not = why_no_gpu(devices, alone)
+    models = {} if why_not else {machine.model(device, k) for k in range(devices)}
+    if len(models) > 1:
+        why_not = f"its GPUs differ ({', '.join(sorted(models))}): name those of one kind in CUDA_VISIBLE_DEVICES"
+    if why_not:
+        raise WrongDevice(f"device: 'cuda' is asked for, but {machine.node()} cannot measure: {why_not}")
 
 
 def _check_model(model: str, root: Path) -> None:

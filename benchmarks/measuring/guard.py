@@ -27,7 +27,7 @@ import psutil
 
 import mmdma_core
 from benchmarks.measuring import cell as cell_module
-from benchmarks.measuring import memory, ranks
+from benchmarks.measuring import memory, ranks, usable
 from benchmarks.measuring.cell import Cell, Limits, Work
 from benchmarks.measuring.lacking import lacking
 from benchmarks.measuring.records import Record
@@ -92,11 +92,13 @@ def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Wo
 
     The child is ended after timeout_s, and with this process, if that is interrupted or ended. It does the
     work within the cell's limits, see benchmarks.measuring.cell.measure.
+
+    Raises DeviceGone where the GPU no longer computes: that says nothing of the variant.
     """
     limited = replace(cell, limits=_with_host_limit(cell.limits))
     reach, kills = _within_reach(limited), host.kills()
     begin = time.perf_counter()
-    probe = memory.DeviceProbe() if cell.device == "cuda" else None
+    probe = memory.DeviceProbe(cell.devices) if cell.device == "cuda" else None
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         receiver, sender = _fork.Pipe(duplex=False)
         child = _fork.Process(target=_run_child, args=(limited, sender, output.fileno(), work))
@@ -112,6 +114,8 @@ def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Wo
     struck = child.exitcode == -signal.SIGKILL or "Killed" in said  # it, or a compiler that it has started
     killed = struck and not watch.ended_for and host.killed_since(kills)
     status, detail = _status_and_detail(watch, child.exitcode, said, limited, killed)
+    if cell.device == "cuda" and status != "ok":
+        usable.check_not_gone(cell.devices, f"{detail}\n{said}", ask=status in ("error", "timeout"))
     record = _record(cell, watch, status, detail, seconds, machine)
     if status == "oom":
         kind = "device" if cell.device == "cuda" and not killed else "host"
@@ -124,7 +128,9 @@ def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Wo
 def _within_reach(cell: Cell) -> dict[str, int | None]:
     """What the cell could take at most of each memory, in bytes."""
     reach = {"host": memory.within_reach("host", cell.limits.host_gib)}
-    return reach | ({"device": memory.within_reach("device", cell.limits.gpu_gib)} if cell.device == "cuda" else {})
+    return reach | (
+        {"device": memory.within_reach("device", cell.limits.gpu_gib, cell.devices)} if cell.device == "cuda" else {}
+    )
 
 
 def measure_within(cell: Cell, machine: dict[str, Any], left_s: float, work: Work = cell_module.time_epochs) -> Record:
@@ -174,7 +180,7 @@ def _watch(
 ) -> _Watch:
     watch = _Watch()
     begin, at_fork = time.perf_counter(), memory.host_bytes()
-    process = psutil.Process(child.pid)
+    process, pids = psutil.Process(child.pid), {child.pid}
     while True:
         wait([receiver, child.sentinel], timeout=POLL_S)
         alive = child.is_alive()  # asked first: what a child says before it ends is then in the pipe
@@ -185,10 +191,11 @@ def _watch(
             return watch
         with suppress(psutil.NoSuchProcess):
             watch.host_bytes = process.memory_info().rss - watch.facts.get("host_before", at_fork)
-            if cell.devices > 1:  # it only waits for its ranks
-                watch.host_bytes += sum(_held(rank) - at_fork for rank in process.children())
+            ranks = process.children() if cell.devices > 1 else []  # for which it only waits
+            watch.host_bytes += sum(_held(rank) - at_fork for rank in ranks)
+            pids = {child.pid, *(rank.pid for rank in ranks)}
         if probe and watch.facts.get("stage") != "metrics":  # what evaluation takes is not the variant's
-            watch.device_bytes = probe.peak(child.pid, watch.facts.get("stage"))
+            watch.device_bytes = probe.peak(pids, watch.facts.get("stage"))
             watch.facts["sm_clock_mhz"] = probe.sm_clock_mhz
         watch.ended_for = _broken_limit(watch, cell, time.perf_counter() - begin > timeout_s)
         if watch.ended_for:

@@ -9,7 +9,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -20,70 +21,130 @@ import pynvml
 
 from benchmarks.measuring import visible
 
+# What NVML says where it does not know one thing, and the GPU is there.
+_ONLY_NO_ANSWER = (
+    *(pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_NO_DATA),
+    *(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_UNINITIALIZED),
+)
 _PACKAGES = ("torch", "pykeops", "numba", "numpy", "lsmmdma", "tensorflow", "tensorflow-cpu")
 
 
 @cache
-def gpu() -> dict[str, Any] | None:
-    """Model, memory, driver and clocks (MHz) of the GPU that PyTorch calls cuda:0; None without one.
+def gpu(device: int = 0) -> dict[str, Any] | None:
+    """Model, UUID, memory, driver and clocks (MHz) of the GPU that PyTorch calls cuda:DEVICE; None without one.
+
+    In MIG mode they are those of the part that PyTorch takes, but for the clocks, which are the whole GPU's.
 
     Asks NVML and never CUDA: a process that has a CUDA context cannot fork cells. Raises ValueError where
     CUDA_VISIBLE_DEVICES names none of the GPUs that are there.
     """
-    if _first_gpu() is None:
+    if device >= gpu_count():
         return None
-    memory = _ask_driver("nvmlDeviceGetMemoryInfo")
+    memory = _ask_driver("nvmlDeviceGetMemoryInfo", device)
     return {
-        "name": _ask_driver("nvmlDeviceGetName"),
+        "name": _ask_driver("nvmlDeviceGetName", device) or "a GPU without a name",
+        "uuid": gpu_uuid(device),
         "memory_bytes": memory and memory.total,
-        "driver": pynvml.nvmlSystemGetDriverVersion(),
-        "sm_clock_mhz": sm_clock_mhz(),
-        "max_sm_clock_mhz": _ask_driver("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": _ask_driver("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM),
+        "driver": driver(),
+        "sm_clock_mhz": sm_clock_mhz(device),
+        "max_sm_clock_mhz": _ask_driver("nvmlDeviceGetMaxClockInfo", device, pynvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": _ask_driver("nvmlDeviceGetClockInfo", device, pynvml.NVML_CLOCK_MEM),
     }
 
 
-def gpu_uuid() -> str | None:
-    """Which GPU it is, of all that there are."""
-    return _ask_driver("nvmlDeviceGetUUID")
-
-
-def sm_clock_mhz() -> int | None:
-    """The clock of the GPU's multiprocessors now."""
-    return _ask_driver("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM)
-
-
-def device_used_bytes() -> int | None:
-    """What all processes together hold on the GPU."""
-    memory = _ask_driver("nvmlDeviceGetMemoryInfo")
-    return memory and memory.used
-
-
-def device_free_bytes() -> int | None:
-    """What is free on the GPU."""
-    memory = _ask_driver("nvmlDeviceGetMemoryInfo")
-    return memory and memory.total - memory.used
-
-
-def device_process_bytes(pid: int) -> int | None:
-    """What one process holds on the GPU; None if the driver does not list it."""
-    processes = _ask_driver("nvmlDeviceGetComputeRunningProcesses") or []
-    return next((process.usedGpuMemory for process in processes if process.pid == pid), None)
+def gpu_count() -> int:
+    """How many GPUs PyTorch has here. Raises ValueError as `gpu` does."""
+    return len(_gpus())
 
 
 @cache
-def _first_gpu() -> Any:
-    return visible.first_gpu()
+def gpu_uuid(device: int = 0) -> str | None:
+    """Which GPU it is, of all that there are."""
+    return _ask_driver("nvmlDeviceGetUUID", device)
 
 
-def _ask_driver(query: str, *arguments: Any) -> Any:
-    """The driver's answer about the GPU, None where it has none."""
-    if _first_gpu() is None:
+def whole_gpu_uuid(device: int = 0) -> str | None:
+    """The same; of a part the UUID of its GPU."""
+    return _answer("nvmlDeviceGetUUID", visible.whole(_gpus()[device]))
+
+
+def compute_capability(device: int = 0) -> tuple[int, int] | None:
+    """The compute capability of the GPU."""
+    return _ask_driver("nvmlDeviceGetCudaComputeCapability", device)
+
+
+def driver() -> str | None:
+    """The version of the driver."""
+    return _answer("nvmlSystemGetDriverVersion")
+
+
+def sm_clock_mhz(device: int = 0) -> int | None:
+    """The clock of the GPU's multiprocessors now."""
+    return _ask_driver("nvmlDeviceGetClockInfo", device, pynvml.NVML_CLOCK_SM)
+
+
+def device_used_bytes(device: int = 0) -> int | None:
+    """What all processes together hold on the GPU."""
+    memory = _ask_driver("nvmlDeviceGetMemoryInfo", device)
+    return memory and memory.used
+
+
+def device_free_bytes(device: int = 0) -> int | None:
+    """What is free on the GPU."""
+    memory = _ask_driver("nvmlDeviceGetMemoryInfo", device)
+    return memory and memory.total - memory.used
+
+
+def device_process_bytes(pids: Collection[int], device: int = 0) -> int | None:
+    """What these processes hold on the GPU; None if the driver lists none of them, or not what they hold."""
+    processes = _ask_driver("nvmlDeviceGetComputeRunningProcesses", device) or []
+    held = [process.usedGpuMemory for process in processes if process.pid in pids]
+    return None if not held or None in held else sum(held)
+
+
+def gone(devices: int = 1) -> str | None:
+    """Why the first GPUs, which were here, are no longer, as the driver says it; None while they are."""
+    if not _gpus():
         return None
+    for device in range(devices):
+        for query in ("nvmlDeviceGetUUID", "nvmlDeviceGetMemoryInfo"):
+            try:
+                getattr(pynvml, query)(_gpus()[device])
+            except pynvml.NVMLError as error:
+                if error.value not in _ONLY_NO_ANSWER:
+                    return str(error)
     try:
-        return getattr(pynvml, query)(_first_gpu(), *arguments)
-    except pynvml.NVMLError:
+        now = [_answer("nvmlDeviceGetUUID", handle) for handle in visible.gpus()]
+    except ValueError as error:
+        return str(error)
+    lost = {gpu_uuid(device) for device in range(devices)} - {*now}
+    return f"the driver no longer knows {', '.join(sorted(map(str, lost)))}" if lost else None
+
+
+@cache
+def _gpus() -> list[Any]:
+    return visible.gpus()
+
+
+def _ask_driver(query: str, device: int, *arguments: Any) -> Any:
+    """The driver's answer about a GPU, None where it has none; a part has no clocks, its GPU has."""
+    if device >= gpu_count():
         return None
+    handle = _gpus()[device]
+    found = _answer(query, handle, *arguments)
+    asks_a_part = found is None and query not in ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses")
+    return _answer(query, visible.whole(handle), *arguments) if asks_a_part else found
+
+
+def _answer(query: str, *arguments: Any) -> Any:
+    with suppress(pynvml.NVMLError):
+        return getattr(pynvml, query)(*arguments)
+    return None
+
+
+def wsl() -> bool:
+    """Whether this is Linux under Windows, where the driver may move memory of the GPU into the host's."""
+    return "microsoft" in platform.release().lower()
 
 
 def available_threads() -> int:
@@ -117,6 +178,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         "cpu_threads": threads,
         "memory_bytes": psutil.virtual_memory().total,
         "os": platform.system() + " " + platform.release(),
+        "wsl": wsl(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "commit": commit(),
@@ -128,9 +190,9 @@ def node() -> str:
     return platform.node()
 
 
-def model(device: str) -> str:
-    """The model of the GPU or of the CPU, whichever measures."""
-    return gpu()["name"] if device == "cuda" else cpu_model()
+def model(device: str, k: int = 0) -> str:
+    """The model of the k-th GPU or of the CPU, whichever measures."""
+    return gpu(k)["name"] if device == "cuda" else cpu_model()
 
 
 def recorded_model(machine: Mapping[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -42,40 +43,48 @@ def default_host_limit() -> int:
     return int(0.8 * host.free_bytes())
 
 
-def within_reach(kind: Literal["host", "device"], limit_gib: float | None) -> int | None:
-    """Bytes that a cell could take now, by its limit and by what is free; None where nobody tells what is free."""
-    free = device_free_bytes() if kind == "device" else default_host_limit() if limit_gib is None else host.free_bytes()
+def within_reach(kind: Literal["host", "device"], limit_gib: float | None, devices: int = 1) -> int | None:
+    """Bytes that a cell could take now, by its limit and by what is free; None where nobody tells what is free.
+
+    devices  GPUs that share the cell; the one with the least free counts
+    """
+    if kind == "device":
+        free = min((left for k in range(devices) if (left := device_free_bytes(k)) is not None), default=None)
+    else:
+        free = default_host_limit() if limit_gib is None else host.free_bytes()
     return free if limit_gib is None or free is None else int(min(free, limit_gib * GIB))
 
 
 class DeviceProbe:
-    """The most that a process holds on the GPU, as the driver tells it when asked; made before the process starts.
+    """The most that processes hold on a GPU, as the driver tells it when asked; made before they start.
 
-    In a container the driver may not know the process by our number; then what the whole GPU has in use beyond what
-    it had before is taken. None where the driver tells neither.
+    Of several GPUs, with a rank on each, it is that of the fullest. In a container the driver may not know a process
+    by our number; then what the whole GPU has in use beyond what it had before is taken. None where the driver tells
+    neither.
     """
 
-    def __init__(self) -> None:
-        self._before = device_used_bytes()
+    def __init__(self, devices: int = 1) -> None:
+        self._before = [device_used_bytes(k) for k in range(devices)]
         self._peak: int | None = None
         self._measured = False
         self.sm_clock_mhz: int | None = None
 
-    def peak(self, pid: int, stage: str | None) -> int | None:
+    def peak(self, pids: Collection[int], stage: str | None) -> int | None:
         """Look now; the peak in bytes. It starts anew once the data have been made."""
         if not self._measured and stage not in (None, "data"):
             self._peak, self._measured = None, True
-        known = [value for value in (self._peak, self._held_now(pid)) if value is not None]
+        now = [self._held_now(pids, k) for k in range(len(self._before))]
+        known = [value for value in (self._peak, *now) if value is not None]
         self._peak = max(known, default=None)
         self.sm_clock_mhz = max(self.sm_clock_mhz or 0, sm_clock_mhz() or 0)
         return self._peak
 
-    def _held_now(self, pid: int) -> int | None:
-        own = device_process_bytes(pid)
+    def _held_now(self, pids: Collection[int], device: int) -> int | None:
+        own = device_process_bytes(pids, device)
         if own is not None:
             return own
-        used = device_used_bytes()
-        return None if used is None or self._before is None else max(0, used - self._before)
+        used, before = device_used_bytes(device), self._before[device]
+        return None if used is None or before is None else max(0, used - before)
 
 
 def _status_bytes(name: str) -> int:

@@ -60,7 +60,7 @@ def asked_again(record: Record, cell: Cell) -> str | None:
     where = f"{record.variant} n = {record.n} p = {record.p}: asked again"
     limits = {"host": cell.limits.host_gib, "device": cell.limits.gpu_gib}
     for kind, then in record.ran_out_of.items() if record.status == "oom" else ():
-        now = within_reach(kind, limits[kind])
+        now = within_reach(kind, limits[kind], cell.devices)
         if now is not None and now > _MARGIN * then:
             return f"{where}, {in_words(then)} of {kind} memory ran out, {in_words(now)} are within reach now"
     there = [name for name in record.missing if is_here(name)]

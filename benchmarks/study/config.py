@@ -160,7 +160,10 @@ def _sentence(error: jsonschema.ValidationError) -> str:
         null = ", or null" if "null" in error.validator_value else ""
         return f"{where}: {error.instance} is not allowed; allowed: a finite number{null}"
     if error.validator == "enum":
-        return f"{where}: {error.instance!r} is not allowed; {closest(str(error.instance), error.validator_value)}"
+        more = f"; {error.schema['description']}" if "description" in error.schema else ""
+        return (
+            f"{where}: {error.instance!r} is not allowed; {closest(str(error.instance), error.validator_value)}{more}"
+        )
     if error.validator == "pattern":
         return f"{where}: {error.instance!r} is not allowed; allowed: {error.schema['description']}"
     if error.validator == "oneOf":

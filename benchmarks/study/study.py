@@ -6,7 +6,6 @@ import fnmatch
 import importlib
 import itertools
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 import torch
 
 import mmdma_core
-from benchmarks.measuring import machine, records
+from benchmarks.measuring import machine, records, visible
 from benchmarks.measuring.cell import Cell, DataSource, Limits
+from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record, UnreadableRecord
 from benchmarks.measuring.sources import source_digest
 from benchmarks.measuring.usable import why_no_gpu
@@ -40,7 +40,10 @@ class Further:
 
 @dataclass(frozen=True)
 class Study:
-    """A grid of variants, n and p, and how each cell is measured; see config.yaml for the meaning of each field."""
+    """A grid of variants, n and p, and how each cell is measured; see config.yaml for the meaning of each field.
+
+    notes  what is to be known of this machine's GPU, a sentence each
+    """
 
     name: str
     root: Path
@@ -65,6 +68,7 @@ class Study:
     data: DataSource | None = None
     further: tuple[Further, ...] = ()
     devices: int = 1
+    notes: tuple[str, ...] = ()
 
     @property
     def every_n(self) -> tuple[int, ...]:
@@ -175,19 +179,23 @@ def load(config: dict[str, Any]) -> Study:
     config = check(config)
     _import_plugins(config.get("plugins", []))
     folder = config.get("machine", "auto")
-    device = _device(config.get("device", "auto"), folder)
+    asked = config.get("device", "auto")
+    device = _device(asked, folder)
     name = config["study"]
     if name == "auto":
         name = "paper" if device == "cuda" else "laptop"
     if name not in config["studies"]:
         raise ConfigError(f"study: unknown study {name!r}; {closest(name, ['auto', *config['studies']])}")
     study = config["studies"][name]
+    devices = int(study.get("devices", 1))
+    if device == "cuda" and devices > 1:
+        _device("cuda", folder, devices)
     threads = config.get("cpu_threads", "auto")
     figures = config.get("figures", {})
     return Study(
         name=name,
-        root=_root(config, device, folder, int(study.get("devices", 1))),
-        devices=int(study.get("devices", 1)),
+        root=_root(config, device, folder, devices),
+        devices=devices,
         n=tuple(sorted(map(int, study["n"]))),
         p=tuple(sorted(map(int, study["p"]))),
         variants=chosen_variants(f"studies.{name}.variants", study["variants"]),
@@ -197,7 +205,7 @@ def load(config: dict[str, Any]) -> Study:
         sweep_budget_s=study["sweep_budget_s"],
         device=device,
         threads=machine.available_threads() if threads == "auto" else threads,
-        gpu_gib=config.get("gpu_memory_gib") or study.get("gpu_memory_gib"),
+        gpu_gib=gpu_limit_gib(device, config.get("gpu_memory_gib") or study.get("gpu_memory_gib")),
         host_gib=config.get("host_memory_gib") or study.get("host_memory_gib"),
         stop_after_failure=config.get("stop_after_failure", True),
         shape=config.get("shape", "branch"),
@@ -207,7 +215,25 @@ def load(config: dict[str, Any]) -> Study:
         figure_1b_p=tuple(figures.get("figure_1b_p", study["p"])),
         published=figures.get("published", True),
         further=tuple(_further(name, k, config) for k in range(len(study.get("further", [])))),
+        notes=tuple(_notes(asked, device)),
     )
+
+
+def gpu_limit_gib(device: str, asked: float | None) -> float | None:
+    """Device memory that a cell may take: what is asked for; None: all. Under WSL2 all is a limit, too."""
+    total = machine.gpu()["memory_bytes"] if device == "cuda" and machine.wsl() and machine.gpu() else None
+    return asked or (total / GIB if total else None)
+
+
+def _notes(asked: str, device: str) -> Iterator[str]:
+    """What is to be known of the GPU before anything is measured."""
+    if asked == "auto" and device == "cpu" and (machine.gpu() is not None or visible.trouble()):
+        yield f"device: 'auto' takes the CPU here: {why_no_gpu()}"
+    if device == "cuda" and machine.wsl():
+        yield (
+            "WSL2: the driver may move memory of the GPU into the host's, and a cell then gets slow where it would be "
+            "out of memory; gpu_memory_gib limits PyTorch to what it says, without it to the memory of the card"
+        )
 
 
 def _root(config: dict[str, Any], device: str, folder: str, devices: int) -> Path:
@@ -234,15 +260,16 @@ def _import_plugins(modules: list[str]) -> None:
             raise ConfigError(f"plugins: {module!r} cannot be imported: {type(error).__name__}: {error}") from None
 
 
-def _device(device: str, folder: str = "auto") -> str:
-    """'cuda' if it is asked for, or 'auto' where a GPU can be used.
+def _device(device: str, folder: str = "auto", devices: int = 1) -> str:
+    """'cuda' if it is asked for, or 'auto' where a GPU computes.
 
-    'cuda' on a host without one, such as a login node, needs the name of the folder.
+    'cuda' on a host without one, such as a login node, needs the name of the folder. A GPU that does not compute with
+    a PyTorch for CUDA is an error, and not a CPU in silence.
     """
     if device == "cpu":
         return "cpu"
     try:
-        why_not = why_no_gpu()
+        why_not = why_no_gpu(devices)
     except ValueError as error:
         raise ConfigError(f"device: {device!r}, but {error}") from None
     if device == "cuda" and why_not and folder == "auto":
@@ -250,9 +277,8 @@ def _device(device: str, folder: str = "auto") -> str:
             f"device: 'cuda' is asked for, but {why_not}; allowed: auto, cpu, or a name in `machine` where other "
             "nodes measure"
         )
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if why_not and machine.gpu() is not None and named and torch.version.cuda:
-        raise ConfigError(f"CUDA_VISIBLE_DEVICES={named!r}: PyTorch finds no GPU of that name; name one by its index")
+    if device == "auto" and why_not and machine.gpu() is not None and torch.version.cuda:
+        raise ConfigError(f"device: 'auto', but {why_not}; to measure on the CPU, set device to cpu")
     return "cuda" if device == "cuda" or not why_not else "cpu"
 
 

@@ -39,7 +39,7 @@ def run_sweeps(
     if ps[0] < 1 or (ns and min(ns) < 4):
         raise ValueError("--p must be at least 1 and --n at least 4")
     end = time.monotonic() + budget_s
-    with alone(study.device, study.root):
+    with alone(study.device, study.root, study.devices):
         guard.preload(variants, study.device)
         with Progress(Plan(study)) as progress:
             for variant in variants:

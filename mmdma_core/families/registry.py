@@ -304,9 +304,7 @@ def start(
     Raises
     ------
     ValueError
-        For bad input.
-    RuntimeError
-        For a GPU that is absent.
+        For bad input, such as a GPU that is absent.
     MissingDependency
         For a variant that cannot run here.
     Unsupported

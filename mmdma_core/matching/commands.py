@@ -24,6 +24,7 @@ from mmdma_core.matching.estimator import MMDMA
 from mmdma_core.matching.joined import joined
 from mmdma_core.matching.outputs import Outputs
 from mmdma_core.matching.taking import check_features
+from mmdma_core.objective.inputs import as_device
 from mmdma_core.ranks import in_world
 from mmdma_core.simulation.simulate import simulate as simulate_views
 
@@ -54,6 +55,8 @@ def fit(options: argparse.Namespace) -> int:
 def _fit(options: argparse.Namespace, share: tuple[int, int]) -> int:
     """share: (rank, number of ranks)."""
     first = share[0] == 0
+    if options.device != "auto":
+        as_device(options.device)  # what it may refuse, before the views are read
     if first:
         _make_folder(options.out, options.overwrite)
     else:

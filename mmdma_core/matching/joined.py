@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from mmdma_core.matching.watching import Watcher
+from mmdma_core.objective.inputs import as_device
 
 PATIENCE_S = 40.0  # for the others to come, or to be heard of
 _LONG = timedelta(days=7)  # that a rank waits in a sum: the watchers know sooner why nothing comes
@@ -43,7 +44,7 @@ def joined(use_gpu: bool) -> Iterator[tuple[int, int]]:
     try:
         store = _meet(rank, size)
         if use_gpu:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(as_device(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"))
         backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_LONG)
         yield rank, size

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -44,20 +46,36 @@ class Kernel:
 
 
 View: TypeAlias = torch.Tensor | Kernel  # a checked view: dense (n, p), sparse CSR (n, p), or a kernel (n, n)
+_DEVICE = re.compile(r"cpu(?::0)?|cuda(?::(0|[1-9]\d*))?")  # of a GPU the index
 Given: TypeAlias = torch.Tensor | np.ndarray | scipy.sparse.sparray | scipy.sparse.spmatrix | Kernel
 
 
 def as_device(device: str | torch.device) -> torch.device:
-    """The device, checked to be there. Raises ValueError for an unknown one, RuntimeError for a GPU that is absent."""
+    """The device, checked to be there. Raises ValueError for an unknown one, a GPU that is absent, or computes not."""
+    name = str(device)
+    known = _DEVICE.fullmatch(name) if isinstance(device, str | torch.device) else None
+    if known is None:
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:INDEX', got {name if known else device!r}")
+    if name.startswith("cuda"):
+        index, count = int(known[1] or 0), torch.cuda.device_count()
+        if index >= count:  # before PyTorch, which reads 'cuda:256' as 'cuda:0'
+            has = f"has {', '.join(f'cuda:{k}' for k in range(count))}" if count else "finds none"
+            raise ValueError(f"device {name!r}: no such GPU here, PyTorch {has}")
+        if torch.cuda.is_available() and (why_not := _why_it_does_not_compute(name)):
+            raise ValueError(f"device {name!r}: {why_not}; docs/gpu.md says which PyTorch a card needs")
+    return torch.device(name)
+
+
+@cache
+def _why_it_does_not_compute(name: str) -> str | None:
+    """What CUDA says to a sum on the device, such as that this PyTorch has no kernels for it."""
     try:
-        device = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:INDEX', got {device!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:INDEX', got {str(device)!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RuntimeError(f"device {str(device)!r}: no such GPU here, {torch.cuda.device_count()} found by PyTorch")
-    return device
+        torch.ones(2, device=name).sum().item()
+    except torch.cuda.OutOfMemoryError:  # it does compute
+        return None
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 def as_views(x: Given, y: Given, device: torch.device) -> tuple[View, View]:

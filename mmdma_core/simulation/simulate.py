@@ -96,9 +96,7 @@ def simulate(
     Raises
     ------
     ValueError
-        For an argument that is not allowed; the message names it and what is.
-    RuntimeError
-        For a GPU that is absent.
+        For an argument that is not allowed, or a GPU that is absent; the message names it and what is.
 
     References
     ----------
