@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.preprocessing import normalize
+from sklearn.utils._set_output import _wrap_data_with_container
 from sklearn.utils.validation import check_is_fitted
 
 from mmdma_core import compiler
@@ -30,10 +31,13 @@ from mmdma_core.ranks import world
 from mmdma_core.training.epochs import Callback, Checkpoint, History, Stopping, train
 from mmdma_core.training.run import AdamRun, Run
 
+if TYPE_CHECKING:
+    from sklearn.utils import Tags  # from scikit-learn 1.6 on
+
 _SETTINGS = ("n_components", "lambda1", "lambda2", "learning_rate", "unbiased", "init", "amsgrad")
 
 
-class MMDMA(BaseEstimator):
+class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Match the cells of two modalities: a linear embedding of each, learnt so that the embedded clouds agree.
 
     Minimises MMD2 + lambda1 (penalties) + lambda2 (distortions) of Meng-Papaxanthos et al., equation 1, see
@@ -116,6 +120,8 @@ class MMDMA(BaseEstimator):
         What was subtracted from each column, None without `center`.
     n_features_in_, n_features_y_ : int
         p_x, p_y.
+    feature_names_in_ : numpy.ndarray
+        The same as feature_names_x_; absent without names.
     feature_names_x_, feature_names_y_ : tuple of str or None
         Of data frames and AnnData, else None.
     representation_x_, representation_y_ : tuple or None
@@ -253,10 +259,12 @@ class MMDMA(BaseEstimator):
         Returns
         -------
         tuple of numpy.ndarray
-            (embedding_x_, embedding_y_).
+            (embedding_x_, embedding_y_); data frames after `set_output`.
         """
-        self.fit(X, Y, **options)
-        return self.embedding_x_, self.embedding_y_
+        self.fit(
+            X, Y, **options
+        )  # scikit-learn puts the first into a data frame, as of its own estimators of two views
+        return self.embedding_x_, _wrap_data_with_container("transform", self.embedding_y_, Y, self)
 
     def transform(
         self, X: Any, view: Literal["x", "y"] = "x", *, use_rep: str | None = None, layer: str | None = None
@@ -277,7 +285,7 @@ class MMDMA(BaseEstimator):
         Returns
         -------
         numpy.ndarray
-            (m, d).
+            (m, d); a data frame after `set_output`.
 
         Raises
         ------
@@ -287,11 +295,64 @@ class MMDMA(BaseEstimator):
         check_is_fitted(self, "embedding_x_")
         if view not in ("x", "y"):
             raise ValueError(f"view must be 'x' or 'y', got {view!r}")
-        if use_rep is None and layer is None and is_annotated(X):
-            use_rep, layer = getattr(self, f"representation_{view}_") or (None, None)
-        matrix, given, _ = take(X, "X", use_rep, layer)
-        check_features(f"view {view!r}", given, getattr(self, f"feature_names_{view}_"))
-        return np.asarray(self._prepared(matrix, view, fitting=False) @ getattr(self, f"weights_{view}_"))
+        return np.asarray(self._taken(X, "X", view, use_rep, layer) @ getattr(self, f"weights_{view}_"))
+
+    def score(self, X: Any, Y: Any) -> float:
+        """Negative loss of cells, new or not, with the weights of `fit`: the higher, the better.
+
+        The loss is that of `LossTerms`, of these cells alone, computed exactly whatever the variant. So GridSearchCV
+        and cross_val_score need no other scoring; they split both views by the same rows, though which cells match is
+        not used. Scores of different `sigma`, `lambda1`, `lambda2` or `unbiased` are of different losses and cannot be
+        compared: choose these by a metric of `mmdma_core.metrics`.
+
+        Parameters
+        ----------
+        X : array or data frame or sparse matrix or AnnData
+            (m_x, p_x), rows are cells, as for `transform`; with kernels those of `fit`.
+        Y : array or data frame or sparse matrix or AnnData
+            (m_y, p_y), likewise.
+
+        Returns
+        -------
+        float
+            Minus the loss.
+
+        Raises
+        ------
+        ValueError
+            For what `transform` refuses, for fewer than 2 cells, and for kernels of new cells.
+        """
+        check_is_fitted(self, "embedding_x_")
+        views, weights = [self._taken(X, "X", "x"), self._taken(Y, "Y", "y")], [self.weights_x_, self.weights_y_]
+        name = "primal-fused"
+        if self.kernel == "precomputed":
+            name = "dual-fused"
+            if any(view.shape[0] != view.shape[1] for view in views):
+                raise ValueError("score takes the kernels of fit: those of new cells do not tell the distortion")
+            views = [Kernel(view) for view in views]
+        settings = registry.variant(self.variant_).taken(self._settings(self.sigma_))
+        run = registry.start(name, *views, settings, self.device_, parameters=weights, group=world())
+        return -run.loss().total
+
+    @property
+    def feature_names_in_(self) -> np.ndarray:
+        """The names of X's features in `fit`, where it had names."""
+        if getattr(self, "feature_names_x_", None) is None:
+            raise AttributeError("feature_names_in_ is there after a fit of features with names")
+        return np.array(self.feature_names_x_, dtype=object)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.weights_x_.shape[1]
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.pairwise = self.kernel == "precomputed"
+        tags.target_tags.required = tags.target_tags.multi_output = True
+        tags.target_tags.single_output = False
+        tags.non_deterministic = self.random_state is None
+        return tags
 
     def save(self, path: str | Path) -> None:
         """Write the fitted model to an .npz file without pickled objects.
@@ -329,6 +390,16 @@ class MMDMA(BaseEstimator):
 
     def _settings(self, sigma: float) -> Settings:
         return Settings(sigma=sigma, **{name: getattr(self, name) for name in _SETTINGS})
+
+    def _taken(
+        self, given: Any, name: str, view: Literal["x", "y"], use_rep: str | None = None, layer: str | None = None
+    ) -> Matrix:
+        """Cells as `fit` took those of the view."""
+        if use_rep is None and layer is None and is_annotated(given):
+            use_rep, layer = getattr(self, f"representation_{view}_") or (None, None)
+        matrix, features, _ = take(given, name, use_rep, layer)
+        check_features(f"view {view!r}", features, getattr(self, f"feature_names_{view}_"))
+        return self._prepared(matrix, view, fitting=False)
 
     def _prepared(self, view: Any, name: str, fitting: bool) -> Matrix:
         """The view as float32, normalised and centred as asked; in `fit` the means are taken, else those are used."""

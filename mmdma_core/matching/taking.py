@@ -25,6 +25,8 @@ class Taken(NamedTuple):
 
 def take_both(x: Any, y: Any, use_rep: Pair, layer: Pair) -> tuple[Taken, Taken]:
     """What `fit` takes of its views; use_rep and layer are of both, or a pair. Raises ValueError of one line."""
+    if y is None:  # in scikit-learn's words
+        raise ValueError("MMDMA requires y to be passed, but the target y is None: Y is the second view")
     reps, layers = _pair("use_rep", use_rep), _pair("layer", layer)
     both = not (isinstance(use_rep, tuple) or isinstance(layer, tuple)) and is_annotated(x) != is_annotated(y)
     asked = [(rep, layer) for rep, layer in zip(reps, layers, strict=True)]
