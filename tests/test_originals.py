@@ -172,6 +172,26 @@ def test_a_graph_over_two_gib_is_unsupported_and_not_a_matter_of_memory(monkeypa
         assert caught.type is expected
 
 
+@with_tensorflow
+def test_tensorflow_multiplies_in_float32_alone(monkeypatch):
+    import tensorflow
+
+    allowed = tensorflow.config.experimental.tensor_float_32_execution_enabled
+    run = start("original-2019", *simulate("branch", 20, 10)[:2])
+    session, seen = run._session, []
+
+    def spied(what):
+        seen.append(allowed())
+        return session.run(what)
+
+    run._session = SimpleNamespace(run=spied)
+    before = allowed()
+    run.step()
+    run.loss()
+    assert seen == [False, False]
+    assert allowed() == before
+
+
 def test_tensorflow_without_a_gpu_is_a_missing_dependency_on_one(monkeypatch):
     fake = SimpleNamespace(config=SimpleNamespace(list_physical_devices=lambda kind: []))
     monkeypatch.setattr(original_2019, "load", lambda module: fake)

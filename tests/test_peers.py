@@ -108,3 +108,19 @@ def test_a_peer_takes_views_of_unequal_sizes(peer):
     assert ((one.e_x > y.min(0) - 1e-5) & (one.e_x < y.max(0) + 1e-5)).all()  # a mean of cells of y lies among them
     assert set(one.seconds) == {"prepare_s", "compile_s", "fit_s"}
     assert (one.seconds["compile_s"] > 0) == ("jax" in peer.requires)
+
+
+@pytest.mark.peers
+def test_jax_multiplies_in_float32_alone(monkeypatch):
+    import jax
+
+    jit, seen = jax.jit, []
+
+    def spied(*given, **options):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return jit(*given, **options)
+
+    monkeypatch.setattr(jax, "jit", spied)
+    x, y, _ = simulate("branch", 60, 5)
+    peers.PEERS["low-rank-gw"].fit(x.numpy(), y.numpy(), 0)
+    assert seen[-1] == "highest"

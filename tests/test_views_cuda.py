@@ -166,46 +166,6 @@ def test_an_epoch_asks_for_no_value(as_on_cuda, formulation, n, p):
     assert not watched.names & WAIT
 
 
-def allowed_before():
-    torch.set_float32_matmul_precision("high")
-
-
-def allowed_since():
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-
-
-newer = pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9")
-
-
-@pytest.mark.parametrize("allow", [allowed_before, pytest.param(allowed_since, marks=newer)])
-def test_no_tf32_within_an_epoch(as_on_cuda, allow, monkeypatch):
-    """Whichever way a program allowed it; afterwards it is allowed again."""
-    x, y, _ = simulate("branch", 20, 30)
-    run = start("primal-fourier", x, y, Settings())
-    seen, forward = [], views_cuda.CudaView.forward
-
-    def spied(view, w):
-        seen.append(torch.backends.cuda.matmul.allow_tf32)
-        forward(view, w)
-
-    monkeypatch.setattr(views_cuda.CudaView, "forward", spied)
-    state = torch.backends.cuda.matmul
-    try:
-        allow()
-        run.step()
-        run.loss()
-        run.embeddings()
-        assert seen == [False] * 6
-        if allow is allowed_before:
-            assert torch.get_float32_matmul_precision() == "high"
-        else:
-            assert state.fp32_precision == "tf32"
-    finally:
-        if allow is allowed_since:
-            state.fp32_precision = "ieee"
-        torch.set_float32_matmul_precision("highest")
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize(("n", "p"), [(700, 30), (60, 400)])
 @pytest.mark.parametrize("captured", [True, False])

@@ -22,6 +22,7 @@ from benchmarks.measuring import machine, memory
 from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported, compiler
 from mmdma_core.files.shares import of_share
 from mmdma_core.objective.inputs import Given, as_views, is_sparse
+from mmdma_core.own_state import own_state
 from mmdma_core.ranks import in_world, world
 
 EARLY_EPOCHS = 3  # every measured cell does that many: a warm-up and at least MIN_TIMED
@@ -111,7 +112,7 @@ def measure(cell: Cell, report: Report, work: Work) -> None:
     report({"threads": _threads()})
     _limit_memory(cell)
     try:
-        with compiler.explained():
+        with own_state(), compiler.explained():  # of which a method of a run then has little to set
             work(cell, report)
         report({"threads": _threads()})  # a variant may have set its own
     except MissingDependency as error:
@@ -126,7 +127,7 @@ def time_epochs(cell: Cell, report: Report) -> None:
     missing = mmdma_core.variant(cell.variant).missing(device)
     if missing:
         raise MissingDependency(missing)
-    _load_gpu_libraries(device)
+    report({"float32_bits": _float32_bits(device)})
     before = memory.host_bytes()
     report({"stage": "data", "host_before": before})
     views, data_s = _timed(device, _views, cell, device)
@@ -171,11 +172,15 @@ def _metrics(run: mmdma_core.Run, match: np.ndarray) -> dict[str, float]:
     return {"epoch": run.epoch, "foscttm": foscttm(*run.embeddings(), match)}
 
 
-def _load_gpu_libraries(device: torch.device) -> None:
-    """Load what the first product and sum on a GPU load, so that no variant pays for it in its times."""
-    if device.type == "cuda":
-        small = torch.ones(64, 64, device=device)
-        (small @ small).sum().item()
+@own_state()
+def _float32_bits(device: torch.device) -> int:
+    """The bits that products keep in the state in which variants compute: 24, but 11 with TF32, and 8 in bf16.
+
+    It loads what the first product and sum on a GPU load, so that no variant pays for it in its times.
+    """
+    one = torch.eye(256, device=device)
+    given = 1 + 0.5 ** torch.arange(1, 24, device=device)[:, None].float().expand(-1, len(one))
+    return 1 + int((given @ one == given).all(1).sum())
 
 
 def _timed(device: torch.device, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> tuple[Any, float]:

@@ -45,7 +45,7 @@ _PR_SET_PDEATHSIG = 1
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 # The fields of a record that the child reports.
 _MEASURED = (
-    *("data_s", "density", "prepare_s", "warmup_s", "epoch_s"),
+    *("float32_bits", "data_s", "density", "prepare_s", "warmup_s", "epoch_s"),
     *("losses", "metrics", "peak_host_bytes", "peak_torch_bytes", "ranks"),
 )
 # What is said when memory ran out, by Python and NumPy, PyTorch on CUDA and on the CPU, CUDA through KeOps, TensorFlow,

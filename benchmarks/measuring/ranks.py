@@ -103,7 +103,7 @@ def _together(facts: list[dict[str, Any]]) -> dict[str, Any]:
         return together(values) if values else None
 
     found |= {name: of(name, max) for name in _LARGEST}
-    found |= {name: facts[0].get(name) for name in ("density", "losses", "metrics") if name in facts[0]}
+    found |= {name: facts[0].get(name) for name in ("float32_bits", "density", "losses", "metrics") if name in facts[0]}
     found["epoch_s"] = of("epoch_s", lambda ranks: [max(epochs) for epochs in zip(*ranks, strict=True)])
     found["peak_host_bytes"] = of("peak_host_bytes", sum)
     return {name: value for name, value in found.items() if value is not None} | {"status": "ok"}

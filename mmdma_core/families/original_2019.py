@@ -14,7 +14,8 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -69,7 +70,7 @@ class GraphRun:
         try:
             with graph.as_default(), graph.device(f"/{'GPU' if device.type == 'cuda' else 'CPU'}:0"):
                 self._build(tf, (x, y), [value.cpu().numpy() for value in values])
-                self._session.run(tf.global_variables_initializer())
+                self._run(tf.global_variables_initializer())
             _ask_for_memory(len(x), len(y), settings.n_components, device)
         except ValueError as error:
             if "2GB" not in str(error):
@@ -96,11 +97,11 @@ class GraphRun:
         return self._fetch(self._thetas)
 
     def step(self) -> None:
-        self._session.run(self._train)
+        self._run(self._train)
         self.epoch += 1
 
     def loss(self) -> LossTerms:
-        terms = [float(term) for term in self._session.run(self._terms)]
+        terms = [float(term) for term in self._run(self._terms)]
         return LossTerms(total_loss(self.settings, *terms), *terms)
 
     def gradients(self) -> Pair:
@@ -110,7 +111,23 @@ class GraphRun:
         return self._fetch(self._embeddings)
 
     def _fetch(self, what: list) -> Pair:
-        return tuple(torch.from_numpy(array) for array in self._session.run(what))
+        return tuple(torch.from_numpy(array) for array in self._run(what))
+
+    def _run(self, what: Any) -> Any:
+        with _full_products():
+            return self._session.run(what)
+
+
+@contextmanager
+def _full_products() -> Iterator[None]:
+    """Products of float32 in float32: TensorFlow allows TF32 on a GPU unless it is told otherwise."""
+    config = load("tensorflow").config.experimental
+    allowed = config.tensor_float_32_execution_enabled()
+    config.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        config.enable_tensor_float_32_execution(allowed)
 
 
 def _ask_for_memory(n_x: int, n_y: int, d: int, device: torch.device) -> None:

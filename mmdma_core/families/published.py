@@ -5,7 +5,7 @@ The `n_iter` given to it hands control back at each new i, so that the loop, run
 waits, halts before each epoch: a step is one epoch of its code, with its optimiser and its formulas.
 
 As its command line does, the dual gets the kernels and the weights lambda / sqrt(p), for which both views need the
-same p. It seeds the global generators of PyTorch, NumPy and Python.
+same p. It seeds the global generators of PyTorch, NumPy and Python, which then get back the state that they had.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 import importlib
 import importlib.util
 import math
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from mmdma_core.gaussian import keops
 from mmdma_core.models import costs, memory
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms, total_loss
+from mmdma_core.own_state import current
 from mmdma_core.training.run import Pair, starting_values
 
 # Modules that it imports and that training never uses -> the package that has them.
@@ -122,6 +124,18 @@ class _Coroutine:
         self._back.release()
 
 
+@contextmanager
+def _generators_kept(device: torch.device) -> Iterator[None]:
+    """The global generators are afterwards as they were."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
 class PublishedRun:
     """The package's training loop, see mmdma_core.training.run.Run. Float32 views."""
 
@@ -162,8 +176,14 @@ class PublishedRun:
             amsgrad=settings.amsgrad,
             window_size=0,
         )
-        self._loop = _Coroutine(lambda: train.train_and_evaluate(config, *self._views, None, "", device))
-        self._model = self._begin()
+
+        def work() -> None:
+            with current(device):  # each thread has a current GPU of its own
+                train.train_and_evaluate(config, *self._views, None, "", device)
+
+        self._loop = _Coroutine(work)
+        with _generators_kept(device):
+            self._model = self._begin()
         self.parameters = tuple(self._model.parameters())
         if parameters is not None:
             rows = [len(own) for own in self.parameters]

@@ -20,7 +20,8 @@ from mmdma_core.models.costs import CostModel
 from mmdma_core.models.memory import MemoryModel
 from mmdma_core.objective.inputs import Given, Kernel, View, as_device, as_views, is_sparse
 from mmdma_core.objective.settings import Settings, is_whole, plain
-from mmdma_core.training.run import Run
+from mmdma_core.own_state import own_state
+from mmdma_core.training.run import Run, in_own_state
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -49,7 +50,7 @@ class Variant:
         False for an approximation of the objective: it never competes in a heat map of exact ones.
     start : callable
         Prepares a run: start(x, y, settings, device, seed, parameters) -> Run, with both views checked and on the
-        device.
+        device. It is called in `own_state`, and so is each method of the run that computes.
     module : str
         The module that registered it.
     memory_model : callable, optional
@@ -159,8 +160,9 @@ class Variant:
         if absent:
             install = self.install or f"pip install {' '.join(absent)}"
             return f"variant {self.name!r} needs {', '.join(absent)}: {install}"
-        reasons = (requirement(device) for requirement in self.requires if callable(requirement))
-        return next(filter(None, reasons), None)
+        with own_state(device):
+            reasons = (requirement(device) for requirement in self.requires if callable(requirement))
+            return next(filter(None, reasons), None)
 
 
 _VARIANTS: dict[str, Variant] = {}
@@ -213,7 +215,8 @@ def register(
         taken = next((other for other in _VARIANTS if other.lower() == name.lower()), None)
         if taken is not None:
             raise ValueError(f"a variant named {taken!r} is registered already; {name!r} could share its folder")
-        _VARIANTS[name] = Variant(name, label, reference, tuple(requires), exact, function, module, **more)
+        prepare = in_own_state(function)
+        _VARIANTS[name] = Variant(name, label, reference, tuple(requires), exact, prepare, module, **more)
         return function
 
     return add
@@ -333,7 +336,10 @@ def start(
     missing = chosen.missing(device)
     if missing:
         raise MissingDependency(missing)
-    x, y = (_accepted(chosen, name, view) for name, view in zip("xy", as_views(x, y, device), strict=True))
+    with own_state(device):
+        x, y = as_views(x, y, device)
+        device = x.device  # of 'cuda' the current one, which it stays for this run
+        x, y = (_accepted(chosen, name, view) for name, view in zip("xy", (x, y), strict=True))
     for view_name, view in (("x", x), ("y", y)):
         if settings.n_components > min(view.shape):
             warnings.warn(

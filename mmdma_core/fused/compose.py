@@ -18,6 +18,7 @@ from mmdma_core.objective.formulations import Dual
 from mmdma_core.objective.inputs import Kernel, View, is_sparse
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.sparse import SparsePrimal
+from mmdma_core.own_state import own_state
 from mmdma_core.ranks import Rows, shared
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def takes_batches(run: FusedRun) -> bool:
     return run.mmd.linear_in_n and all(hasattr(view, "take") and view.rows < n for view, n in views)
 
 
+@own_state()
 def in_batches(run: FusedRun, size: int, n_updates: int) -> None:
     """Let each update take `size` cells of each view, see mmdma_core.fused.batches."""
     sizes = [min(size, n) for n in run.sizes]

@@ -13,14 +13,12 @@ multiplications and additions in float64, 4 n p d then, what is left is of n d, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from mmdma_core.fused.parts import MMD, FusedView, Term
+from mmdma_core.fused.parts import MMD, FusedView
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.objective import terms
 from mmdma_core.objective.settings import Settings
@@ -206,14 +204,6 @@ class CudaRun(FusedRun):
         self._captures = small and like.device.type == "cuda" and all(isinstance(view, CudaView) for view in views)
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def _forward(self) -> None:
-        with _no_tf32():
-            super()._forward()
-
-    def _evaluate(self, mmd_of: Callable[..., Term]) -> tuple[Term, ...]:
-        with _no_tf32():
-            return super()._evaluate(mmd_of)
-
     def _update(self, mmd: MMD) -> None:
         if self.batches:  # a graph knows one set of cells
             super()._update(mmd)
@@ -224,32 +214,15 @@ class CudaRun(FusedRun):
         super()._update(mmd)
         if self._captures:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=_stream_for_capture(self.parameters[0].device)):
                 super()._update(mmd)  # recorded, not run
             self._graph = graph
 
 
-@contextmanager
-def _no_tf32() -> Iterator[None]:
-    """Products of float32 matrices in float32: a program around this one may have allowed the ten bits of TF32.
-
-    PyTorch has an older and a newer setting for that; reading the older one raises where the newer one was used.
-    """
-    try:
-        before, allow = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision
-        full = "highest"
-    except RuntimeError:
-        matmul = torch.backends.cuda.matmul
-        before, allow = matmul.fp32_precision, partial(setattr, matmul, "fp32_precision")
-        full = "ieee"
-    if before == full:
-        yield
-        return
-    allow(full)
-    try:
-        yield
-    finally:
-        allow(before)
+def _stream_for_capture(device: torch.device) -> torch.cuda.Stream | None:
+    """None where PyTorch's own will do: one for the process, on the GPU on which it captured first."""
+    first = getattr(torch.cuda.graph, "default_capture_stream", None)
+    return None if first is None or first.device == device else torch.cuda.Stream(device)
 
 
 def _quotient_or_zero(scale: float, value: torch.Tensor) -> torch.Tensor:

@@ -172,13 +172,16 @@ def _as_tensor(name: str, value: Given) -> torch.Tensor:
         tensor = value
     else:
         tensor = _from_array(name, value)
+    tensor = tensor.detach()
+    if tensor.is_inference():
+        tensor = tensor.clone()  # autograd takes no tensor of the caller's inference mode
     if tensor.ndim != 2:
         raise ValueError(f"{name} must be a matrix (cells, features), got {tensor.ndim} dimension(s)")
     if tensor.is_complex():
         raise ValueError(f"{name} must be a real matrix, got {tensor.dtype}")
     if tensor.shape[0] < 2 or tensor.shape[1] < 1:
         raise ValueError(f"{name} must have at least 2 cells and 1 feature, got shape {tuple(tensor.shape)}")
-    if tensor.layout != torch.strided and tensor is value:
+    if tensor.layout != torch.strided and isinstance(value, torch.Tensor):
         held = on_host(tensor)
         tensor = (_from_scipy(name, held) if scipy.sparse.issparse(held) else torch.from_numpy(held)).to(tensor.device)
     return tensor

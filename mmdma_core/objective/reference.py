@@ -12,10 +12,12 @@ import torch
 
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms
+from mmdma_core.own_state import own_state
 
 FormulationName = Literal["primal", "dual"]
 
 
+@own_state()
 def reference_loss(
     formulation: FormulationName,
     x: torch.Tensor,
@@ -74,6 +76,7 @@ def reference_loss(
     return LossTerms(*(term.item() for term in terms))
 
 
+@own_state()
 def reference_gradients(
     formulation: FormulationName,
     x: torch.Tensor,
@@ -111,6 +114,7 @@ def reference_gradients(
     return torch.autograd.grad(total, (theta_x, theta_y))
 
 
+@own_state()
 def reference_embeddings(
     formulation: FormulationName, x: torch.Tensor, y: torch.Tensor, theta_x: torch.Tensor, theta_y: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

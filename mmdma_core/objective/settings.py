@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from mmdma_core.own_state import own_state
+
 # Initialiser -> (torch function, the arguments it takes after the tensor), as in the published package.
 _INITIALISERS = {
     "uniform": (torch.nn.init.uniform_, ("low", "high")),
@@ -101,6 +103,7 @@ class Settings:
         if init[0] == "normal" and len(init) == 3 and init[2] < 0:
             raise ValueError(f"init 'normal' needs std >= 0, got {init[2]!r}")
 
+    @own_state()
     def draw(self, rows_x: int, rows_y: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Starting values of both views' parameters, float32 on the CPU.
 

@@ -9,6 +9,7 @@ import torch
 
 from mmdma_core.objective.inputs import as_device
 from mmdma_core.objective.settings import plain
+from mmdma_core.own_state import own_state
 from mmdma_core.simulation.philox import normal_rows
 
 NOISE = 0.05
@@ -48,6 +49,7 @@ class Simulated(NamedTuple):
     match: np.ndarray
 
 
+@own_state()
 def simulate(
     shape: str,
     n: int,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from mmdma_core.objective.formulations import Formulation
 from mmdma_core.objective.inputs import View
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms, squared_mmd, total_loss
+from mmdma_core.own_state import own_state
 from mmdma_core.ranks import Rows
 from mmdma_core.training.adam import Adam
 
@@ -270,3 +273,46 @@ def starting_values(
             raise ValueError(f"parameters must have shape {(row, settings.n_components)}, got {tuple(tensor.shape)}")
         made.append(tensor)
     return tuple(made)
+
+
+_COMPUTE = ("step", "loss", "gradients", "embeddings", "state", "restore", "restart")  # methods of a Run, of an AdamRun
+
+
+def in_own_state(start: Callable[..., Run]) -> Callable[..., Run]:
+    """A variant's `start`, itself and the methods of its runs in `own_state` on their device, whatever their class."""
+
+    def prepare(x: View, y: View, settings: Settings, device: torch.device, *more: Any, **options: Any) -> Run:
+        with own_state(device):
+            run = start(x, y, settings, device, *more, **options)
+        own = getattr(run, "__dict__", {})  # a function that an instance holds comes before those of its class
+        own.update({name: own_state(device)(own[name]) for name in _COMPUTE if name in own})
+        if any(hasattr(type(run), name) for name in _COMPUTE):
+            object.__setattr__(run, "__class__", _computing_in_own_state(type(run), device))
+        return run
+
+    return prepare
+
+
+@functools.cache
+def _computing_in_own_state(run: type, device: torch.device) -> type:
+    """A class like that of a run, as which it goes on: a method of the instance would keep it from being freed."""
+
+    def fill(body: dict[str, Any]) -> None:
+        body |= {
+            "__slots__": (),
+            "__module__": run.__module__,
+            "__qualname__": run.__qualname__,
+            "__doc__": run.__doc__,
+        }
+        body |= {name: computing(name) for name in _COMPUTE if hasattr(run, name)}
+
+    def computing(name: str) -> Callable[..., Any]:
+        @functools.wraps(getattr(run, name))
+        def method(self: Any, *arguments: Any, **options: Any) -> Any:
+            with own_state(device):
+                return getattr(super(made, self), name)(*arguments, **options)
+
+        return method
+
+    made = types.new_class(run.__name__, (run,), exec_body=fill)
+    return made
