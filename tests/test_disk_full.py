@@ -40,6 +40,22 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.fixture
+def filled(monkeypatch):
+    """A disk that fills during the fit: from its begin on no file may be larger."""
+    before, fit = resource.getrlimit(resource.RLIMIT_FSIZE), MMDMA.fit
+
+    def fill(size):
+        def fit_and_fill(model, *views):
+            fit(model, *views)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+        monkeypatch.setattr(MMDMA, "fit", fit_and_fill)
+
+    yield fill
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -89,9 +105,9 @@ def test_a_copy_whose_source_has_gone_says_so(folder):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # a traceback on stderr
 @pytest.mark.parametrize("suffix", ["npy", "h5ad"])
-def test_model_and_embeddings_are_there_where_the_rest_is_not(folder, capsys, suffix):
-    with files_of_at_most(20_000):
-        assert main([*FIT.split(), "--x", f"x.{suffix}", "--y", f"y.{suffix}"]) == 1
+def test_model_and_embeddings_are_there_where_the_rest_is_not(folder, capsys, suffix, filled):
+    filled(20_000)
+    assert main([*FIT.split(), "--x", f"x.{suffix}", "--y", f"y.{suffix}"]) == 1
     lost = ["out/loss.png", "out/embedding.png"]
     saved = ["model.npz", "starts.csv", "loss.csv", "metrics.json", "overlap.csv"]
     if suffix == "h5ad":
@@ -105,11 +121,11 @@ def test_model_and_embeddings_are_there_where_the_rest_is_not(folder, capsys, su
 
 
 @pytest.mark.slow
-def test_small_files_are_kept_where_the_model_is_too_large_and_stale_ones_go(folder, capsys):
+def test_small_files_are_kept_where_the_model_is_too_large_and_stale_ones_go(folder, capsys, filled):
     assert main([*FIT.split(), "--x", "x.npy", "--y", "y.npy"]) == 0
     capsys.readouterr()
-    with files_of_at_most(2000):
-        assert main([*FIT.split(), "--x", "x.npy", "--y", "y.npy", "--overwrite"]) == 1
+    filled(2000)
+    assert main([*FIT.split(), "--x", "x.npy", "--y", "y.npy", "--overwrite"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: out/model.npz, out/")
     assert "saved: embedding_x.npy, embedding_y.npy, starts.csv" in error

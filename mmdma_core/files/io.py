@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from mmdma_core.files.annotated import as_stored
-from mmdma_core.files.atomic import atomically
+from mmdma_core.files.annotated import ANNOTATED, as_stored
+from mmdma_core.files.atomic import Unwritten, atomically
 from mmdma_core.files.formats import suffix
+from mmdma_core.files.hdf5 import package
 from mmdma_core.files.labels import read_labels, read_vector
 from mmdma_core.files.names import align_by_name, compare_names
 from mmdma_core.files.views import View, read_view
@@ -118,9 +119,7 @@ def write_embedding(view: View, embedding: np.ndarray, path: str | Path, paramet
         with the view.
     """
     path, embedding = Path(path), np.asarray(embedding)
-    allowed = (".npy", suffix(view.path)) if view.copied else (".npy",)
-    if suffix(path) not in allowed:
-        raise ValueError(f"{path}: an embedding of {view.path} is written to {' or '.join(allowed)}")
+    check_suffix(view, path)
     n = view.matrix.shape[0]
     if embedding.ndim != 2 or len(embedding) != n or embedding.dtype.kind != "f":
         raise ValueError(f"embedding must be {n} rows of floats, got {embedding.dtype} of shape {embedding.shape}")
@@ -133,10 +132,102 @@ def write_embedding(view: View, embedding: np.ndarray, path: str | Path, paramet
     with atomically(path) as part:
         if not view.path.exists():
             raise FileNotFoundError(errno.ENOENT, f"{view.path}, which it is a copy of, is no longer there")
+        if old_part(view):
+            _rewrite(view, part, embedding, stored)
+            return
         shutil.copyfile(view.path, part)
         with part.open("r+b") as file:  # HDF5 would complain at length of a disk that fills; it gives back what is left
             os.posix_fallocate(file.fileno(), part.stat().st_size, embedding.nbytes + _ROOM)
-        _add_elements(part, "" if view.modality is None else f"mod/{view.modality}/", embedding, stored)
+        _add_elements(part, _group(view), embedding, stored)
+
+
+def check_suffix(view: View, path: Path) -> None:
+    """Refuse a file that an embedding of the view cannot go into.
+
+    Parameters
+    ----------
+    view : View
+        Whose cells they are.
+    path : Path
+        The file to write.
+
+    Raises
+    ------
+    ValueError
+        For another suffix than .npy and that of the view's file.
+    """
+    allowed = (".npy", suffix(view.path)) if view.copied else (".npy",)
+    if suffix(path) not in allowed:
+        raise ValueError(f"{path}: an embedding of {view.path} is written to {' or '.join(allowed)}")
+
+
+def old_part(view: View) -> str | None:
+    """What keeps an embedding out of a plain copy of the view's file, which anndata then writes anew.
+
+    Parameters
+    ----------
+    view : View
+        The view; its embedding goes into a copy of the file.
+
+    Returns
+    -------
+    str or None
+        Such as 'obsm': anndata before 0.7 had one table there, which takes no further entry. None: a copy will do.
+    """
+    import h5py
+
+    with h5py.File(view.path, "r") as file:
+        held = file if view.modality is None else file[_group(view)]
+        return next((name for name in ("obsm", "uns") if isinstance(held.get(name), h5py.Dataset)), None)
+
+
+def why_no_copy(view: View, path: Path) -> str | None:
+    """Try to have the view's file written anew with an embedding, where that is needed; nothing is left of the trial.
+
+    Parameters
+    ----------
+    view : View
+        The view; its embedding goes into a copy of the file.
+    path : Path
+        Where the copy is to be.
+
+    Returns
+    -------
+    str or None
+        Why it cannot be. None: it can.
+
+    Raises
+    ------
+    Unwritten
+        An OSError, where the folder takes no file or has no room.
+    """
+    if not old_part(view):
+        return None
+    trial = path.with_name(f".trial-{path.name}")
+    try:
+        with atomically(trial) as part:
+            _rewrite(view, part, np.zeros((view.n or view.matrix.shape[0], 1), np.float32), {})
+    except Unwritten as error:
+        raise Unwritten(error.errno, error.strerror, str(path)) from error
+    except Exception as error:  # of what may lie in the file, whatever anndata finds it to be
+        return " ".join(str(error).split()) or type(error).__name__
+    finally:
+        trial.unlink(missing_ok=True)
+    return None
+
+
+def _group(view: View) -> str:
+    return "" if view.modality is None else f"mod/{view.modality}/"
+
+
+def _rewrite(view: View, path: Path, embedding: np.ndarray, parameters: dict) -> None:
+    """Have the package of the file read all of it, else it raises, and write it in today's layout."""
+    kind = suffix(view.path)
+    data = getattr(package(ANNOTATED[kind][0], view.path), f"read_{kind[1:]}")(view.path)
+    cells = data if view.modality is None else data.mod[view.modality]
+    cells.obsm["X_mmdma"] = embedding
+    cells.uns["mmdma"] = parameters
+    (data.write_h5ad if kind == ".h5ad" else data.write)(path)
 
 
 def _add_elements(path: Path, group: str, embedding: np.ndarray, parameters: dict) -> None:

@@ -53,6 +53,8 @@ class View:
         Cells of the file, where the matrix has a share of them; names and source are those of all.
     first : int
         Which cell of the file is the matrix's first.
+    copyable : bool
+        Whether a copy of the file can take the embedding.
     """
 
     matrix: np.ndarray | scipy.sparse.csr_array
@@ -63,6 +65,7 @@ class View:
     modality: str | None = None
     n: int | None = None
     first: int = 0
+    copyable: bool = True
 
     @property
     def annotated(self) -> Any:
@@ -72,7 +75,7 @@ class View:
     @property
     def copied(self) -> bool:
         """Whether the embedding goes into a copy of the file, else into a .npy file."""
-        return self.source is not None and suffix(self.path) in _COPIED
+        return self.copyable and self.source is not None and suffix(self.path) in _COPIED
 
 
 def read_view(

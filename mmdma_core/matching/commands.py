@@ -17,7 +17,7 @@ import scipy.sparse
 import torch
 
 from mmdma_core.files import io
-from mmdma_core.files.atomic import atomically
+from mmdma_core.files.atomic import atomically, check_writable
 from mmdma_core.files.shares import of_share
 from mmdma_core.matching import metrics, model_file, pictures
 from mmdma_core.matching.estimator import MMDMA
@@ -25,12 +25,14 @@ from mmdma_core.matching.joined import joined
 from mmdma_core.matching.outputs import Outputs
 from mmdma_core.matching.taking import check_features
 from mmdma_core.objective.inputs import as_device
+from mmdma_core.objective.settings import is_whole, plain
 from mmdma_core.ranks import in_world
 from mmdma_core.simulation.simulate import simulate as simulate_views
 
 _LOG = logging.getLogger("mmdma_core")
 _INTERRUPTED = 130
 _WRITTEN = ("embedding_x.npy", "embedding_y.npy", "overlap.csv", "starts.csv", "loss.csv", "metrics.json", "model.npz")
+_PICTURES = ("loss.png", "embedding.png")
 
 
 @dataclasses.dataclass
@@ -58,15 +60,18 @@ def _fit(options: argparse.Namespace, share: tuple[int, int]) -> int:
     if options.device != "auto":
         as_device(options.device)  # what it may refuse, before the views are read
     if first:
-        _make_folder(options.out, options.overwrite)
+        _make_folder(options.out, options.overwrite, _WRITTEN)
     else:
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
     views, truth = _given(options, share)
     parameters = {name: getattr(options, name) for name in MMDMA().get_params() if hasattr(options, name)}
     parameters |= {"kernel": "precomputed" if options.kernel else "linear", "verbose": not options.quiet and first}
-    _embedding_paths(options.out, views)  # before the work, what it may refuse
     model = MMDMA(**parameters)
+    _embedding_paths(options.out, views)  # before the work, what it may refuse
+    if first:
+        views = [_with_copy(view, options.out, name) for name, view in zip("xy", views, strict=True)]
+        check_writable(_sizes(options.out, views, model))
     begin = time.perf_counter()
     model.fit(*(view.matrix for view in views))
     seconds = time.perf_counter() - begin
@@ -101,12 +106,44 @@ def _whole(view: io.View) -> io.View:
     return view if view.n is None else dataclasses.replace(view, matrix=np.empty((view.n, 0), np.float32))
 
 
+def _with_copy(view: io.View, out: Path, name: str) -> io.View:
+    """The view, without a copy of its file if that cannot be written anew; where it must be, the log says so."""
+    if not view.copied or not (part := io.old_part(view)):
+        return view
+    reason = io.why_no_copy(view, out / view.path.name)
+    if reason is None:
+        _LOG.info("%s: %s of %s is as anndata before 0.7 had it: its copy is written anew", name, part, view.path)
+        return view
+    instead = f"its embedding goes into embedding_{name}.npy"
+    _LOG.warning("%s: %s cannot be written anew, so that %s: %s", name, view.path, instead, reason)
+    return dataclasses.replace(view, copyable=False)
+
+
+def _sizes(out: Path, views: list[io.View], model: MMDMA) -> dict[Path, int]:
+    """What a fit writes -> the bytes that are known before: of embeddings and weights, and of the files to copy."""
+    components = plain(model.n_components)
+    of_number = 4 * components if is_whole(components) else 0  # what else it is, is refused by the fit
+    sizes = dict.fromkeys((out / name for name in (*_WRITTEN, *_PICTURES)), 0)
+    for view, path in zip(views, _embedding_paths(out, views), strict=True):
+        n, p = _whole(view).matrix.shape[0], view.matrix.shape[1]
+        held = view.path.stat().st_size if view.copied and path not in sizes else 0
+        sizes[path] = sizes.get(path, held) + n * of_number
+        sizes[out / "model.npz"] += (n + (n if model.kernel == "precomputed" else p)) * of_number
+    return sizes
+
+
 def transform(options: argparse.Namespace) -> int:
     """The embedding of new cells, in a file."""
     _keep_file(options.out, options.overwrite)
     view = io.read_view(options.cells, **_keys(options, ""), least=1)
     _LOG.info("cells: %s", _described(view))
     model = MMDMA.load(options.model)
+    io.check_suffix(view, options.out)
+    copied = options.out.suffix != ".npy"
+    if copied and (reason := io.why_no_copy(view, options.out)):
+        raise ValueError(f"{options.out}: {view.path} cannot be written anew, give .npy: {reason}")
+    size = view.matrix.shape[0] * getattr(model, f"weights_{options.view}_").shape[1] * 4
+    check_writable({options.out: size + (view.path.stat().st_size if copied else 0)})
     check_features(str(view.path), view.features, getattr(model, f"feature_names_{options.view}_"))
     embedding = model.transform(view.matrix, view=options.view)
     io.write_embedding(view, embedding, options.out, {"model": str(options.model), "view": options.view})
@@ -118,6 +155,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """The metrics of two embeddings."""
     if options.out:
         _keep_file(options.out, options.overwrite)
+        check_writable({_overlap_path(options.out): 0})
     x, y = _read_views(options)
     found = _metrics(x.matrix, y.matrix, _read_truth(options, x, y), options)
     _say_notes(found)
@@ -126,13 +164,16 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.out:
         _write_text(text, options.out)
         if found.overlap is not None:
-            _write_table(_overlap(found), options.out.with_name(f"{options.out.stem}_overlap.csv"))
+            _write_table(_overlap(found), _overlap_path(options.out))
     return 0
 
 
 def simulate(options: argparse.Namespace) -> int:
     """x.npy, y.npy and match.npy in a folder."""
-    _make_folder(options.out, options.overwrite)
+    _make_folder(options.out, options.overwrite, ("x.npy", "y.npy", "match.npy"))
+    widths = options.p, options.p if options.p_y is None else options.p_y
+    sizes = [max(0, 4 * options.n * width) for width in widths]  # what cannot be is refused below
+    check_writable({options.out / f"{name}.npy": size for name, size in zip("xy", sizes, strict=True)})
     x, y, match = simulate_views(options.shape, options.n, options.p, options.seed, p_y=options.p_y)
     for name, array in (("x", x.numpy()), ("y", y.numpy()), ("match", match)):
         io.write_array(array, options.out / f"{name}.npy")
@@ -325,18 +366,25 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(part, index=False)
 
 
-def _make_folder(out: Path, overwrite: bool) -> None:
-    """Raises ValueError if the folder holds something and may not be overwritten."""
+def _overlap_path(out: Path) -> Path:
+    """Where the curve goes that belongs to a file of metrics."""
+    return out.with_name(f"{out.stem}_overlap.csv")
+
+
+def _make_folder(out: Path, overwrite: bool, names: tuple[str, ...]) -> None:
+    """Raises ValueError if the folder holds something and may not be overwritten, OSError if it takes no such files."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, --out must be a folder")
-    if out.exists() and any(out.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{out} holds results already: kept; --overwrite replaces them")
-        for name in _WRITTEN:  # what this run may not write anew
-            (out / name).unlink(missing_ok=True)
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"{out} holds results already: kept; --overwrite replaces them")
+    check_writable(dict.fromkeys((out / name for name in names), 0))
+    for name in names:  # what this run may not write anew
+        (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
 
 
 def _keep_file(out: Path, overwrite: bool) -> None:
+    """Raises ValueError for a file that is there and may not be overwritten, OSError for one that cannot be written."""
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists already: kept; --overwrite replaces it")
+    check_writable({out: 0})

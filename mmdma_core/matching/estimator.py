@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from mmdma_core import compiler
 from mmdma_core.families import registry
+from mmdma_core.files.atomic import check_writable
 from mmdma_core.fused.compose import in_batches
 from mmdma_core.matching import model_file
 from mmdma_core.matching.checking import check_parameters
@@ -225,6 +226,8 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_parameters(self)
         self._settings(1.0 if self.sigma == "median" else self.sigma)
+        if self.checkpoint is not None:
+            check_writable({self._checkpoint_path(k): 0 for k in range(plain(self.n_starts))})
         taken = take_both(X, Y, use_rep, layer)
         views = [self._prepared(view.matrix, name, fitting=True) for name, view in zip("xy", taken, strict=True)]
         self.n_features_in_, self.n_features_y_ = (view.shape[1] for view in views)
@@ -449,12 +452,13 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return None
         if not isinstance(run, AdamRun):
             raise ValueError(f"variant {self.variant_!r} cannot be resumed: no checkpoint for it")
-        path = Path(self.checkpoint)
-        if self.n_starts > 1:
-            path = path.with_name(f"{path.stem}-start{k}{path.suffix}")
         size = batch_size(plain(self.batch_size), run)
         asked = [self.variant_, self.kernel, seed, asdict(settings), size and [size, plain(self.n_epochs)]]
-        return Checkpoint(path, digest(asked, views))
+        return Checkpoint(self._checkpoint_path(k), digest(asked, views))
+
+    def _checkpoint_path(self, k: int) -> Path:
+        path = Path(self.checkpoint)
+        return path if self.n_starts == 1 else path.with_name(f"{path.stem}-start{k}{path.suffix}")
 
     def _keep_results(self, run: Run, history: History, views: list[Matrix]) -> None:
         self.embedding_x_, self.embedding_y_ = (e.cpu().numpy().copy() for e in run.embeddings())
