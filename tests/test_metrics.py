@@ -1,5 +1,6 @@
 """Metrics of a match: known answers, what is left out, bad labels, memory; the values of the published package."""
 
+import inspect
 import json
 from dataclasses import asdict
 
@@ -24,6 +25,12 @@ from mmdma_core.matching.metrics import (
 
 missing = variant("published-primal").missing(torch.device("cpu"))
 installed = pytest.mark.skipif(bool(missing), reason=str(missing))
+
+
+def test_metrics_shows_its_functions_alone():
+    shown = ["evaluate", "foscttm", "label_silhouette", "label_transfer_accuracy", "neighbourhood_overlap", "top_k"]
+    assert dir(metrics) == sorted(metrics.__all__) == shown
+    assert all(inspect.isfunction(getattr(metrics, name)) for name in shown)
 
 
 def test_identical_views_match_perfectly():

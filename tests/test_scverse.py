@@ -195,9 +195,11 @@ def test_the_command_transforms_one_cell(tmp_path, monkeypatch, capsys, name):
     assert f"no_{name}" in capsys.readouterr().err
 
 
-def test_match_writes_into_both_modalities(tmp_path, both):
+def test_match_writes_into_both_modalities(tmp_path, both, caplog):
     before = both["rna"].X.copy()
-    assert match(both, x="rna", y="prot", **QUICK) is None
+    with caplog.at_level("INFO", "mmdma_core"):
+        assert match(both, x="rna", y="prot", **QUICK) is both
+    assert f"loss {both['rna'].uns['mmdma']['loss']:.4g} after 5 epochs" in caplog.text
     np.testing.assert_array_equal(both["rna"].obsm["X_mmdma"], EXPECTED)
     np.testing.assert_array_equal(both["prot"].obsm["X_mmdma"], fit(COUNTS).embedding_y_)
     np.testing.assert_array_equal(both["rna"].X.toarray(), before.toarray())
@@ -229,7 +231,9 @@ def test_match_of_two_anndata_objects_and_copies(tmp_path, rna, protein, both):
     np.testing.assert_array_equal(copied["rna"].obsm["X_mmdma"], EXPECTED)
     assert "X_mmdma" not in both["rna"].obsm
     part = rna[:20]
-    match(part, protein, **QUICK)
+    written = match(part, protein, **QUICK)
+    assert written[0] is part
+    assert written[1] is protein
     assert (part.obsm["X_mmdma"].shape, part.is_view, "X_mmdma" in rna.obsm) == ((20, 2), False, False)
     rna.write_h5ad(tmp_path / "x.h5ad")
     backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")

@@ -290,7 +290,7 @@ def _write_embeddings(of: list[tuple[io.View, np.ndarray]], path: Path, about: d
 
 
 def _report_fit(model: MMDMA, found: metrics.Evaluation) -> None:
-    _LOG.info("%s: loss %.4g after %d epochs", model.variant_, model.starts_["loss"].min(), model.n_iter_)
+    _LOG.info(model_file.summary(model))
     for name, value in found.values.items():
         _LOG.info("%s: %.4g%s", name, value, _sample(found, name))
     for name, reason in found.left_out.items():

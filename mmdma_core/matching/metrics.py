@@ -18,6 +18,19 @@ from mmdma_core.matching import coinciding, labels
 from mmdma_core.matching.match_ranks import MatchRanks, Matrix, Undefined, Vector, as_embeddings, match_ranks
 from mmdma_core.matching.sampling import Estimate, Sample, sample_size
 
+__all__ = [
+    "evaluate",
+    "foscttm",
+    "label_silhouette",
+    "label_transfer_accuracy",
+    "neighbourhood_overlap",
+    "top_k",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 @dataclass(frozen=True)
 class Evaluation:

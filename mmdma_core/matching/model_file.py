@@ -85,6 +85,11 @@ def described(model: BaseEstimator) -> dict[str, Any]:
     return {"params": params, "loss": float(model.starts_["loss"].min()), "version": version}
 
 
+def summary(model: BaseEstimator) -> str:
+    """How a fit ended, in one line."""
+    return f"{model.variant_}: loss {model.starts_['loss'].min():.4g} after {model.n_iter_} epochs"
+
+
 def _as_json(table: pd.DataFrame) -> str:
     return table.to_json(orient="table", index=False, double_precision=15)
 

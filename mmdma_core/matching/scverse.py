@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from mmdma_core.files.annotated import as_stored, listed
+from mmdma_core.matching import model_file
 from mmdma_core.matching.estimator import MMDMA
-from mmdma_core.matching.model_file import described
 from mmdma_core.matching.taking import Pair, is_annotated
+
+_LOG = logging.getLogger("mmdma_core")
 
 
 def match(
@@ -48,8 +51,8 @@ def match(
 
     Returns
     -------
-    None or MuData or tuple of AnnData
-        None, or with `copy` what has the embeddings.
+    MuData or tuple of AnnData
+        What has been written to: the objects given or, with `copy`, their copies. The logger mmdma_core tells the loss.
 
     Raises
     ------
@@ -61,7 +64,7 @@ def match(
     >>> import anndata, mmdma_core
     >>> x, y, _ = mmdma_core.simulate("branch", n=60, p=20)
     >>> rna, protein = anndata.AnnData(x.numpy()), anndata.AnnData(y.numpy())
-    >>> mmdma_core.match(rna, protein, n_components=2, n_epochs=10, n_starts=1, random_state=0)
+    >>> rna, protein = mmdma_core.match(rna, protein, n_components=2, n_epochs=10, n_starts=1, random_state=0)
     >>> rna.obsm["X_mmdma"].shape, sorted(protein.uns["mmdma"])
     ((60, 2), ['loss', 'params', 'version'])
     """
@@ -69,14 +72,13 @@ def match(
         data, other = _copied(data), None if other is None else _copied(other)
     views = _both(data, other, x, y)
     model = MMDMA(**parameters).fit(*views, use_rep=use_rep, layer=layer)
-    about = described(model)
+    about = model_file.described(model)
     taken = (model.representation_x_, model.representation_y_)
     for view, embedding, (rep, of_layer) in zip(views, (model.embedding_x_, model.embedding_y_), taken, strict=True):
         params = about["params"] | {"use_rep": rep} | ({"layer": of_layer} if of_layer is not None else {})
         view.obsm["X_mmdma"] = embedding
         view.uns["mmdma"] = as_stored("uns", about | {"params": params})
-    if not copy:
-        return None
+    _LOG.info(model_file.summary(model))
     return data if other is None else (data, other)
 
 
