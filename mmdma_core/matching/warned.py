@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_OURS = ("mmdma_core", "contextlib")
+_OURS = ("mmdma_core", "contextlib", "sklearn")  # scikit-learn stands around transform and fit_transform
 
 
 @contextmanager
