@@ -17,56 +17,42 @@ Rooms from the ground up: errors, caches and ranks, compiler, gaussian, models, 
 training, fused, families, matching. A room imports only rooms below it; this file and __main__ are the public face.
 """
 
+from __future__ import annotations
+
 import pkgutil
+from typing import Any
 
-import mmdma_core.families  # noqa: F401  (registers the variants)
 from mmdma_core import caches
-from mmdma_core.errors import MissingDependency, Unsupported
-from mmdma_core.families.registry import Variant, register, start, variant, variants
-from mmdma_core.objective.formulations import Dual, Primal
-from mmdma_core.objective.inputs import Kernel
-from mmdma_core.objective.reference import reference_gradients, reference_loss
-from mmdma_core.objective.settings import Settings
-from mmdma_core.objective.terms import LossTerms
-from mmdma_core.simulation.simulate import Simulated, simulate
-from mmdma_core.training.run import Run, TorchRun, compose
 
-__all__ = [
-    "MMDMA",
-    "Dual",
-    "Kernel",
-    "LossTerms",
-    "MissingDependency",
-    "Primal",
-    "Run",
-    "Settings",
-    "Simulated",
-    "TorchRun",
-    "Unsupported",
-    "Variant",
-    "compose",
-    "match",
-    "reference_gradients",
-    "reference_loss",
-    "register",
-    "simulate",
-    "start",
-    "variant",
-    "variants",
-]
+# Imported when they are asked for: PyTorch takes a second, scikit-learn and pandas would slow every measuring process,
+# and who measures says first how threads are to wait, which is read when they are loaded.
+_WHERE = {
+    "errors": ("MissingDependency", "Unsupported"),
+    "families.registry": ("Variant", "register", "start", "variant", "variants"),
+    "matching.estimator": ("MMDMA",),
+    "matching.scverse": ("match",),
+    "objective.formulations": ("Dual", "Primal"),
+    "objective.inputs": ("Kernel",),
+    "objective.reference": ("reference_gradients", "reference_loss"),
+    "objective.settings": ("Settings",),
+    "objective.terms": ("LossTerms",),
+    "simulation.simulate": ("Simulated", "simulate"),
+    "training.run": ("Run", "TorchRun", "compose"),
+}
+_LATE = {name: f"mmdma_core.{module}:{name}" for module, names in _WHERE.items() for name in names}
+
+__all__ = sorted(_LATE)
+
+_LATE |= {"io": "mmdma_core.files.io", "metrics": "mmdma_core.matching.metrics"}
 
 caches.prepare()  # before a variant that runs imports Numba, KeOps or Triton, which look where they may write
 
-# Imported when they are asked for: scikit-learn and pandas would slow every measuring process.
-_LATE = {
-    "MMDMA": "mmdma_core.matching.estimator.MMDMA",
-    "io": "mmdma_core.files.io",
-    "match": "mmdma_core.matching.scverse.match",
-    "metrics": "mmdma_core.matching.metrics",
-}
 
-
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name in _LATE:
-        return pkgutil.resolve_name(_LATE[name])
+        return globals().setdefault(name, pkgutil.resolve_name(_LATE[name]))
     raise AttributeError(f"module 'mmdma_core' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

@@ -8,9 +8,13 @@ import re
 import sys
 from pathlib import Path
 
-from mmdma_core.files import streams
-from mmdma_core.matching import commands, joined
-from mmdma_core.matching.estimator import MMDMA
+from mmdma_core import host
+
+host.wait_passively()  # before PyTorch is loaded
+
+from mmdma_core.files import streams  # noqa: E402
+from mmdma_core.matching import commands, joined  # noqa: E402
+from mmdma_core.matching.estimator import MMDMA  # noqa: E402
 
 _VIEWS = ("x", "y")
 _TEXTS = ("variant", "device", "checkpoint")

@@ -137,7 +137,8 @@ def test_neighbours_follow_one_another(n, leaf):
 
     points = torch.randn(n, 3, generator=torch.Generator().manual_seed(0)).round(decimals=1).numpy()  # with ties
     orders = [np.zeros(n, np.int64) for _ in "xy"]
-    kd_orders(points, points[::-1].copy(), leaf, *orders)
+    for t in range(2):
+        kd_orders(t, 2, points, points[::-1].copy(), leaf, *orders)
     for cloud, order in zip((points, points[::-1]), orders, strict=True):
         assert sorted(order) == list(range(n))
         size = leaf
@@ -161,18 +162,14 @@ def test_the_distortion_near_the_optimum(name, n, p, length):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize(
     ("n", "p", "d"), [(1, 1, 1), (5, 7, 3), (6, 513, 10), (7, 8, 10), (1300, 100, 3), (900, 1100, 10), (13, 1031, 1)]
 )
 def test_products_with_tall_skinny_matrices(n, p, d, threads, dtype):
     """Several flushes and chunks, rows and columns that fill no group or vector; twice, since buffers are kept."""
-    import numba
-
     from mmdma_core.fused.tall_skinny import TallSkinnyProducts
 
-    if threads > numba.config.NUMBA_NUM_THREADS:
-        pytest.skip(f"Numba has {numba.config.NUMBA_NUM_THREADS} thread on this machine")
     stream = np.random.default_rng(0)
     x, w, rows = (stream.standard_normal(shape).astype(dtype) for shape in ((n, p), (p, d), (n, d)))
     products, exact = TallSkinnyProducts(x, d, threads), x.astype(np.float64)

@@ -8,18 +8,17 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import psutil
 import pynvml
 
 from benchmarks.measuring import visible
+from mmdma_core import host
 
 # What NVML says where it does not know one thing, and the GPU is there.
 _ONLY_NO_ANSWER = (
@@ -149,18 +148,7 @@ def wsl() -> bool:
 
 def available_threads() -> int:
     """CPU cores that this process may use all the time, see mmdma_core.host."""
-    return _host().cores()
-
-
-def _host() -> ModuleType:
-    """mmdma_core.host; by its file at first, since its package imports PyTorch, which reads how many threads it has."""
-    if "mmdma_core" in sys.modules:
-        return importlib.import_module("mmdma_core.host")
-    folder = Path(importlib.util.find_spec("mmdma_core").origin).parent
-    spec = importlib.util.spec_from_file_location("host", folder / "host.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return host.cores()
 
 
 def threads_environment(number: int) -> dict[str, str]:

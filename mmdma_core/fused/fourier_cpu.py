@@ -19,9 +19,9 @@ from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import overload
 
 from mmdma_core.fused.fourier import FourierMMD, Frequencies
-from mmdma_core.fused.pairs_cpu import threads
 from mmdma_core.fused.parts import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
+from mmdma_core.fused.threads import in_threads, threads
 from mmdma_core.objective.settings import Settings
 from mmdma_core.ranks import Rows
 
@@ -154,67 +154,63 @@ def _take_points(e, low, high, centre, points):
             points[r, k] = e[low + r, k] - centre[k] if low + r < high else 0
 
 
-@numba.njit(parallel=True, cache=True)
-def _sum_cosines_and_sines(e, centre, turns, begin, zeros, buffers, partial, totals):
+@numba.njit(nogil=True, cache=True)
+def _sum_cosines_and_sines(t, many, e, centre, turns, begin, zeros, buffers, partial, totals):
     """totals[t] (2, panels, width) = the sums of cosines and sines over thread t's share of the points, in float64.
 
     turns (panels, d, width). A point that is absent has a cosine of 1, which is taken away again.
     """
-    n, many = len(e), len(totals)
+    n = len(e)
     (points, phases, folded), (chunk, rest) = buffers, zeros
-    for t in numba.prange(many):
-        totals[t], partial[t] = 0.0, 0.0
-        low, high = n * t // many, n * (t + 1) // many
-        done = 0
-        for i in range(low, high, ROWS):
-            _take_points(e, i, high, centre, points[t])
-            for panel in range(len(turns)):
-                _phases(points[t], turns[panel], begin[panel], chunk, rest, phases[t])
-                _add_cosines_and_sines(_narrow(phases[t], folded[t]), partial[t, 0, panel], partial[t, 1, panel])
-            done += ROWS
-            if done >= _FLUSH or i + ROWS >= high:
-                for q in range(2):
-                    for panel in range(len(turns)):
-                        for j in range(turns.shape[2]):
-                            totals[t, q, panel, j] += partial[t, q, panel, j]
-                            partial[t, q, panel, j] = 0
-                done = 0
-        totals[t, 0] -= (low - high) % ROWS
+    totals[t], partial[t] = 0.0, 0.0
+    low, high = n * t // many, n * (t + 1) // many
+    done = 0
+    for i in range(low, high, ROWS):
+        _take_points(e, i, high, centre, points[t])
+        for panel in range(len(turns)):
+            _phases(points[t], turns[panel], begin[panel], chunk, rest, phases[t])
+            _add_cosines_and_sines(_narrow(phases[t], folded[t]), partial[t, 0, panel], partial[t, 1, panel])
+        done += ROWS
+        if done >= _FLUSH or i + ROWS >= high:
+            for q in range(2):
+                for panel in range(len(turns)):
+                    for j in range(turns.shape[2]):
+                        totals[t, q, panel, j] += partial[t, q, panel, j]
+                        partial[t, q, panel, j] = 0
+            done = 0
+    totals[t, 0] -= (low - high) % ROWS
 
 
-@numba.njit(parallel=True, cache=True)
-def _gradient(e, centre, turns, begin, zeros, buffers, weights, pulls, out):
+@numba.njit(nogil=True, cache=True)
+def _gradient(t, many, e, centre, turns, begin, zeros, buffers, weights, pulls, out):
     """out_i = sum over frequencies of weight x frequency x sin(2 pi (frequency . e_i + begin))."""
-    n, many = len(e), len(pulls)
+    n = len(e)
     (points, phases, folded), (chunk, rest) = buffers, zeros
-    for t in numba.prange(many):
-        low, high = n * t // many, n * (t + 1) // many
-        for i in range(low, high, ROWS):
-            _take_points(e, i, high, centre, points[t])
-            pulls[t] = 0.0
-            for panel in range(len(turns)):
-                _phases(points[t], turns[panel], begin[panel], chunk, rest, phases[t])
-                sines = _narrow(phases[t], folded[t])
-                _weighted_sines(sines, weights[panel])
-                _add_pulls(sines, turns[panel], pulls[t])
-            for r in range(min(ROWS, high - i)):
-                for k in range(out.shape[1]):
-                    out[i + r, k] = pulls[t, r, k]
+    low, high = n * t // many, n * (t + 1) // many
+    for i in range(low, high, ROWS):
+        _take_points(e, i, high, centre, points[t])
+        pulls[t] = 0.0
+        for panel in range(len(turns)):
+            _phases(points[t], turns[panel], begin[panel], chunk, rest, phases[t])
+            sines = _narrow(phases[t], folded[t])
+            _weighted_sines(sines, weights[panel])
+            _add_pulls(sines, turns[panel], pulls[t])
+        for r in range(min(ROWS, high - i)):
+            for k in range(out.shape[1]):
+                out[i + r, k] = pulls[t, r, k]
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
-def _square_radius(e, centre, largest):
+@numba.njit(nogil=True, fastmath=True, cache=True)
+def _square_radius(t, many, e, centre, largest):
     """The largest |e_i - centre|^2; largest (threads,) is a buffer."""
-    n, many = len(e), len(largest)
-    for t in numba.prange(many):
-        most = _ZERO
-        for i in range(n * t // many, n * (t + 1) // many):
-            square = _ZERO
-            for k in range(e.shape[1]):
-                square += (e[i, k] - centre[k]) ** 2
-            most = max(most, square)
-        largest[t] = most
-    return largest.max()
+    n = len(e)
+    most = _ZERO
+    for i in range(n * t // many, n * (t + 1) // many):
+        square = _ZERO
+        for k in range(e.shape[1]):
+            square += (e[i, k] - centre[k]) ** 2
+        most = max(most, square)
+    largest[t] = most
 
 
 class _Passes:
@@ -241,27 +237,29 @@ class _Passes:
 
         Raises ValueError if sigma is too small for them.
         """
-        numba.set_num_threads(len(self._largest))
         width = self._turns.shape[2]
         for panel, turns in enumerate(self._turns):
             taken = self._frequencies.turns[:, panel * width : (panel + 1) * width]
             turns[:, : taken.shape[1]] = taken
         self._centre = centre
-        square = max(float(_square_radius(e, centre, self._largest)) for e in (e_x, e_y))
+        square = 0.0
+        for e in (e_x, e_y):
+            in_threads(_square_radius, len(self._largest), e, centre, self._largest)
+            square = max(square, float(self._largest.max()))
         wide = self._frequencies.check(math.sqrt(square)) > _MANY
         self._buffers = self._of_type[np.float64 if wide else np.float32]
 
     def sums(self, e: np.ndarray) -> np.ndarray:
         """The sums of cosines and sines, (2, D) in float64."""
         self._begin[:] = 0
-        _sum_cosines_and_sines(*self._of(e), self._partial, self._totals)
+        in_threads(_sum_cosines_and_sines, len(self._totals), *self._of(e), self._partial, self._totals)
         return self._totals.sum(0).reshape(2, -1)[:, : self._count]
 
     def gradient(self, e: np.ndarray, c: np.ndarray, s: np.ndarray, scale: float, out: np.ndarray) -> None:
         """out (n, d) = scale x the sum over frequencies w of w (s cos(w . e) - c sin(w . e))."""
         self._begin.reshape(-1)[: self._count] = np.arctan2(s, c) / (-2 * np.pi)
         self._weights.reshape(-1)[: self._count] = -2 * np.pi * scale * np.hypot(c, s)
-        _gradient(*self._of(e), self._weights, self._pulls, out)
+        in_threads(_gradient, len(self._pulls), *self._of(e), self._weights, self._pulls, out)
 
     def _of(self, e: np.ndarray) -> tuple:
         return e, self._centre, self._turns, self._begin, self._zeros, self._buffers
@@ -288,7 +286,7 @@ class CpuFourierMMD(FourierMMD):
 
     def _means(self, passes: _Passes, e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         clouds = e_x.numpy(), e_y.numpy()
-        # by NumPy: PyTorch's threads would spin on while Numba's want to run
+        # by NumPy: PyTorch's threads would spin on while ours want to run
         sums = np.array([e.sum(0) for e in clouds], np.float64)
         centre = self._mean_of_means(self._sum(sums)).astype(np.float32)
         passes.look(*clouds, centre)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numba
 
 
-@numba.njit(parallel=True, cache=True)
-def kd_orders(x, y, leaf, order_x, order_y):
-    """The `kd_order` of each of two clouds, at once."""
-    for cloud in numba.prange(2):
+@numba.njit(nogil=True, cache=True)
+def kd_orders(t, threads, x, y, leaf, order_x, order_y):
+    """Thread t's share of two clouds, each brought into its `kd_order`."""
+    for cloud in range(t, 2, threads):
         if cloud == 0:
             kd_order(x, leaf, order_x)
         else:

@@ -28,6 +28,7 @@ from mmdma_core.fused.neighbours import kd_orders
 from mmdma_core.fused.pairs_tiles import ALL, APART, BOX, LANES, LOWEST, PANEL, PULLS, ROWS, all_pairs
 from mmdma_core.fused.run import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
+from mmdma_core.fused.threads import in_threads, threads
 from mmdma_core.objective.terms import squared_mmd
 from mmdma_core.ranks import Rows
 
@@ -119,11 +120,6 @@ def _unpack(pulls, order, first, columns, unit, within, across, out):
     return sum_within, sum_across
 
 
-def threads() -> int:
-    """As many threads as PyTorch uses, or as Numba has."""
-    return min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-
-
 class FusedMMD(MMD):
     """MMD2 and its gradient for embeddings (n_x, d) and (n_y, d), float32 on the CPU; all memory is taken here.
 
@@ -159,7 +155,6 @@ class FusedMMD(MMD):
 
     def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, out_x: torch.Tensor, out_y: torch.Tensor) -> float:
         """MMD2; its gradient goes to out_x (n_x, d) and out_y (n_y, d)."""
-        numba.set_num_threads(len(self._pulls))
         outs = out_x, out_y
         e_x, e_y = (held.gather(e) for held, e in zip(self._held, (e_x, e_y), strict=True))
         out_x, out_y = (held.room(out) for held, out in zip(self._held, outs, strict=True))
@@ -186,7 +181,7 @@ class FusedMMD(MMD):
     def _arrange(self, e_x: torch.Tensor, e_y: torch.Tensor, centre: np.ndarray, lowest: np.float32) -> None:
         """Put the points into panels, neighbours together if pairs may be left out."""
         if lowest > ALL:
-            kd_orders(e_x.numpy(), e_y.numpy(), _LEAF, *self._orders)
+            in_threads(kd_orders, min(2, len(self._pulls)), e_x.numpy(), e_y.numpy(), _LEAF, *self._orders)
         elif self._ordered:
             for order in self._orders:
                 order.sort()
@@ -199,7 +194,9 @@ class FusedMMD(MMD):
 
         Sums over all pairs; out_x (n_x, d) and out_y (n_y, d) become this rank's part of the gradients.
         """
-        all_pairs(
+        in_threads(
+            all_pairs,
+            len(self._pulls),
             self._pairs,
             self._across,
             (self._rows, self._columns, self._boxes, self._counts),

@@ -289,8 +289,8 @@ def _panel_pair(i, j, panels, scale, lowest, buffers, pulls):
             pull[k, place] += column_pull[k, place]
 
 
-@numba.njit(parallel=True, cache=True)
-def all_pairs(pairs, across, panels, scale, lowest, buffers, pulls):
+@numba.njit(nogil=True, cache=True)
+def all_pairs(t, threads, pairs, across, panels, scale, lowest, buffers, pulls):
     """Thread t takes every T-th pair of panels and adds to pulls[t, across or not].
 
     panels   what `_pack` fills, and how many points each panel has
@@ -298,11 +298,9 @@ def all_pairs(pairs, across, panels, scale, lowest, buffers, pulls):
     buffers  gaps of boxes, sums of rows and of columns, APART for every thread
     """
     gaps, row_sums, column_pulls = buffers
-    threads = len(gaps) // APART
-    for t in numba.prange(threads):
-        pulls[t] = 0.0
-        for q in range(t, len(pairs), threads):
-            i, j = pairs[q]
-            own = APART * t
-            of_thread = gaps[own], row_sums[own], column_pulls[own]
-            _panel_pair(i, j, panels, scale, lowest, of_thread, pulls[t, across[q]])
+    pulls[t] = 0.0
+    for q in range(t, len(pairs), threads):
+        i, j = pairs[q]
+        own = APART * t
+        of_thread = gaps[own], row_sums[own], column_pulls[own]
+        _panel_pair(i, j, panels, scale, lowest, of_thread, pulls[t, across[q]])

@@ -27,6 +27,7 @@ from numba.core.base import BaseContext
 from numba.core.typing import Signature
 from numba.extending import intrinsic
 
+from mmdma_core.fused.threads import in_threads
 from mmdma_core.fused.vectors import INT, LONG, Vectors, index_vector
 
 _ROWS = 6  # 12 sums or factors, 2 of the narrow columns and 1 of a row: of 16 registers
@@ -195,40 +196,39 @@ def _add_to_totals(partial, total, first):
             partial[k, j] = 0
 
 
-@numba.njit(parallel=True, cache=True)
-def _pass_over_rows(x, w_t, alpha, out, with_rows, with_sums, row_products, partial, totals):
+@numba.njit(nogil=True, cache=True)
+def _pass_over_rows(t, threads, x, w_t, alpha, out, with_rows, with_sums, row_products, partial, totals):
     """Thread t takes a contiguous share of the rows; totals[t] (d, p) in float64 are its sums.
 
     partial[t] (d, p) is 0 before and after, and totals[t] stays 0 where a thread has no share.
     """
-    n, threads = x.shape[0], len(totals)
+    n = x.shape[0]
     groups = (n + _ROWS - 1) // _ROWS
     times = w_t.shape[0] // 2 * (2 if with_rows and with_sums else 1)  # that each vector of x is loaded
     stride = _ROWS * _VECTOR_BYTES // times
-    for t in numba.prange(threads):
-        begin, end = groups * t // threads, groups * (t + 1) // threads
-        first, done = True, 0
-        for group in range(begin, end):
-            low = max(0, min(group * _ROWS, n - _ROWS))
-            repeated = group * _ROWS - low  # rows of the last group that the one before has done already
-            rows = row_products[t]
-            rows[:] = 0
-            ahead = x.ctypes.data + (low + _ROWS) * x.strides[0]
-            if with_rows:
-                ahead = _multiply_rows(x, low, rows, w_t, True, ahead, stride)
-            for r in range(_ROWS):
-                for k in range(out.shape[1]):
-                    if r < repeated:
-                        rows[r, k] = 0
-                    else:
-                        rows[r, k] = out[low + r, k] + alpha * rows[r, k]
-                        out[low + r, k] = rows[r, k]
-            if with_sums:
-                _multiply_rows(x, low, rows, partial[t], False, ahead, stride)
-                done += _ROWS
-                if done >= _PARTIAL_ROWS or group == end - 1:
-                    _add_to_totals(partial[t], totals[t], first)
-                    first, done = False, 0
+    begin, end = groups * t // threads, groups * (t + 1) // threads
+    first, done = True, 0
+    for group in range(begin, end):
+        low = max(0, min(group * _ROWS, n - _ROWS))
+        repeated = group * _ROWS - low  # rows of the last group that the one before has done already
+        rows = row_products[t]
+        rows[:] = 0
+        ahead = x.ctypes.data + (low + _ROWS) * x.strides[0]
+        if with_rows:
+            ahead = _multiply_rows(x, low, rows, w_t, True, ahead, stride)
+        for r in range(_ROWS):
+            for k in range(out.shape[1]):
+                if r < repeated:
+                    rows[r, k] = 0
+                else:
+                    rows[r, k] = out[low + r, k] + alpha * rows[r, k]
+                    out[low + r, k] = rows[r, k]
+        if with_sums:
+            _multiply_rows(x, low, rows, partial[t], False, ahead, stride)
+            done += _ROWS
+            if done >= _PARTIAL_ROWS or group == end - 1:
+                _add_to_totals(partial[t], totals[t], first)
+                first, done = False, 0
 
 
 @numba.njit(fastmath=True, cache=True)
@@ -291,14 +291,15 @@ class TallSkinnyProducts:
 
     def rows_then_sums(self, w_t: np.ndarray | None, alpha: float, out: np.ndarray, total_t: np.ndarray | None) -> None:
         """out (n, d) += alpha X W, then total = X^T out; None leaves one of the two away."""
-        numba.set_num_threads(len(self._totals))
         if w_t is not None:
             self._w_t[: self._d] = w_t
         target = out
         if self._padding_rows:
             target = self._out
             target[: len(out)] = out
-        _pass_over_rows(
+        in_threads(
+            _pass_over_rows,
+            len(self._totals),
             self._x,
             self._w_t,
             self._x.dtype.type(alpha),

@@ -11,9 +11,9 @@ import math
 import numpy as np
 import torch
 
-from mmdma_core.fused.pairs_cpu import threads
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.fused.tall_skinny import TallSkinnyProducts, add_product, inner
+from mmdma_core.fused.threads import threads
 from mmdma_core.objective.settings import Settings
 from mmdma_core.ranks import Rows
 

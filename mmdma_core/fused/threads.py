@@ -1,0 +1,82 @@
+"""The passes on the CPU over several threads: threads of our own, which wait without spinning and survive a fork.
+
+Threads of OpenMP spin while they wait: beside one busy process an epoch then takes many times as long. After a fork
+they are gone without OpenMP's knowledge, and the child hangs or is ended. Here a child starts its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+Part = Callable[..., Any]
+
+_own = threading.local()  # of each thread that calls: `process` and its `workers` there
+
+
+def threads() -> int:
+    """As many threads as PyTorch uses."""
+    return torch.get_num_threads()
+
+
+def in_threads(part: Part, many: int, *arguments: object) -> None:
+    """Call part(t, many, *arguments) for t = 0, ..., many - 1, each in a thread of its own, and wait for all.
+
+    part  a function that Numba has compiled with nogil=True, so that the threads run at once
+    """
+    workers = _workers(many - 1)
+    try:
+        for t, worker in enumerate(workers, 1):
+            worker.begin(part, t, many, *arguments)
+        part(0, many, *arguments)
+        for worker in workers:
+            worker.wait()
+    except BaseException:
+        del _own.workers  # what they answer belongs to nobody any more
+        raise
+
+
+def _workers(count: int) -> list[_Worker]:
+    if getattr(_own, "process", None) != os.getpid() or not hasattr(_own, "workers"):
+        _own.process, _own.workers = os.getpid(), []
+    while len(_own.workers) < count:
+        _own.workers.append(_Worker())
+    return _own.workers[:count]
+
+
+class _Worker:
+    """A thread that waits for work until this object is gone."""
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[tuple[Part, tuple] | None] = SimpleQueue()
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        threading.Thread(target=_work, args=(self._asked, self._done), name="mmdma", daemon=True).start()
+
+    def begin(self, part: Part, *arguments: object) -> None:
+        self._asked.put((part, arguments))
+
+    def wait(self) -> None:
+        """Until what has begun is done. Raises what it raised."""
+        error = self._done.get()
+        if error is not None:
+            raise error
+
+    def __del__(self) -> None:
+        self._asked.put(None)
+
+
+def _work(asked: SimpleQueue, done: SimpleQueue) -> None:
+    while (work := asked.get()) is not None:
+        part, arguments = work
+        try:
+            part(*arguments)
+        except BaseException as error:
+            done.put(error)
+        else:
+            done.put(None)
+        del work, part, arguments  # the arrays are the caller's

@@ -1,0 +1,109 @@
+"""The threads of the passes on the CPU: they answer to their caller alone, survive a fork, and wait without spinning."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from mmdma_core import Settings, simulate, start
+from mmdma_core.fused.threads import in_threads
+
+ON_OWN_THREADS = ("primal-fused", "dual-fused", "primal-fourier", "dual-fourier")
+
+
+X, Y, _ = simulate("branch", 300, 20)
+
+
+def losses(variant):
+    run = start(variant, X, Y, Settings(n_components=3))
+    for _ in range(3):
+        run.step()
+    return run.loss()
+
+
+def in_a_fork(work, *arguments):
+    """What work(*arguments) returns in a fork of this process, None if that has not answered in a minute."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=lambda: sender.send(work(*arguments)))
+    child.start()
+    try:
+        return receiver.recv() if receiver.poll(60) else None
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_each_part_runs_once():
+    shares = np.zeros(5)
+
+    def part(t, many, out):
+        out[t] += many
+
+    for _ in range(2):
+        in_threads(part, 5, shares)
+    np.testing.assert_array_equal(shares, 10)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_what_a_part_raises_reaches_the_caller_and_the_next_call_is_as_new(failing):
+    def part(t, many, out):
+        if t == failing and out is None:
+            raise MemoryError(f"part {t}")
+        if out is not None:
+            out[t] = 1
+
+    with pytest.raises(MemoryError, match=f"part {failing}"):
+        in_threads(part, 3, None)
+    done = np.zeros(3)
+    in_threads(part, 3, done)
+    np.testing.assert_array_equal(done, 1)
+
+
+def test_threads_end_with_the_thread_that_asked():
+    before = threading.active_count()
+    caller = threading.Thread(target=lambda: in_threads(lambda t, many: None, 4))
+    caller.start()
+    caller.join()
+    for _ in range(100):
+        if threading.active_count() == before:
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError(threading.enumerate())
+
+
+@pytest.mark.parametrize("variant", ON_OWN_THREADS)
+def test_a_fork_after_a_fit_computes_the_same(variant):
+    assert in_a_fork(losses, variant) == losses(variant)
+
+
+def test_fits_in_several_threads_at_once_do_not_disturb_each_other():
+    alone = losses("primal-fused")
+    found = []
+    callers = [threading.Thread(target=lambda: found.append(losses("primal-fused"))) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert found == [alone] * 4
+
+
+def test_who_waits_takes_no_time_of_the_processor():
+    """Where OpenMP is told to spin, so that a wait in it would be seen."""
+    code = """
+import time, torch, test_threads
+torch.set_num_threads(2)
+test_threads.losses("primal-fused")
+begin = time.process_time()
+time.sleep(1)
+print(time.process_time() - begin)
+"""
+    environment = os.environ | {"OMP_WAIT_POLICY": "active"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=os.path.dirname(__file__),
+        env=environment,
+    )  # fmt: skip
+    assert float(done.stdout) < 0.2
