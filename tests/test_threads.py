@@ -1,4 +1,4 @@
-"""The threads of the passes on the CPU: they answer to their caller alone, survive a fork, and wait without spinning."""
+"""The threads of the passes on the CPU: they answer to their caller alone, survive a fork, and sleep until asked."""
 
 import multiprocessing
 import os
