@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from threadpoolctl import threadpool_limits
 
 _ROOT = Path("/")
 # version of a group -> its limits, its usage, and in memory.stat the file cache that has not been used lately
@@ -59,25 +57,6 @@ def wait_passively() -> None:
     """
     if not any(name in os.environ for name in _WAITS):
         os.environ.update(OMP_WAIT_POLICY="passive", KMP_BLOCKTIME="0")
-
-
-_has_computed = False
-
-
-def computes() -> None:
-    """Note that this process computes here, so that its forks keep to one thread."""
-    global _has_computed
-    _has_computed = True
-
-
-def _keep_to_one_thread() -> None:
-    """In a fork of a process that has computed: OpenMP would wait for ever for the threads that it had there."""
-    if _has_computed:
-        sys.modules["torch"].set_num_threads(1)
-        threadpool_limits(1)  # KeOps has an OpenMP of its own
-
-
-os.register_at_fork(after_in_child=_keep_to_one_thread)
 
 
 def kills(root: Path = _ROOT) -> dict[Path, float]:

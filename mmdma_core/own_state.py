@@ -3,7 +3,7 @@
 What the numbers depend on: the default type and device, grad mode, inference mode, autocast, how float32 products are
 rounded (TF32, bf16), denormal numbers, algorithms that are deterministic but others. On a GPU also which one is the
 current one: PyTorch's own operations go to that of their tensors, but Triton's kernels and graphs to the current one.
-The number of threads stays the caller's.
+The number of threads stays the caller's, but for a fork of a process that has computed, which keeps to one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 _CPU = torch.device("cpu")
 _LEAST_NORMAL = sys.float_info.min
@@ -40,6 +41,7 @@ _HALF = [  # how sums of products of half precision are rounded, as far as this 
 ]
 
 _lock = threading.Lock()
+_has_computed = False  # here, or in a process that this is a fork of
 _inside = 0  # threads and calls that are in `own_state` now
 _of_caller = ExitStack()  # what they have changed for the whole process; the last one to leave puts it back
 
@@ -126,8 +128,9 @@ def _set_override(value: str) -> None:
 
 
 def _enter_process() -> None:
-    global _inside
+    global _inside, _has_computed
     with _lock:
+        _has_computed = True
         _inside += 1
         if _inside == 1:
             _own_process(_of_caller)
@@ -139,3 +142,15 @@ def _leave_process() -> None:
         _inside -= 1
         if _inside == 0:
             _of_caller.close()
+
+
+def _after_fork() -> None:
+    """OpenMP would wait for ever for the threads that it had in the process that was forked: it is left with one."""
+    global _lock
+    _lock = threading.Lock()
+    if _has_computed:
+        torch.set_num_threads(1)
+        threadpool_limits(1)  # KeOps has an OpenMP of its own
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import distributed
 
 import mmdma_core
@@ -109,12 +109,12 @@ def measure(cell: Cell, report: Report, work: Work) -> None:
     What it raises passes through, except that a variant lacks something or cannot treat the problem.
     """
     _set_threads(cell.threads)
-    report({"threads": _threads()})
+    report({"threads": torch.get_num_threads()})
     _limit_memory(cell)
     try:
         with own_state(), compiler.explained():  # of which a method of a run then has little to set
             work(cell, report)
-        report({"threads": _threads()})  # a variant may have set its own
+        report({"threads": torch.get_num_threads()})  # a variant may have set its own
     except MissingDependency as error:
         report({"status": "missing_dependency", "detail": str(error)})
     except Unsupported as error:
@@ -216,18 +216,10 @@ def _loss(run: mmdma_core.Run) -> dict[str, float]:
 
 
 def _set_threads(number: int) -> None:
-    """Give PyTorch and Numba the same threads, whatever the shell exports; Numba keeps those it was imported with."""
-    if "numba" not in sys.modules:
-        os.environ.update(machine.threads_environment(number))
-    torch.set_num_threads(int(min(number, _numba_threads())))
-
-
-def _threads() -> int:
-    return int(min(torch.get_num_threads(), _numba_threads()))
-
-
-def _numba_threads() -> float:
-    return sys.modules["numba"].config.NUMBA_NUM_THREADS if "numba" in sys.modules else math.inf
+    """Give every library the same threads, whatever the shell exports and whatever this process is a fork of."""
+    os.environ.update(machine.threads_environment(number))
+    torch.set_num_threads(number)
+    threadpool_limits(number)
 
 
 def _limit_memory(cell: Cell) -> None:
