@@ -25,6 +25,7 @@ study: $(SETUP)
 	@echo "== the scaling study: each cell is printed as it ends, with the time left; results/ gets all that comes out"
 	$(RUN) snakemake --cores 1 --resources gpu=1
 
+gpu: EXTRAS := $(EXTRAS),keops-cuda
 gpu: $(SETUP)
 	$(RUN) python -m benchmarks gpu-check
 

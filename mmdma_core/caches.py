@@ -55,7 +55,7 @@ def prepare() -> None:
     reasons = {}
     for cache in _caches():
         why = cache.refused()
-        base = why and _base(cache)
+        base = why and place(plain=cache.compiles, alone=cache.compiles)
         if base:
             os.environ[cache.variable] = os.path.join(base, cache.package.lower())
             moved.setdefault(base, []).append(cache)
@@ -145,10 +145,14 @@ def _caches() -> Iterator[_Cache]:
     yield _Cache("Matplotlib", "MPLCONFIGDIR", (both[is_writable(both[0])],))
 
 
-def _base(cache: _Cache) -> str | None:
-    """A folder that can be written: of the user's cache, else a temporary one; None if there is nowhere to make it."""
+def place(plain: bool = False, alone: bool = False) -> str | None:
+    """A folder that can be written: of the user's cache, else a temporary one; None if there is nowhere to make it.
+
+    plain: with a path that a shell takes without quotes; alone: where no other job of a cluster writes.
+    """
     users = os.path.join(os.environ.get("XDG_CACHE_HOME") or _user_cache(), "mmdma")
-    if is_writable(users) and _is_private(users) and not (cache.compiles and (_in_a_job() or not is_plain(users))):
+    usable = is_writable(users) and _is_private(users) and (is_plain(users) or not plain)
+    if usable and not (alone and _in_a_job()):
         return users
     if not _made:
         with suppress(OSError):

@@ -1,4 +1,7 @@
-"""What is raised where a variant cannot run; every room may import this file, and it imports none."""
+"""What is raised where a variant cannot run; what is said where memory runs out. This file imports no other room."""
+
+import re
+import traceback
 
 
 class MissingDependency(ImportError):
@@ -7,3 +10,33 @@ class MissingDependency(ImportError):
 
 class Unsupported(ValueError):
     """A variant cannot treat this problem, for a reason other than memory; the message says which."""
+
+
+# What is said when memory ran out: by Python, NumPy and CuPy; PyTorch on the CPU and on CUDA; the driver and the
+# runtime of CUDA by the names of their errors; CUDA's libraries, which allocate as they are initialised, and fail then
+# in words of their own; NCCL; Triton; TensorFlow; JAX; C++ and its compiler.
+OUT_OF_MEMORY = re.compile(
+    r"^(\[rank\d+\]: ?)?[\w.]*(OutOf)?MemoryError\b"
+    r"|(can't allocate|not enough) memory: you tried to allocate|\[Errno 12\] Cannot allocate memory"
+    r"|CUDA out of memory\. Tried to allocate|CUDA (driver )?error: out of memory|failed with error .*out of memory"
+    r"|(CUDA|NVRTC)_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
+    r"|CU[A-Z]+_(STATUS_)?(\w+_)?ALLOC(ATION)?_FAILED|CUSPARSE_STATUS_INSUFFICIENT_RESOURCES"
+    r"|CUDA error: (resource allocation failed|insufficient resources) when calling `cusparse"
+    r"|CUDA error: initialization error when calling `cusparseCreate\b"
+    r"|_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR),? when calling `cu(blas|solver|sparse)\w*Create\b"
+    r"|gpu(blas|solver|sparse)\w*Create\(\S*\) failed|(cuSolver|cuBlas) allocation failed"
+    r"|Cuda failure (\d+ )?'out of memory'"
+    r"|Triton Error \[\w+\]: out of memory"
+    r"|^[\w.]*ResourceExhaustedError\b|OOM when allocating tensor|Dst tensor is not initialized"
+    r"|RESOURCE_EXHAUSTED: (Out of memory|Failed to allocate)"
+    r"|std::bad_alloc|\bcc1(plus)?: .*(out of memory|annot allocate memory)|^virtual memory exhausted",
+    re.MULTILINE,
+)
+
+
+def words_of(error: BaseException | None) -> str:
+    """What an exception says, and those that it came from, the first one first; without the code that raised them."""
+    if error is None:
+        return ""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return words_of(before) + "".join(traceback.format_exception_only(error))

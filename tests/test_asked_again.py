@@ -12,7 +12,7 @@ from test_records import known, load, with_study
 import mmdma_core
 from benchmarks.measuring import lacking, machine, records
 from benchmarks.measuring.memory import GIB
-from mmdma_core import host
+from mmdma_core import compiler, host, toolkit
 
 # What is free, and whether there is a compiler, is read from files; a variant that needs what `needs` says.
 PLUGIN = """
@@ -254,6 +254,7 @@ def test_a_missing_dependency_that_names_nothing_is_tried_every_time(small):
         ("InvalidCxxCompiler: No working C++ compiler found", ["g++"]),
         ("variant 'primal-keops' needs g++: apt install g++", ["g++"]),
         ("FileNotFoundError: [Errno 2] No such file or directory: 'g++'", ["g++"]),
+        ("a.c:1: fatal error: Python.h: No such file or directory", []),
         ("ModuleNotFoundError: No module named 'no_such_module'", ["no_such_module"]),
         ("ModuleNotFoundError: No module named 'json.no_such_part'; 'json' is no package", []),
         ("ModuleNotFoundError: No module named 'json'", []),
@@ -269,6 +270,15 @@ def test_what_the_words_of_a_cell_name_and_is_not_here(monkeypatch, words, missi
     monkeypatch.setenv("CXX", "sh")
     monkeypatch.setenv("CC", "sh")
     assert lacking.lacking(words) == [name for name in missing if name == "no_such_module"]
+
+
+def test_headers_are_looked_for_where_they_belong(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiler, "python_headers", lambda: str(tmp_path))
+    assert lacking.lacking("probe.c:1: fatal error: Python.h: No such file") == ["Python.h"]
+    (tmp_path / "Python.h").write_text("")
+    assert lacking.is_here("Python.h")
+    monkeypatch.setattr(toolkit, "lacks", lambda: ["nv/target"])
+    assert lacking.lacking("KeOps needs crt/host_defines.h, nv/target of CUDA: pip install ...") == ["nv/target"]
 
 
 def test_on_a_cpu_no_gpu_is_asked_for(small, monkeypatch):

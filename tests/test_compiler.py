@@ -1,13 +1,18 @@
-"""A compiler that KeOps lacks, or that fails, is told with what to do: in a cell, in a fit and on the command line."""
+"""A compiler that KeOps or Triton lacks is told with what to do: in a cell, in a fit and on the command line."""
 
+import os
+import shutil
 import sys
 
+import fake_driver
 import pytest
+import torch
+from triton.runtime.errors import OutOfResources
 
 import mmdma_core
 from benchmarks.measuring import guard, machine
 from benchmarks.measuring.cell import Cell, Limits
-from mmdma_core import MMDMA, MissingDependency, Settings, __main__, compiler, simulate
+from mmdma_core import MMDMA, MissingDependency, Settings, Unsupported, __main__, compiler, simulate
 from mmdma_core.families import registry
 
 FAILED = "No module named 'pykeops_cpp_3a524a5946'"  # what KeOps says when its compiler did
@@ -48,7 +53,7 @@ def test_a_compiler_that_cxx_names_and_is_absent_is_named(tools, monkeypatch):
         ("echo broken install >&2; exit 4", "g++ says: broken install"),
         (
             "echo In file included from a >&2; echo 'b.h:1: fatal error: Python.h: No such file' >&2; exit 1",
-            "g++ says: b.h:1: fatal error: Python.h: No such file; install g++",
+            "g++ says: b.h:1: fatal error: Python.h: No such file; install Python's headers (apt install python3.",
         ),
         (b"not a program", "g++ says: Exec format error"),
     ],
@@ -95,6 +100,44 @@ def test_an_error_of_keops_where_the_compiler_works_stays(monkeypatch):
         raise ModuleNotFoundError(FAILED)
 
 
+def within(package, error):
+    """Raise it, as if from a file of a package."""
+    code = compile("raise error", f"/venv/lib/{package}/some.py", "exec")
+    exec(code, {"error": error})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError("no more"),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("[KeOps] Cuda error."),  # of a formula that has been compiled
+    ],
+    ids=str,
+)
+def test_without_a_compiler_memory_that_runs_out_is_told(tools, error):
+    with pytest.raises(type(error)) as caught, compiler.explained():
+        within("pykeops/torch", error)
+    assert caught.value is error
+
+
+def test_what_keops_lacks_of_cuda_is_told(monkeypatch):
+    monkeypatch.setattr(compiler, "why_not", lambda: None)
+    monkeypatch.setattr(compiler.toolkit, "why_not", lambda: "KeOps needs libcudart of CUDA")
+    with pytest.raises(MissingDependency, match="libcudart"), compiler.explained():
+        within("keopscore/binders/nvrtc", TypeError("'>=' not supported between instances of 'NoneType' and 'int'"))
+    with pytest.raises(TypeError), compiler.explained():  # on a CPU
+        within("keopscore/formulas", TypeError("not of CUDA"))
+
+
+def test_a_kernel_that_needs_too_much_is_unsupported_with_what_the_gpu_has():
+    words = "needs 147456 bytes of shared memory, and this GPU has 101376"
+    with pytest.raises(Unsupported, match=words), compiler.explained():
+        raise OutOfResources(147456, 101376, "shared memory")
+
+
 def test_what_is_missing_besides_keops_stays(tools):
     words = "variant 'a' needs lsmmdma: pip install absl-py pykeops scikit-learn"
     with pytest.raises(MissingDependency, match="needs lsmmdma"), compiler.explained():
@@ -138,3 +181,62 @@ def test_a_variant_that_cannot_be_imported_ends_no_other(monkeypatch):
         mmdma_core.register(name, label=name, reference="a test", requires=("json",), importer=importer)(lambda: None)
     guard.preload(["fails-on-import", "sound"], "cpu")
     assert imported == ["json"]
+
+
+ASK_TRITON = """
+import torch
+torch.cuda.is_available = lambda: True
+from mmdma_core import compiler
+print(compiler.why_no_triton())
+"""
+
+
+@pytest.mark.slow
+def test_triton_needs_a_c_compiler_once(tmp_path):
+    """It compiles what launches kernels, against a stand-in for the driver, and finds it in its cache from then on."""
+    with_gcc = fake_driver.build(tmp_path)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    if shutil.which("file"):  # by which Python tells the platform, a part of the name in Triton's cache
+        (programs / "file").symlink_to(shutil.which("file"))
+    without = with_gcc | {"PATH": str(programs)}
+    missing = "Triton needs a C compiler, and there is none: install gcc (apt install gcc"
+    assert fake_driver.said(ASK_TRITON, without).startswith(missing)
+    named = fake_driver.said(ASK_TRITON, with_gcc, CC="no-such-cc")
+    assert "CC names 'no-such-cc', which is not there: install gcc" in named
+    broken = programs / "gcc"
+    broken.write_text("#!/bin/sh\necho 'a.c:1: fatal error: Python.h: No such file' >&2; exit 1\n")
+    broken.chmod(0o755)
+    headers = fake_driver.said(ASK_TRITON, without)
+    assert "Python.h: No such file; install Python's headers (apt install python3." in headers
+    broken.unlink()
+    if not torch.cuda.is_available():  # nor the driver's
+        nowhere = {"TRITON_LIBCUDA_PATH": str(programs), "LIBRARY_PATH": "", "LD_LIBRARY_PATH": ""}
+        assert "name its folder in TRITON_LIBCUDA_PATH" in fake_driver.said(ASK_TRITON, with_gcc, **nowhere)
+    assert fake_driver.said(ASK_TRITON, with_gcc) == "None"
+    assert fake_driver.said(ASK_TRITON, without) == "None"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
+        FileNotFoundError(2, "No such file or directory: 'gcc'"),
+    ],
+)
+def test_a_launcher_that_triton_cannot_compile_later_is_told(tools, monkeypatch, error):
+    monkeypatch.delenv("CC", raising=False)
+    code = compile("raise error", "/venv/lib/triton/runtime/build.py", "exec")
+    with pytest.raises(MissingDependency, match="Triton needs a C compiler, and there is none"), compiler.explained():
+        exec(code, {"error": error})
+
+
+def test_what_is_heard_is_said_afterwards(capfd):
+    with compiler.heard() as said:
+        print("by Python")
+        os.write(1, b"by a library\n")
+        os.system("echo by a child >&2")
+        assert set(said().splitlines()) == {"by Python", "by a library", "by a child"}
+    assert "by a library" in capfd.readouterr().err
+    print("as before")
+    assert capfd.readouterr().out == "as before\n"

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from ctypes.util import find_library
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +24,11 @@ from benchmarks.measuring.records import Record
 from benchmarks.study import sweep
 from benchmarks.study.answers import known_at
 from benchmarks.study.study import Study
+from mmdma_core import toolkit
 
 FOLDER = "gpu-check"
 _MODULES = ("pykeops", "triton", "numba", "lsmmdma", "tensorflow")
-_LIBRARIES = ("cuda", "nvrtc", "cudart")  # that KeOps looks for
+_COMPILED_WITH = ("g++", "gcc", "Python.h", *toolkit.PARTS)  # by KeOps and Triton
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,7 @@ class Visit:
 def machine_and_what_is_missing(visit: Visit) -> Outcome:
     """Step 1: device, driver, versions; what the variants lack."""
     held = machine.describe(visit.table.device, visit.table.threads)
-    here = {name: lacking.is_here(name) for name in _MODULES}
-    here |= {"g++": lacking.is_here("g++"), "CUDA_PATH": bool(os.environ.get("CUDA_PATH"))}
-    here |= {f"lib{name}": find_library(name) is not None for name in _LIBRARIES}
+    here = {name: lacking.is_here(name) for name in (*_MODULES, *_COMPILED_WITH)}
     records.write_atomically(visit.folder / "machine.json", json.dumps(held | {"here": here}, indent=1) + "\n")
     gpu = held["gpu"]
     device = f"{gpu['name']}, driver {gpu['driver']}" if gpu else held["cpu"]

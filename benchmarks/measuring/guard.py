@@ -32,6 +32,8 @@ from benchmarks.measuring.cell import Cell, Limits, Work
 from benchmarks.measuring.lacking import lacking
 from benchmarks.measuring.records import Record
 from mmdma_core import host
+from mmdma_core.errors import OUT_OF_MEMORY as _OUT_OF_MEMORY
+from mmdma_core.errors import words_of
 from mmdma_core.models.memory import in_words
 
 POLL_S = 0.05
@@ -48,18 +50,10 @@ _MEASURED = (
     *("float32_bits", "data_s", "density", "prepare_s", "warmup_s", "epoch_s"),
     *("losses", "metrics", "peak_host_bytes", "peak_torch_bytes", "ranks"),
 )
-# What is said when memory ran out, by Python and NumPy, PyTorch on CUDA and on the CPU, CUDA through KeOps, TensorFlow,
-# JAX, and C++.
-_OUT_OF_MEMORY = re.compile(
-    r"^[\w.]*MemoryError\b"
-    r"|^torch\.(cuda\.)?OutOfMemoryError\b"
-    r"|(can't allocate|not enough) memory: you tried to allocate"
-    r"|CUDA error: out of memory|failed with error .*out of memory"
-    r"|(CUDA_ERROR|NVRTC_ERROR)_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|OOM when allocating tensor|RESOURCE_EXHAUSTED: Out of memory"
-    r"|std::bad_alloc",
-    re.MULTILINE,
-)
+# What is raised by packages that print why.
+_TELLS_LESS = re.compile(r"\[KeOps\]|'pykeops_|^tensorflow\.\S*(Internal|Unknown)Error", re.MULTILINE)
+# A process that the kernel has ended, in the words of a rank, a shell, a compiler or Python.
+_KILLED = re.compile(r"^Killed$|^\S*sh: .*\bKilled\b|Killed signal terminated|<Signals\.SIGKILL: 9>", re.MULTILINE)
 _fork = multiprocessing.get_context("fork")
 
 
@@ -111,7 +105,7 @@ def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Wo
             if child.pid is not None:
                 _end_child(child)
         seconds, said = time.perf_counter() - begin, _read(output)
-    struck = child.exitcode == -signal.SIGKILL or "Killed" in said  # it, or a compiler that it has started
+    struck = child.exitcode == -signal.SIGKILL or _KILLED.search(said)  # it, or a compiler that it has started
     killed = struck and not watch.ended_for and host.killed_since(kills)
     status, detail = _status_and_detail(watch, child.exitcode, said, limited, killed)
     if cell.device == "cuda" and status != "ok":
@@ -168,7 +162,11 @@ def _run_child(cell: Cell, sender: Connection, output: int, work: Work) -> None:
     os.dup2(output, 2)
     faulthandler.enable(file=2, all_threads=False)
     do = ranks.in_ranks if cell.devices > 1 else cell_module.measure
-    do(cell, sender.send, work)
+    try:
+        do(cell, sender.send, work)
+    except Exception as error:
+        sender.send({"raised": words_of(error)})
+        raise
 
 
 def _watch(
@@ -236,10 +234,9 @@ def _status_and_detail(watch: _Watch, exit_code: int, output: str, cell: Cell, k
     if "status" in watch.facts:
         return watch.facts["status"], watch.facts.get("detail", "")
     stage = watch.facts.get("stage", "start")
-    evidence = _OUT_OF_MEMORY.search(output)
-    if evidence:
-        line = next(line for line in output[evidence.start() :].splitlines() if line)
-        return "oom", f"during {stage}: {line[:300]}"
+    ran_out = _words_of_memory(watch.facts, output)
+    if ran_out:
+        return "oom", f"during {stage}: {ran_out[:300]}"
     if killed:
         return "oom", f"killed by the kernel for want of memory during {stage}"
     if exit_code == -signal.SIGKILL and watch.host_bytes > 0.9 * cell.limits.host_gib * memory.GIB:
@@ -247,6 +244,20 @@ def _status_and_detail(watch: _Watch, exit_code: int, output: str, cell: Cell, k
     how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit status {exit_code}"
     how = watch.facts.get("ended", how)
     return "error", f"{how} during {stage}\n{_last_words(output)}".strip()
+
+
+def _words_of_memory(facts: dict[str, Any], output: str) -> str | None:
+    """The line that says that memory ran out: what ended the cell, and nothing that was printed on the way.
+
+    What is printed counts where nothing else tells: of a crash, of ranks, of packages that print why.
+    """
+    raised = facts.get("raised", "")
+    printed = "ended" in facts or not raised or _TELLS_LESS.search(raised)
+    evidence = _OUT_OF_MEMORY.search(raised) or (_OUT_OF_MEMORY.search(output) if printed else None)
+    if evidence is None:
+        return None
+    begin = evidence.string.rfind("\n", 0, evidence.start()) + 1
+    return evidence.string[begin:].splitlines()[0].strip()
 
 
 def _last_words(output: str) -> str:

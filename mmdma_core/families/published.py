@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from mmdma_core import toolkit
 from mmdma_core.errors import Unsupported
 from mmdma_core.families.registry import register
 from mmdma_core.gaussian import keops
@@ -222,7 +223,9 @@ class PublishedRun:
 
 
 def _import_package(device: torch.device) -> None:
-    """Import it before the clock starts, also where no server of processes has done so."""
+    """Import it before the clock starts, also where no server of processes has done so; with it KeOps."""
+    if device.type == "cuda":
+        toolkit.prepare()
     load("lsmmdma")
 
 
@@ -233,7 +236,7 @@ def _register(mode: str, symbolic: bool) -> None:
         name,
         label=f"published {mode}{', KeOps' if symbolic else ''}",
         reference="the package lsmmdma 0.1.11 itself",
-        requires=(*modules, _import_package, keops.works_on) if symbolic else (*modules, _import_package),
+        requires=(*modules, *([keops.works_on] if symbolic else []), _import_package),  # KeOps finds CUDA first
         importer=load,
         install="pip install --no-deps lsmmdma, and pip install absl-py pykeops scikit-learn tenacity",
         memory_model=memory.PUBLISHED_PACKAGE[name],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mmdma_core import compiler
 from mmdma_core.errors import Unsupported
 from mmdma_core.fused.batches import Batches
 from mmdma_core.fused.parts import MMD, FusedView
@@ -98,11 +99,7 @@ def missing_for_exact(device: torch.device) -> str | None:
     found = torch.cuda.get_device_capability(device)
     if found < _LEAST_CAPABILITY:
         raise Unsupported(f"the fused variants need compute capability 8.0 or more, this GPU has {found[0]}.{found[1]}")
-    try:
-        import triton  # noqa: F401  (here, so that no measurement pays for it)
-    except ImportError as error:
-        return f"the fused variants need Triton on a GPU ({error}): pip install triton"
-    return None
+    return compiler.why_no_triton()  # here, so that no measurement pays for its import and what it compiles
 
 
 def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, held: Held | None = None) -> MMD:
