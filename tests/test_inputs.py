@@ -99,6 +99,7 @@ def test_an_unknown_device(device, ask):
 @pytest.mark.parametrize("index", [2, 7, 128, 256, 300, 10**20])  # PyTorch reads 256 as 0
 def test_a_gpu_beyond_those_that_are_there(monkeypatch, index):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.version, "cuda", None)  # nothing is computed there
     with pytest.raises(ValueError, match=f"^device 'cuda:{index}': no such GPU here, PyTorch has cuda:0, cuda:1$"):
         start("primal", X, Y, device=f"cuda:{index}")
     assert as_device("cuda:1") == torch.device("cuda", 1)
@@ -111,7 +112,7 @@ def test_a_gpu_that_does_not_compute_is_one_line(monkeypatch):
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nFor debugging")
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch, "ones", refuse)
     inputs._why_it_does_not_compute.cache_clear()
     with pytest.raises(ValueError, match=r"^device 'cuda:1': CUDA error: no kernel image is [^\n]*; docs/gpu.md says"):

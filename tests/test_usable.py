@@ -34,6 +34,12 @@ def forget():
     usable.forget()
 
 
+UNEXPECTED = (
+    "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling NumCudaDevices() that "
+    "might have already set an error? Error 802: system not yet initialized"
+)
+
+
 @pytest.fixture
 def card(monkeypatch):
     """Plays a driver with two cards of a kind, and a PyTorch for some CUDA whose computing is given."""
@@ -110,6 +116,7 @@ def test_a_gpu_that_computes_is_asked_once_and_by_a_child(card):
         ("CUDA error: unknown error", {"driver": "580.1", "capability": (8, 0)}, "see what nvidia-smi says, and dmesg"),
         ("CUDA out of memory. Tried to allocate", {}, "another process holds it: nvidia-smi says which"),
         ("CUDA-capable device(s) is/are busy or unavailable", {}, "another process holds it"),
+        (UNEXPECTED, {}, ": Error 802: system not yet initialized; GPUs that NVSwitch joins need nvidia-f"),
         ("", {"driver": "580.1"}, "RuntimeError; see what nvidia-smi says"),
     ],
 )

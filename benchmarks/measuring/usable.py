@@ -49,6 +49,7 @@ BUILDS = (
 _NO_KERNELS = re.compile(r"no kernel image|ARCH_MISMATCH|unsupported gpu architecture", re.IGNORECASE)
 _OLD_DRIVER = re.compile(r"driver.* is (too old|insufficient)|unsupported toolchain", re.IGNORECASE)
 _NO_CUDA = re.compile(r"not compiled with CUDA", re.IGNORECASE)
+_NO_FABRIC = re.compile(r"system not yet initialized", re.IGNORECASE)
 _TAKEN = re.compile(r"busy or unavailable|out of memory", re.IGNORECASE)
 # Said by CUDA and NVML of a device that is lost or broken, whatever else it does later.
 _LOST = re.compile(
@@ -183,13 +184,17 @@ def _sentence(said: str) -> str:
 
 
 def _first_sentence(said: str) -> str:
-    return _END_OF_SENTENCE.split(said.strip(), maxsplit=1)[0]
+    """What is said first; where PyTorch gives CUDA's own number and words at the end, these."""
+    own = re.search(r"Error \d+: [^\n]*", said)
+    return _END_OF_SENTENCE.split(own[0] if own else said.strip(), maxsplit=1)[0]
 
 
 def remedy(said: str, capability: tuple[int, int] | None, driver: str | None) -> str:
     """What to do about what CUDA has raised, for a card and a driver, each None where it is not known."""
     if _TAKEN.search(said):
         return "another process holds it: nvidia-smi says which; wait for it, or end it"
+    if _NO_FABRIC.search(said):
+        return "GPUs that NVSwitch joins need nvidia-fabricmanager, of the driver's version: start it"
     number = int(driver.split(".")[0]) if driver and driver.split(".")[0].isdigit() else None
     own = {"13": 580, "12": 525}.get((torch.version.cuda or "").split(".")[0])
     old = _OLD_DRIVER.search(said) or (own and number and number < own)

@@ -61,7 +61,7 @@ def as_device(device: str | torch.device) -> torch.device:
         if index >= count:  # before PyTorch, which reads 'cuda:256' as 'cuda:0'
             has = f"has {', '.join(f'cuda:{k}' for k in range(count))}" if count else "finds none"
             raise ValueError(f"device {name!r}: no such GPU here, PyTorch {has}")
-        if torch.cuda.is_available() and (why_not := _why_it_does_not_compute(name)):
+        if torch.version.cuda and (why_not := _why_it_does_not_compute(name)):
             raise ValueError(f"device {name!r}: {why_not}; docs/gpu.md says which PyTorch a card needs")
     return torch.device(name)
 
