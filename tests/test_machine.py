@@ -1,12 +1,18 @@
 """What the driver is asked and what is made of its answers, with a driver that is played; and on a real GPU."""
 
+import os
+import signal
 import subprocess
+import time
 import types
 
+import psutil
 import pynvml
 import pytest
 
-from benchmarks.measuring import machine, memory, records
+from benchmarks.measuring import guard, machine, memory, records
+from benchmarks.measuring.cell import Cell, Limits
+from mmdma_core import Settings
 
 
 @pytest.fixture
@@ -190,3 +196,37 @@ def test_a_copy_in_another_repository_has_no_commit(tmp_path, commit_of, place, 
     assert commit_of(thesis / place) is None
     put_source(tmp_path / "alone")
     assert commit_of(tmp_path / "alone") is None
+
+
+def _two_ranks(cell, report, work):
+    """In place of a group on CUDA: each rank waits, and says where it is."""
+    ranks = [os.fork() for _ in range(cell.devices)]
+    if 0 in ranks:
+        time.sleep(60)
+    report({"stage": "epochs", "ranks": [{"pid": pid} for pid in ranks]})
+    time.sleep(1)
+    for pid in ranks:
+        os.kill(pid, signal.SIGKILL)
+    report({"prepare_s": 0.0, "epoch_s": [0.1], "status": "ok"})
+
+
+@pytest.mark.parametrize(("limit", "status"), [(None, "ok"), (3.0, "ok"), (1.5, "oom")])
+def test_the_guard_looks_at_every_rank_on_its_gpu(driver, limit, status):
+    """The second rank holds 2 GiB, the first half of one; all of them are this process's grandchildren."""
+
+    def processes(handle):
+        ranks = sorted(
+            rank.pid for child in psutil.Process().children() for rank in child.children() if rank.pid != child.pid
+        )
+        held = [(pid, (0.5, 2)[k]) for k, pid in enumerate(ranks) if handle == ("index", k)]
+        return [types.SimpleNamespace(pid=pid, usedGpuMemory=int(gib * memory.GIB)) for pid, gib in held]
+
+    driver.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", processes)
+    driver.setattr(pynvml, "nvmlDeviceGetUUID", str)
+    driver.setattr(guard.ranks, "in_ranks", _two_ranks)
+    limits = Limits(1.0, 30.0, None, limit)
+    cell = Cell("primal", 9, 2, "", (), Settings(), "branch", 0, "fast", 1, "cuda", 1, limits, devices=2)
+    record = guard.measure_cell(cell, machine.describe("cuda", 1), 30)
+    assert record.status == status, record.detail
+    assert record.peak_device_bytes == 2 * memory.GIB
+    assert status == "ok" or "device memory over the limit of 1.5 GiB during epochs" in record.detail
