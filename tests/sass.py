@@ -171,7 +171,14 @@ def _unordered(d, options):
     unordered_sums(torch.randn(1024, d), 1.0, **options)
 
 
-LAUNCHES = {"ordered": _ordered, "unordered": _unordered}
+def _rows(p, options):
+    """Rows of simulated data of p features."""
+    from mmdma_core.simulation.rows_cuda import noisy_rows
+
+    noisy_rows(torch.arange(100), torch.randn(100, 2), torch.randn(2, p), (options["seed"], 0), 0.05)
+
+
+LAUNCHES = {"ordered": _ordered, "unordered": _unordered, "rows": _rows}
 
 
 def _main(jobs):

@@ -21,11 +21,17 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[tor
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        first, second = (
+            c0 * _MULTIPLIERS[0],
+            c2 * _MULTIPLIERS[1],
+        )  # wrap in int64; the two halves are right all the same
+        c0, c2 = (
+            ((product >> 32) ^ word).bitwise_xor_(k).bitwise_and_(_MASK)
+            for product, word, k in ((second, c1, k0), (first, c3, k1))
+        )
+        c1, c3 = second, first  # of which the lower halves count
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1.bitwise_and_(_MASK), c2, c3.bitwise_and_(_MASK)
 
 
 def normal_rows(rows: torch.Tensor, p: int, key: tuple[int, int]) -> torch.Tensor:
@@ -39,12 +45,7 @@ def normal_rows(rows: torch.Tensor, p: int, key: tuple[int, int]) -> torch.Tenso
     words = philox((column, row, rows[:, None] >> 32, torch.zeros_like(row)), key)
     normals = []
     for u, v in ((words[0], words[1]), (words[2], words[3])):
-        radius = (-2 * torch.log(((u >> 8).float() + 0.5) * 2.0**-24)).sqrt()
-        angle = (v >> 8).float() * (2 * math.pi * 2.0**-24)
+        radius = (u >> 8).float().add_(0.5).mul_(2.0**-24).log_().mul_(-2).sqrt_()
+        angle = (v >> 8).float().mul_(2 * math.pi * 2.0**-24)
         normals += [radius * angle.cos(), radius * angle.sin()]
     return torch.stack(normals, dim=-1).reshape(len(rows), 4 * quads)[:, :p]
-
-
-def _multiply(a: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:
-    product = a * b  # wraps in int64; the two halves are right all the same
-    return (product >> 32) & _MASK, product & _MASK

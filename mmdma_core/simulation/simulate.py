@@ -7,13 +7,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from mmdma_core import compiler
 from mmdma_core.objective.inputs import as_device
 from mmdma_core.objective.settings import plain
 from mmdma_core.own_state import own_state
 from mmdma_core.simulation.philox import normal_rows
 
 NOISE = 0.05
-_BLOCK_ELEMENTS = 2**20  # noise is drawn in row blocks of about this many numbers
+_BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**22}  # noise is drawn in row blocks of about this many numbers
+_WORTH_A_KERNEL = 2**28  # numbers of a view from which on Triton's import takes less time than it saves
 
 _ANGLE = np.pi / 4
 _ROTATION = np.array([[np.cos(_ANGLE), -np.sin(_ANGLE)], [np.sin(_ANGLE), np.cos(_ANGLE)]])
@@ -124,7 +126,7 @@ def simulate(
     if noise not in ("exact", "fast"):
         raise ValueError(f"noise must be 'exact' or 'fast', got {noise!r}")
     device = as_device(device)
-    step = block_rows or max(1, _BLOCK_ELEMENTS // max(widths))
+    step = block_rows or max(1, _BLOCK_ELEMENTS[device.type] // max(widths))
     low, high, _ = (rows or slice(None)).indices(n)
     stream = np.random.RandomState(seed + 1)
     latent = manifold(shape, n, stream)
@@ -201,6 +203,11 @@ def _fast(
     for index, (mapping, order) in enumerate(zip(maps, orders, strict=True)):
         mapping = torch.from_numpy(mapping.astype(np.float32)).to(device)
         points = torch.from_numpy(latent.astype(np.float32)).to(device)
+        if _takes_kernel(device, len(latent) * mapping.shape[1]):
+            from mmdma_core.simulation.rows_cuda import noisy_rows  # imports Triton
+
+            views.append(noisy_rows(torch.from_numpy(order).to(device), points, mapping, (seed, index), NOISE))
+            continue
         view = torch.empty((len(order), mapping.shape[1]), dtype=torch.float32, device=device)
         for low in range(0, len(order), step):
             cells = torch.from_numpy(order[low : low + step]).to(device)
@@ -209,3 +216,8 @@ def _fast(
             view[low : low + step] = block.add_(normal_rows(cells, mapping.shape[1], (seed, index)), alpha=NOISE)
         views.append(view)
     return Simulated(*views, match)
+
+
+def _takes_kernel(device: torch.device, numbers: int) -> bool:
+    """Whether a view of so many numbers, over all ranks, is made by Triton's kernel."""
+    return device.type == "cuda" and numbers >= _WORTH_A_KERNEL and compiler.why_no_triton() is None
