@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_compare)
     command.add_argument("a", type=Path, metavar="A", help="results/MACHINE of before, or of one machine")
     command.add_argument("b", type=Path, metavar="B", help="of after, or of the other one")
-    command.add_argument("--threshold", type=_number, default=1.1, help="a ratio that matters; default: %(default)s")
+    command.add_argument("--threshold", type=float, default=1.1, help="a ratio that matters; default: %(default)s")
     command.add_argument("--out", type=Path, help="a picture of it, .png, .svg or .pdf")
     return parser
 

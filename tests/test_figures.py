@@ -1,5 +1,6 @@
 """What a figure claims: who wins a cell, what is hatched, where a line ends and why."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -18,8 +19,10 @@ import mmdma_core
 from benchmarks import figures
 from benchmarks.figures import curves, heatmap, ratios, style
 from benchmarks.paper.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS, winner, winners
+from benchmarks.reading.scaling import scaled
 from benchmarks.reading.table import to_frame
 from benchmarks.study import study
+from mmdma_core.matching import lettering
 
 
 def cells(**outcomes):
@@ -142,9 +145,10 @@ LABELS = {style.style(variant).label for variant in mmdma_core.variants()}
 
 def test_the_legend_of_all_groups_them(drawn):
     texts = [text.get_text() for text in drawn[1]["runtimes_all"].legends[0].get_texts()]
-    headings = [f"$\\bf{{{name}}}$".replace(" ", "\\ ") for name in (*style.GROUPS[:-1], "marks")]
-    assert [text for text in texts if text.startswith("$")] == headings
-    starts = {name: texts.index(heading) for name, heading in zip((*style.GROUPS[:-1], "marks"), headings, strict=True)}
+    headings = [*style.GROUPS[:-1], "marks"]
+    bold = [text.get_text() for text in drawn[1]["runtimes_all"].legends[0].get_texts() if text.get_weight() == "bold"]
+    assert bold == headings
+    starts = {name: texts.index(name) for name in headings}
     for variant in ("primal", "published-dual", "original-2019", "dual-fused", "dual-fourier", "linear-time"):
         place = texts.index(style.short_label(variant))
         assert max((at, name) for name, at in starts.items() if at < place)[1] == style.group(variant)
@@ -272,3 +276,47 @@ def test_one_row_of_cells_has_dots_and_no_contour():
 @pytest.mark.parametrize(("value", "words"), [(3.0, "3 x"), (0.5, "1/2 x"), (1.0, "1 x"), (12.345, "12.3 x")])
 def test_factors_in_words(value, words):
     assert style.factor(value) == words
+
+
+PEOPLES = ["$x_1_2$ mine", r"\frac", "_mine", "a_b^c $", "\u6d3b\u6027\u5316 mine", "long " * 30, "50 % of it"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_text_of_people_stands_in_figures_as_it_is(monkeypatch, tmp_path):
+    """Labels of plugins, names of machines."""
+    registered = dict(mmdma_core.families.registry._VARIANTS)
+    monkeypatch.setattr(mmdma_core.families.registry, "_VARIANTS", registered)
+    for k, label in enumerate(PEOPLES):
+        mmdma_core.register(f"_plugin{k}", label=label, reference="a test", exact=bool(k % 2))(None)
+    values = yaml.safe_load((ROOT / "config.yaml").read_text())
+    asked = {
+        "n": [1000, 2000],
+        "p": [10, 100],
+        "variants": ["primal", *list(registered)[-len(PEOPLES) :]],
+        "epochs": 500,
+    }
+    values["studies"] = {"test": asked | {"cell_budget_s": 1, "cell_timeout_s": 9, "sweep_budget_s": 99}}
+    asked = study.load(values | {"study": "test", "device": "cpu", "machine": "nowhere"})
+    made = [record(variant, n, p) for variant, p, n in asked.cells()]
+    for one in made:
+        one.machine = {"cpu": "A $CPU_1_2$ of " + 30 * "many words, "}
+        one.peak_host_bytes = 2**20 * one.n
+    made += [dataclasses.replace(one, devices=2) for one in made]
+    scaling_table = scaled(made)
+    monkeypatch.setattr("benchmarks.reading.scaling.read_scaling", lambda root: scaling_table)
+    found = dict(zip(figures.NAMES, figures._figures(asked, to_frame(made[: len(made) // 2])), strict=True))
+    for name, figure in found.items():
+        style.save(figure, tmp_path, name)
+        with lettering.as_it_stands():
+            box = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+        assert min(box.x0, box.y0) > -0.03, name
+        assert box.x1 < figure.get_figwidth() + 0.03, name
+        raw = [text.get_text() for text in figure.findobj(Text) if "mathdefault" in text.get_text()]
+        assert not raw, name
+    texts = {text.get_text() for text in found["runtimes_all"].legends[0].get_texts()}
+    assert {style.short_label(f"_plugin{k}") for k in range(len(PEOPLES))} <= texts
+    assert {"$x_1_2$ mine", "_mine", r"\frac"} <= texts
+    assert "_mine (approximate), n = 1,000, p = 10" in {t.get_text() for t in found["scaling"].legends[0].get_texts()}
+    svg = (tmp_path / "runtimes_all.svg").read_text(encoding="utf-8")
+    assert "$x_1_2$ mine" in svg
+    assert "A $CPU_1_2$ of" in svg

@@ -23,6 +23,7 @@ from benchmarks.measuring.records import Record
 from benchmarks.study import sweep
 from benchmarks.study.config import ConfigError
 from benchmarks.study.study import Study, chosen_variants
+from mmdma_core.matching.lettering import shortened
 from mmdma_core.models.memory import in_words
 
 Row = dict[str, Any]  # of the table
@@ -198,7 +199,9 @@ def draw(study: Study, rows: list[Row]) -> Figure:
     axes.set_xticks([10.0**decade for decade in decades], [f"{10.0**decade:g}" for decade in decades])
     axes.minorticks_off()
     axes.set_xlabel("minutes for all epochs")
-    figure.suptitle(f"{_data_in_words(study)}\n{study.epochs:,} epochs on {rows[0]['machine']}", x=0.02, ha="left")
+    figure.suptitle(
+        f"{_data_in_words(study)}\n{study.epochs:,} epochs on {shortened(rows[0]['machine'])}", x=0.02, ha="left"
+    )
     figure.tight_layout()
     return figure
 

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import mmdma_core
 from benchmarks.experiments import scale_fits
@@ -34,6 +35,7 @@ from benchmarks.study.config import ConfigError
 from benchmarks.study.study import Study, chosen_variants, gpu_limit_gib
 from mmdma_core import Settings
 from mmdma_core.fused.compose import EXACT_UP_TO
+from mmdma_core.matching.lettering import shortened
 from mmdma_core.models.memory import in_words
 
 _PEER_STYLES = (("#D62728", "X", ":"), ("#7F7F7F", "P", ":"))
@@ -197,8 +199,9 @@ def draw(table: pd.DataFrame, study: Study, asked: dict[str, Any]) -> Figure:
     upper.supylabel("FOSCTTM (0 is best)")
     upper.supxlabel("seconds of a start, data in memory, without compilation")
     row = table.iloc[0]
+    machine = shortened(row["machine"], 40)
     upper.suptitle(
-        f"{asked['n_epochs']} epochs on {study.shape} data, p = {row['p']}: {row['machine']}, {study.threads} threads\n"
+        f"{asked['n_epochs']} epochs on {study.shape} data, p = {row['p']}: {machine}, {study.threads} threads\n"
         "every start; filled: the one of the lowest loss, which a user without the truth takes",
         x=0.01, ha="left",
     )  # fmt: skip
@@ -227,6 +230,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, n: int) -> None:
     axes.text(0.98, 0.98, "\n".join(notes), transform=axes.transAxes, ha="right", va="top", fontsize=SMALL, color="0.3")
     axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(f"n = {count(n)}", loc="left")
     axes.grid(True, color="0.93", linewidth=0.6)
 

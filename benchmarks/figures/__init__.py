@@ -138,9 +138,10 @@ def draw_predicted(table: pd.DataFrame, where: str, folder: Path, against: pd.Da
 
 def _where(study: Study, table: pd.DataFrame) -> str:
     from benchmarks.reading.selection import machine_name
+    from mmdma_core.matching.lettering import shortened
 
     row = next(table.itertuples())
-    return machine_name(row) + ("" if row.device == "cuda" else f", {study.threads} threads")
+    return shortened(machine_name(row), 50) + ("" if row.device == "cuda" else f", {study.threads} threads")
 
 
 def _published(study: Study, ns: Sequence[int]) -> pd.DataFrame | None:

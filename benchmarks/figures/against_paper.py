@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.figures.style import PAGE, SMALL, TIGHT, factor, grid_axes, style
+from benchmarks.figures.style import PAGE, SMALL, TIGHT, factor, grid_axes, legend, style
 from benchmarks.paper import against_paper, published
 from benchmarks.paper.fastest import PAPER_VARIANTS
 from benchmarks.paper.published import NOTHING_FITS
@@ -71,7 +71,7 @@ def _draw_map(figure: SubFigure, cells: pd.DataFrame) -> None:
     counts = cells["verdict"].value_counts()
     words = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("agree", "equal", "differ", "untestable"))
     axes.set_title(f"Fastest of the paper's variants: {words}", loc="left")
-    figure.legend(handles=_legend(), loc="outside lower left", ncols=2, **TIGHT)
+    legend(figure, _legend(), loc="outside lower left", ncols=2, **TIGHT)
 
 
 def _patch_style(what: str, pale: bool) -> dict:

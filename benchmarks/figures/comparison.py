@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from benchmarks.figures.style import PAGE, SMALL, TIGHT, grid_axes, short_label
+from benchmarks.figures.style import PAGE, SMALL, TIGHT, grid_axes, legend, short_label
 from benchmarks.reading.compare import VERDICTS, WORDS, Comparison
-from mmdma_core.files.atomic import atomically
+from mmdma_core.matching import lettering
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _COLORS = {  # safe for colour-blind readers; the darker the worse
@@ -37,8 +37,7 @@ def write(found: Comparison, path: Path) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"--out {path}: No such file or directory")
     try:
-        with atomically(path) as part:
-            draw(found).savefig(part)
+        lettering.save(draw(found), path)
     except OSError as error:
         raise ValueError(f"--out {path}: {error.strerror}") from None
 
@@ -69,7 +68,7 @@ def draw(found: Comparison) -> Figure:
     handles = [
         Patch(facecolor=_COLORS[verdict], edgecolor="0.7", label=WORDS.get(verdict, verdict)) for verdict in shown
     ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=3, title="B is", alignment="left", **TIGHT)
+    legend(figure, handles, loc="outside lower left", ncols=3, title="B is", alignment="left", **TIGHT)
     return figure
 
 

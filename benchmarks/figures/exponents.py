@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.figures.style import PAGE, SMALL, TIGHT, short_label, style
+from benchmarks.figures.style import PAGE, SMALL, TIGHT, legend, short_label, style
 from benchmarks.reading.exponents import FLOOR, exponents
 
 _SHOWN = (-0.7, 3.7)  # an interval that is wider ends at the frame
@@ -34,7 +34,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     figure.suptitle("\n".join([title, *notes]), x=0.01, ha="left")
     dot = Line2D([], [], color="0.3", marker="o", markersize=4, label="measured, with its 95 % interval")
     theory = Line2D([], [], color="black", marker="|", markersize=11, linestyle="none", label="theory, dominating term")
-    figure.legend(handles=[dot, theory], loc="outside lower left", ncols=2, **TIGHT)
+    legend(figure, [dot, theory], loc="outside lower left", ncols=2, **TIGHT)
     return figure
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 
-from benchmarks.figures.style import LEGEND_ROW, SMALL, TIGHT, bands, grid_axes, log_axis, style
+from benchmarks.figures.style import LEGEND_ROW, TIGHT, across_in, bands, grid_axes, legend, log_axis, style
 from benchmarks.paper.fastest import Winners, winners_over
 
 _NOTHING_FITS = {"facecolor": "white", "edgecolor": "0.35", "hatch": "////", "linewidth": 0}
@@ -21,7 +21,6 @@ _UNTESTED = {"facecolor": "none", "edgecolor": "0.8", "linestyle": ":", "linewid
 _EQUAL = "split: equally fast"
 _WIDTH, _LEFT, _RIGHT, _ABOVE, _BELOW, _FRAME = 5.3, 0.65, 0.1, 0.45, 0.75, 2.55  # inches
 _LEAST = 0.1  # inches: where a cell on log axes would be thinner, all cells have one size
-_LETTER = 0.55 * SMALL / 72  # about the width of one in a legend, in inches
 
 
 def draw(
@@ -37,8 +36,7 @@ def draw(
     """
     found = [winners_over(table, ns, ps, variants) for _, variants in maps]
     legends = [_legend(what, variants) for what, (_, variants) in zip(found, maps, strict=True)]
-    longest = max((len(handle.get_label()) for legend in legends for handle in legend), default=0)
-    across = 2 if 2 * (longest * _LETTER + 0.45) <= _WIDTH - 0.2 else 1
+    across = min(across_in(handles, _WIDTH) for handles in legends)
     rows = max(-(-len(legend) // across) for legend in legends)
     height = _ABOVE + _FRAME + _BELOW + LEGEND_ROW * rows
     frame = (_LEFT / _WIDTH, 1 - (_ABOVE + _FRAME) / height, 1 - (_LEFT + _RIGHT) / _WIDTH, _FRAME / height)
@@ -48,7 +46,7 @@ def draw(
         _draw_map(figure.add_axes(frame), what, ns, ps)
         figure.text(0.06 / _WIDTH, 1 - 0.05 / height, title, ha="left", va="top")
         place = {"loc": "upper left", "bbox_to_anchor": (0, 1 - (_ABOVE + _FRAME + _BELOW - 0.05) / height)}
-        figure.legend(handles=handles, ncols=across, **place, **TIGHT)
+        legend(figure, handles, ncols=across, **place, **TIGHT)
         figures.append(figure)
     return figures
 

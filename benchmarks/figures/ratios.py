@@ -13,7 +13,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.figures.style import PAGE, SMALL, TIGHT, factor, log_axis, style
+from benchmarks.figures.style import PAGE, SMALL, TIGHT, factor, legend, log_axis, style
 
 # Those of the published benchmark notebook.
 PAIRS = (("primal-keops", "primal"), ("dual-keops", "dual"), ("primal-keops", "dual-keops"))
@@ -66,7 +66,7 @@ def draw(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], title: str) 
     bar.set_label("runtime of the first / runtime of the second")
     equal = Line2D([], [], color="black", linewidth=1.4, label="equal runtimes")
     dot = Line2D([], [], color="0.3", marker="o", markersize=4, linestyle="none", label="measured in both")
-    figure.legend(handles=[equal, dot], loc="outside lower left", ncols=2, **TIGHT)
+    legend(figure, [equal, dot], loc="outside lower left", ncols=2, **TIGHT)
     return figure
 
 

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import mmdma_core
 from benchmarks.paper.fastest import PAPER_VARIANTS
-from mmdma_core.files.atomic import atomically
+from mmdma_core.matching import lettering
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ SMALL = 9  # points, where 10 leave no room
 APPROXIMATE = " (approximate)"  # at the end of the label of such a variant
 GROUPS = ("paper", "published package", "originals", "fused", "approximate", "others")  # of a legend
 LEGEND_ROW = 0.2  # inches
+LABEL = 40  # characters of a variant's label
 TIGHT = {"borderpad": 0, "handlelength": 1.9, "columnspacing": 1.2}  # of a legend below a figure
+_HEADING = "heading"
+_LETTER = 0.55 * SMALL / 72  # about the width of one in a legend, in inches
 _PUBLISHED = (0, (4, 1.5, 1, 1.5))
 _ORIGINAL = (0, (6, 2))
 _APPROXIMATE = (0, (1, 1.5))  # dotted, and no exact variant is
@@ -80,12 +85,14 @@ matplotlib.rcParams |= {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "lsmmd-ma",  # the same picture is the same file
 }
+matplotlib.rcParams |= lettering.AS_IT_STANDS  # labels of plugins, names of machines and folders
 
 
 def style(variant: str) -> Style:
     """The style of a variant; those that are not in the fixed list take the spare ones in order of registration."""
-    label = mmdma_core.variant(variant).label if variant in mmdma_core.variants() else variant
-    if label != variant and not mmdma_core.variant(variant).exact:
+    known = variant in mmdma_core.variants()
+    label = lettering.shortened(mmdma_core.variant(variant).label if known else variant, LABEL)
+    if known and not mmdma_core.variant(variant).exact:
         label += APPROXIMATE
     if variant in _FIXED:
         return Style(label, *_FIXED[variant])
@@ -136,8 +143,14 @@ def above_legend(height: float, columns: Sequence[Sequence[Patch | Line2D]]) -> 
     upper, _ = figure.subfigures(2, 1, height_ratios=(height, foot))
     handles = [handle for column in columns for handle in (*column, *(_blank("") for _ in range(rows - len(column))))]
     place = {"loc": "upper left", "bbox_to_anchor": (0, foot / (height + foot))}
-    figure.legend(handles=handles, ncols=len(columns), **place, **TIGHT)
+    legend(figure, handles, ncols=len(columns), **place, **TIGHT)
     return figure, upper
+
+
+def across_in(handles: Sequence[Artist], width: float) -> int:
+    """How many columns of a legend stand side by side in so many inches, 2 at most."""
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    return 2 if 2 * (longest * _LETTER + 0.45) <= width - 0.2 else 1
 
 
 def halves(handles: Sequence[Patch | Line2D]) -> list[Sequence[Patch | Line2D]]:
@@ -153,9 +166,20 @@ def _in_three(blocks: Sequence[list[Line2D]]) -> Iterator[list[list[Line2D]]]:
         yield [list(itertools.chain(*part)) for part in parts]
 
 
+def legend(parent: Axes | Figure | SubFigure, handles: Sequence[Artist], **place: object) -> Legend:
+    """A legend of all the handles, headings in bold."""
+    made = lettering.legend(parent, handles, **place)
+    for text, handle in zip(made.get_texts(), handles, strict=True):
+        if handle.get_gid() == _HEADING:
+            text.set_fontweight("bold")
+    return made
+
+
 def heading(words: str) -> Line2D:
     """A heading within a legend."""
-    return _blank(f"$\\bf{{{words}}}$".replace(" ", "\\ "))
+    line = _blank(words)
+    line.set_gid(_HEADING)
+    return line
 
 
 def _blank(label: str) -> Line2D:
@@ -224,5 +248,4 @@ def mark(figure: Figure, word: str) -> Figure:
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write the figure as PNG and SVG."""
     for suffix, metadata in (("png", None), ("svg", {"Date": None})):
-        with atomically(folder / f"{name}.{suffix}") as part:
-            figure.savefig(part, metadata=metadata)
+        lettering.save(figure, folder / f"{name}.{suffix}", metadata=metadata)

@@ -269,9 +269,9 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
     outputs.write("metrics.json", lambda path: _write_text(text, path))
     if found.overlap is not None:
         outputs.write("overlap.csv", lambda path: _write_table(_overlap(found), path))
-    outputs.write("loss.png", lambda path: pictures.draw_loss(model.loss_history_, model.starts_, path))
+    outputs.draw("loss.png", lambda path: pictures.draw_loss(model.loss_history_, model.starts_, path))
     labels = truth.labels_x, truth.labels_y
-    outputs.write("embedding.png", lambda path: pictures.draw_embedding(*embeddings, *labels, path))
+    outputs.draw("embedding.png", lambda path: pictures.draw_embedding(*embeddings, *labels, path))
     for path in copies:
         outputs.write(path.name, lambda path: _write_embeddings(of_path[path], path, about))
     _report_fit(model, found)

@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 _BINS = 120  # along the longer side
 _SHORTER = 0.4  # of the longer side, at least
 _ENCLOSED = (0.5, 0.9)  # of the cells, by the contours
+OTHERS = "0.75"  # the colour of labels that have none of their own
 _SMOOTHING = 1.5  # bins, of the contours alone
 
 
@@ -54,7 +55,7 @@ def draw_counts(panels: list[Axes], grid: Grid, parts: tuple[np.ndarray, ...]) -
     norm = LogNorm(1, max(2.0, *(float(of.max()) for of in counts)))
     for axes, of in zip(panels, counts, strict=True):
         shown = grid.show(axes, np.where(of > 0, of, np.nan), norm=norm, cmap="viridis_r")
-    panels[-1].figure.colorbar(shown, ax=panels, label="cells in a bin", shrink=0.8, pad=0.01)
+    panels[-1].figure.colorbar(shown, ax=panels, label="cells in a bin", shrink=0.8, pad=0.01, format="%g")
 
 
 def draw_contours(axes: Axes, grid: Grid, parts: tuple[np.ndarray, ...], colors: tuple[str, ...]) -> None:
@@ -77,25 +78,19 @@ def draw_labels(
     grid: Grid,
     parts: tuple[np.ndarray, ...],
     labels: tuple[np.ndarray, ...],
-    colors: tuple[str, ...],
-) -> list[Patch]:
-    """Each bin in the colour of its most frequent label, paler where it holds less; the key to the colours.
-
-    Labels beyond the colours, the rarest, are shown as one, in grey.
-    """
-    names, numbers = np.unique(np.concatenate(labels), return_counts=True)
-    names = names[(-numbers).argsort(kind="stable")]
-    if len(names) > len(colors):
-        names, others = names[: len(colors) - 1], len(names) - len(colors) + 1
-        key = dict(zip(names, colors, strict=False)) | {f"{others} others": "0.6"}
-    else:
-        key = dict(zip(names, colors, strict=False))
-    shades = np.array([to_rgb(color) for color in key.values()])
+    shown: dict[str, str],
+) -> None:
+    """Each bin in the colour of its most frequent label, paler where it holds less; those not `shown` count as one."""
+    shades = np.array([to_rgb(color) for color in (*shown.values(), OTHERS)])
     for axes, part, of in zip(panels, parts, labels, strict=True):
         every = grid.counts(part)
-        counts = [grid.counts(part[of == name]) for name in names]
-        if len(key) > len(names):
-            counts.append(every - np.sum(counts, axis=0))
+        counts = [grid.counts(part[of == name]) for name in shown]
+        counts.append(every - np.sum(counts, axis=0))
         alpha = np.where(every > 0, 0.35 + 0.65 * np.log1p(every) / np.log1p(max(1.0, float(every.max()))), 0)
         grid.show(axes, np.dstack([shades[np.argmax(counts, axis=0)], alpha]))
-    return [Patch(color=color, label=str(name)) for name, color in key.items()]
+
+
+def key(shown: dict[str, str], others: int) -> list[Patch]:
+    """The key to the colours of labels, `others` of which are grey."""
+    rest = [(f"{others} other{'s' * (others > 1)}", OTHERS)] if others else []
+    return [Patch(color=color, label=name) for name, color in (*shown.items(), *rest)]

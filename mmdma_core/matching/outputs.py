@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from mmdma_core.files.atomic import Unwritten
+
+_LOG = logging.getLogger("mmdma_core")
 
 
 class Outputs:
@@ -30,6 +33,15 @@ class Outputs:
                 path.unlink(missing_ok=True)
         else:
             self._saved.append(name)
+
+    def draw(self, name: str, draw: Callable[[Path], None]) -> None:
+        """Have a picture written; one that cannot be drawn is told of in a line, and costs no more than that."""
+        try:
+            self.write(name, draw)
+        except Exception as error:  # whatever Matplotlib makes of people's labels
+            (self._folder / name).unlink(missing_ok=True)
+            words = " ".join(str(error).split())
+            _LOG.warning("%s is left out, it cannot be drawn: %s: %s", name, type(error).__name__, words)
 
     def check(self) -> None:
         """Raises Unwritten with all files that could not be written, the first reason, and what has been saved."""
