@@ -246,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--device", default="cuda", help="cuda, or cpu to try the command; default: %(default)s"
             )
             command.add_argument("--small", action="store_true", help="small sizes, to try the command")
-            command.add_argument("--budget-s", type=_number, default=540.0, help="seconds; default: %(default)g")
+            command.add_argument("--budget-s", type=float, default=540.0, help="seconds; default: %(default)g")
             command.add_argument("--out", type=Path, help="pack results/MACHINE into this .tar.gz at the end")
         if name in ("sweep", "scale", "citeseq", "gpu-check"):
             command.add_argument("--retry", action="store_true", help="measure cells again that ended in an error")
