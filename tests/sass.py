@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 
@@ -23,13 +24,15 @@ KINDS = {  # of instructions, by how their names begin; the first that fits
     "exp2": "MUFU.EX2",
     "tensor cores": r"HGMMA|HMMA|UTC\w*MMA",
     "spills": "LDL|STL",
-    "float32": r"FADD|FMUL|FFMA|FMNMX|FSEL|FSETP|FADD2|FMUL2|FFMA2",
+    "float64": r"D(ADD|MUL|FMA|SETP|MNMX)|(F2F|I2F|F2I)\.([\w.]+\.)?F64",
+    "two at once": "F(ADD|MUL|FMA)2",
+    "float32": r"FADD|FMUL|FFMA|FMNMX|FSEL|FSETP",
     "conversions": "F2F|HADD2|PRMT",
-    "float64": "DADD|DMUL|DFMA|DSETP",
     "shared memory": "LDS|STS|LDTM|STTM|SHFL|UTMA",
     "global memory": "LDG|STG|LDGSTS|ATOM|RED",
     "waiting": "WARPSYNC|BAR|DEPBAR|LDGDEPBAR|FENCE|WARPGROUP|MEMBAR|SYNCS|NOP",
 }
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([\w.]+)(.*);")  # its name, and the rest
 
 
 @dataclass
@@ -42,7 +45,7 @@ class Loop:
     @property
     def kinds(self):
         """How many instructions of each kind; what is in no kind is 'other'."""
-        return Counter(next((k for k, p in KINDS.items() if re.match(p, i)), "other") for i in self.instructions)
+        return _kinds(self.instructions)
 
     def per_pair(self, turns):
         """Instructions for a pair: a pair is one exp2, and a loop inside, over coordinates, has so many turns."""
@@ -51,7 +54,10 @@ class Loop:
 
 @dataclass
 class Kernel:
-    """A compiled launch; registers and stack (bytes) are those of a thread, shared memory (bytes) that of a program."""
+    """A compiled launch, and how many of its instructions are of each kind, as they stand.
+
+    Registers and stack (bytes) are those of a thread, shared memory (bytes) that of a program.
+    """
 
     name: str
     capability: int
@@ -59,7 +65,12 @@ class Kernel:
     registers: int
     stack: int
     shared: int
+    kinds: dict[str, int]
     loops: list[Loop]  # over pairs
+
+
+def _kinds(instructions):
+    return Counter(next((k for k, p in KINDS.items() if re.match(p, i)), "other") for i in instructions)
 
 
 def missing():
@@ -94,7 +105,7 @@ def loops_over_pairs(sass):
     for line in sass.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
             labels[label[1]] = len(names)
-        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([\w.]+)(.*);", line):
+        elif instruction := INSTRUCTION.search(line):
             target = re.search(r"`\((\.L_\w+)\)", instruction[2])
             names.append(instruction[1])
             if instruction[1].startswith("BRA") and target and target[1] in labels:
@@ -152,6 +163,7 @@ def _counted(kernel, capability):
         "registers": registers,
         "stack": stack,
         "shared": kernel.metadata.shared,
+        "kinds": _kinds(instruction[1] for instruction in INSTRUCTION.finditer(sass)),
         "loops": loops_over_pairs(sass),
     }
 
@@ -178,7 +190,15 @@ def _rows(p, options):
     noisy_rows(torch.arange(100), torch.randn(100, 2), torch.randn(2, p), (options["seed"], 0), 0.05)
 
 
-LAUNCHES = {"ordered": _ordered, "unordered": _unordered, "rows": _rows}
+def _rate(d, options):
+    """One of the chains that measure a rate; a tensor on "cuda" is one on the CPU."""
+    from benchmarks.limit import rates_cuda
+
+    with patch.object(rates_cuda.torch, "empty", lambda *size, device: torch.zeros(*size)):
+        getattr(rates_cuda, options["of"])()
+
+
+LAUNCHES = {"ordered": _ordered, "unordered": _unordered, "rows": _rows, "rate": _rate}
 
 
 def _main(jobs):

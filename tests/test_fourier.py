@@ -14,6 +14,7 @@ from mmdma_core.fused.fourier import Frequencies
 from mmdma_core.fused.fourier_cuda import CudaFourierMMD
 from mmdma_core.objective import reference
 from mmdma_core.objective.inputs import as_views
+from mmdma_core.training.epochs import train
 
 pytestmark = pytest.mark.slow
 
@@ -231,6 +232,17 @@ def test_the_threads_change_rounding_alone(threads):
     torch.testing.assert_close(runs[0].parameters[0], runs[1].parameters[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("learning_rate", [1e20, 1e38])
+def test_a_start_that_diverges_says_so(monkeypatch, on_gpu, learning_rate):
+    """Its points lie too far apart for the frequencies, or are no numbers; other starts go on."""
+    monkeypatch.setattr("mmdma_core.fused.compose.EXACT_UP_TO", 0)
+    monkeypatch.setattr("mmdma_core.fused.compose.on_gpu", lambda device: on_gpu)
+    x, y, _ = simulate("branch", 60, 20)
+    with pytest.raises(FloatingPointError):
+        train(start("primal", x, y, Settings(learning_rate=learning_rate)), 20, loss_every=20)
+
+
 @pytest.mark.parametrize("value", [0, -1, 2.5, True])
 def test_frequencies_are_counted_in_whole_numbers(value):
     with pytest.raises(ValueError, match="n_frequencies must be an integer of at least 1"):
@@ -239,7 +251,7 @@ def test_frequencies_are_counted_in_whole_numbers(value):
 
 def test_hard_problems():
     x, y, _ = simulate("branch", 50, 8)
-    with pytest.raises(ValueError, match="sigma = 1e-60 is too small for points that lie"):
+    with pytest.raises(FloatingPointError, match="sigma = 1e-60 is too small for points that lie"):
         start("primal", x, y, Settings(n_components=2, sigma=1e-60)).step()
     run = start("primal", x, y, Settings(n_components=2, sigma=1e-12))
     run.step()

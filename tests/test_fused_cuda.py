@@ -4,11 +4,13 @@ The interpreter multiplies float16 and float32 matrices in float32, so the split
 GPU; the tensor cores' own rounding is not seen here. The tests marked gpu, here and in test_variants.py, see it.
 """
 
+import math
 import sys
 
 import common
 import pytest
 import sass
+import tensor_cores
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +21,8 @@ from mmdma_core import Settings, Unsupported, simulate, start, variant
 from mmdma_core.fused import compose, pair_kernels, tiles, views_cuda
 from mmdma_core.fused import pairs_cuda as kernels
 from mmdma_core.fused.neighbours_cuda import kd_order
+from mmdma_core.matching.starts import run_starts
+from mmdma_core.training.epochs import train
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +103,67 @@ def test_means_that_are_too_small_are_formed_again():
 
 
 @interpreted
+@pytest.mark.parametrize("compact", [True, False])
+def test_sums_of_k_over_many_groups_lose_nothing(monkeypatch, compact):
+    """A program that takes 16 groups of columns finds what 16 programs of a group find; in float32 it would not."""
+    if not compact:
+        monkeypatch.setattr(pair_kernels, "_COMPACT", tl.constexpr(-1.0))
+    x, y = (torch.randn(2048, 3, generator=torch.Generator().manual_seed(seed)) / 10 for seed in (0, 1))
+    tensor_cores.only(monkeypatch, {name: [0] for name in ("compact_blocks", "wide_blocks")})
+    monkeypatch.setattr(kernels, "_GROUP", 128)
+    across = []
+    for programs in (1, 512):
+        monkeypatch.setattr(kernels, "_PROGRAMS", programs)
+        mmd = kernels.FusedMMD(2048, 2048, 3, 1.0, True)
+        mmd.sort(x, y)
+        sums, _ = mmd._sum_pairs(x, y)
+        assert len(sums) == (1 if programs == 1 else 16)
+        across.append(float(sums[:, 0, 1].sum()))
+    assert across[0] == pytest.approx(across[1], rel=1e-13)
+
+
+FAR = (
+    7 * 2**25
+)  # cells of a view: its coordinates, padded to 16, end at 3.5 x 2^30, and those of both views at 7 x 2^30
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["arrange", "compact_blocks", "wide_blocks"])
+def test_offsets_may_exceed_what_32_bits_hold(monkeypatch, name):
+    """The last block of y: it reaches the last points and stays in its tensors, where 32 bits would wrap around."""
+    n, D, M, d, group = FAR - 5, 16, 128, 10, 256
+    blocks_x = -(-n // M)
+    if name == "wide_blocks":
+        monkeypatch.setattr(pair_kernels, "_COMPACT", tl.constexpr(-1.0))
+    real, whole = torch.float32, torch.int64
+    last = {"points": 2 * n * D - 1, "blocks": 2 * blocks_x * 3 * D - 1, "radii": 2 * blocks_x - 1}
+    if name == "arrange":
+        given = {
+            "e_x": real,
+            "e_y": real,
+            "order_x": whole,
+            "order_y": whole,
+            **dict.fromkeys(last, real),
+            "scale": 1.0,
+        }
+        given |= {"n_x": n, "n_y": n, "blocks_x": blocks_x}
+        options, last["order_y"] = {}, n - 1
+    else:
+        segment = (blocks_x - 3) * M  # of which the second holds the last blocks of columns
+        given = dict.fromkeys(last, real) | ({"least_mean": real} if name == "wide_blocks" else {}) | {"scale": 1.0}
+        given |= {"sums": torch.float64, "pulls": real, "rank": 0, "ranks": 1, "n_x": n, "n_y": n, "blocks_x": blocks_x}
+        given |= {"segment": segment, "weight_x": 1.0, "weight_y": 1.0, "weight_across": 1.0}
+        options = {"N": 64, "GROUP": group} | ({"again": False} if name == "wide_blocks" else {})
+        last |= {"sums": 2 * 2 * blocks_x * 2 - 1, "pulls": 2 * 2 * n * d - 1}
+    kernel = getattr(pair_kernels, name)
+    seen = tensor_cores.reached(monkeypatch, kernel, (2 * blocks_x - 1, 1), given, d=d, D=D, M=M, **options)
+    assert {tensor: seen[tensor][1] for tensor in last} == last
+    assert all(least >= 0 for least, _ in seen.values())
+    if name != "arrange":  # and from the last columns of x on, which lie beyond 2^31, too
+        assert seen["points"][0] == segment * D > 2**31
+
+
+@interpreted
 def test_an_old_order_is_as_right():
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, 2, generator=generator) * 5 for n in (300, 270))
@@ -142,6 +207,50 @@ def test_the_tree_makes_blocks_compact(n):
         assert radii.median() < 0.01 * points.square().sum(1).max()
 
 
+@pytest.mark.parametrize("n", [100, 256, 300, 1000])
+@pytest.mark.parametrize("what", [math.nan, math.inf, -math.inf])
+def test_points_that_are_no_numbers_have_an_order(n, what):
+    """As a start leaves them that diverges: an index beyond n would end all starts."""
+    points = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    for rows, columns in ((slice(7, 8), 2), (slice(3, 5), slice(None)), (slice(None), 1), (slice(None), slice(None))):
+        points[rows, columns] = what
+        assert torch.equal(kd_order(points, 128).sort().values, torch.arange(n))
+
+
+def test_a_start_that_diverges_between_two_losses_ends_alone(as_on_cuda, monkeypatch):
+    """The points are sorted when they are no numbers any more, and no loss has said so yet."""
+
+    def no_pull(self, e_x, e_y, *outs):
+        if self._orders is None:
+            self.sort(e_x, e_y)
+        for out, order in zip(outs, self._orders, strict=True):
+            out.index_copy_(0, order, torch.zeros_like(out))
+        return e_x.sum().double() * 0
+
+    monkeypatch.setattr(kernels.FusedMMD, "__call__", no_pull)
+    x, y, _ = simulate("branch", 300, 20)
+    run, kept = start("primal-fused", x, y, Settings(learning_rate=1e-3)), []
+
+    def train_one(run, seed, _):
+        run._adam.learning_rate = 1e30 if seed == 1 else 1e-3
+        return train(run, 60, loss_every=60)
+
+    rows, _ = run_starts(
+        [1, 2], lambda seed: run, train_one, lambda run, history: kept.append(history.losses[-1].total)
+    )
+    assert rows["stopped"].tolist() == ["diverged", None]
+    assert math.isfinite(kept[0])
+
+
+@interpreted
+def test_an_embedding_that_is_no_number_has_no_mmd():
+    x, y = (torch.randn(150, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    x[7, 1] = math.nan
+    out_x, out_y = torch.empty_like(x), torch.empty_like(y)
+    assert math.isnan(kernels.FusedMMD(150, 150, 3, 1.0, True)(x, y, out_x, out_y))
+    assert out_x.isnan().any()
+
+
 @pytest.fixture
 def a_gpu_to_time(monkeypatch, tmp_path):
     """Times that a GPU would have taken, the third candidate's the least; which candidates were timed."""
@@ -159,7 +268,7 @@ def test_the_fastest_tile_is_timed_once(a_gpu_to_time, tmp_path):
     chosen = [tiles.fastest(n, 900, 10, 1.0, True, torch.device("cuda")) for n in (1000, 1024, 800)]
     candidates = kernels.candidates(10)
     assert a_gpu_to_time == [(1024, tile) for tile in candidates]
-    assert [mmd._tile for mmd in chosen] == 3 * [candidates[2]]
+    assert [mmd.tile for mmd in chosen] == 3 * [candidates[2]]
     tiles.fastest(10**6, 10**6, 10, 1.0, True, torch.device("cuda"))
     assert a_gpu_to_time[-1][0] == 16_384
     for kept in tmp_path.iterdir():
@@ -168,8 +277,32 @@ def test_the_fastest_tile_is_timed_once(a_gpu_to_time, tmp_path):
     assert len(a_gpu_to_time) == 3 * len(candidates)
 
 
+def holding(most, monkeypatch):
+    """The GPU of `a_gpu_to_time` holds tiles of up to so many columns alone."""
+
+    def milliseconds(n, d, tile, device):
+        if most < tile.N:
+            raise tiles.OutOfResources(147_456 if tile.N == 64 else 90_112, 65_536, "shared memory")
+        return 1.0
+
+    monkeypatch.setattr(tiles, "milliseconds", milliseconds)
+
+
+@pytest.mark.usefixtures("a_gpu_to_time")
+def test_tiles_that_the_gpu_cannot_hold_are_left_out(monkeypatch):
+    holding(32, monkeypatch)
+    assert tiles.fastest(1000, 900, 64, 1.0, True, torch.device("cuda")).tile == kernels.candidates(64)[0]
+    holding(0, monkeypatch)
+    with pytest.raises(Unsupported, match=r"64 components .* need 90,112 bytes of shared memory, this GPU has 65,536"):
+        tiles.fastest(2000, 900, 64, 1.0, True, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(compose, "_fourier", lambda n_x, n_y, settings, device, exact, held: exact)
+    settings = Settings(n_components=64)
+    assert compose.fourier_mmd(3000, 900, settings, torch.device("cuda")) is None, "which does without"
+
+
 def test_without_a_gpu_no_tile_is_timed():
-    assert tiles.fastest(1000, 900, 10, 1.0, True, torch.device("cpu"))._tile == kernels.candidates(10)[0]
+    assert tiles.fastest(1000, 900, 10, 1.0, True, torch.device("cpu")).tile == kernels.candidates(10)[0]
 
 
 @interpreted
@@ -198,27 +331,59 @@ def test_the_distortion_near_the_optimum(as_on_cuda, name, n, p):
     common.check_distortion_near_the_optimum(name, n, p)
 
 
+SHARED = {
+    80: 163,
+    86: 99,
+    89: 99,
+    90: 227,
+    100: 227,
+    120: 99,
+}  # KiB for a program, by compute capability (CUDA's guide)
+COMPILED = [(capability, d) for capability in SHARED for d in (10, 62, 64)]  # d padded to 16, 64 and 128
+
+
 @pytest.fixture(scope="module")
 def compiled():
-    """The kernels that a pass launches, for (capability, d) as they were counted."""
+    """The kernels that a pass launches, for (capability, d), with the tile that suits most devices."""
     if reason := sass.missing():
         pytest.skip(reason)
-    return dict(zip(COUNTED, sass.launched([("ordered", *key, {}) for key in COUNTED]), strict=True))
+    return dict(zip(COMPILED, sass.launched([("ordered", *key, {}) for key in COMPILED]), strict=True))
 
 
 other_triton = pytest.mark.skipif(
     not triton.__version__.startswith(f"{counted.TRITON}."),
     reason=f"counted with Triton {counted.TRITON}, this is {triton.__version__}",
 )
-TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # the instruction of a product, by compute capability
+TENSOR_CORES = {90: "HGMMA", 100: "UTCHMMA"}  # the instruction of a product where it is not HMMA
 
 
-@pytest.mark.parametrize("key", COUNTED, ids=str)
-def test_the_kernel_compiles(compiled, key):
+@pytest.mark.parametrize("key", COMPILED, ids=str)
+def test_the_kernel_compiles_for_a_gpu_that_can_hold_it(compiled, key):
     """With products on the tensor cores, and nothing that only the device it is compiled on could tell."""
-    assert any(
-        name.startswith(TENSOR_CORES[key[0]]) for k in compiled[key] for loop in k.loops for name in loop.instructions
-    )
+    product = TENSOR_CORES.get(key[0], "HMMA")
+    assert any(name.startswith(product) for k in compiled[key] for loop in k.loops for name in loop.instructions)
+    assert max(kernel.shared for kernel in compiled[key]) <= 1024 * SHARED[key[0]]
+
+
+@pytest.mark.parametrize("key", COMPILED, ids=str)
+def test_no_pair_costs_an_operation_in_float64(compiled, key):
+    """A program forms one sum for each cloud; GPUs that are not for data centres have few units for that."""
+    for kernel in compiled[key]:
+        assert 2 * kernel.kinds.get("float64", 0) == (0 if kernel.name == "arrange" else counted.FLOAT64)
+        assert not any(loop.kinds["float64"] for loop in kernel.loops)
+
+
+@pytest.mark.skipif(bool(sass.missing()), reason=str(sass.missing()))
+def test_a_measured_instruction_is_one_operation():
+    """Two float32 multiply-adds as one instruction, from sm_100 on, would be measured as two instructions."""
+    jobs = [("rate", capability, 0, {"of": of}) for capability in (90, 100, 120) for of in CHAINS]
+    for (_, capability, _, options), (kernel,) in zip(jobs, sass.launched(jobs), strict=True):
+        kind, at_once = CHAINS[options["of"]], kernel.kinds.get("two at once", 0)
+        assert kernel.kinds[kind] >= 64, f"of each of 8 numbers a thread, 8 times: {capability}, {kernel.kinds}"
+        assert at_once < 8, capability  # before the loop
+
+
+CHAINS = {"multiply_adds": "float32", "exponentials": "exp2", "doubles": "float64"}
 
 
 @other_triton

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from benchmarks.limit import counted, limit, on_cuda, rates_cuda, timing
 from benchmarks.limit.unordered_cuda import unordered_sums
@@ -38,21 +39,39 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpre
 
 @pytest.mark.slow
 @interpreted
-def test_on_cuda_compact_and_other_blocks_are_timed_apart(monkeypatch, capsys):
+@pytest.mark.parametrize("double", [7e3, 1.0])
+def test_on_cuda_compact_and_other_blocks_are_timed_apart(monkeypatch, capsys, double):
     """With the kernel in Triton's interpreter, and rates that stand in for a GPU's."""
-    monkeypatch.setattr(on_cuda, "rate", lambda work: 3e3 if work is rates_cuda.exponentials else 7e3)
+    rates = {rates_cuda.multiply_adds: 7e3, rates_cuda.exponentials: 3e3, rates_cuda.doubles: double}
+    monkeypatch.setattr(on_cuda, "rate", rates.get)
     monkeypatch.setattr(on_cuda, "_WIDTH", 64)
     monkeypatch.setattr(on_cuda, "seconds", lambda work, *arguments: (work(*arguments), 2.0)[1])
     most, of_pass = on_cuda.limit(200, 10, device="cpu")
     counts = counted.COUNTED[90, 10]
     flops = 64**3 / (12 * kernels.candidates(10)[0].D)
-    assert most == min(7e3 / counts.compact, 3e3, flops)
+    of_pair = 128 * counted.FLOAT64 / (2 * 128 * 128)  # two clouds of two blocks, four warps
+    assert most == min(7e3 / counts.compact, 3e3, flops, double / of_pair)
+    assert (most == double / of_pair) == (double == 1)
     assert of_pass == 2
     said = capsys.readouterr().out
     assert f"{counts.compact:g} instructions in a compact block, {counts.wide:g} in any other" in said
     assert "floor: 3e+03 pairs/s, 53.3 s for a pass" in said
     assert f"wide blocks: 8e+04 pairs/s of {7e3 / counts.wide:.3g}" in said
+    assert f"{of_pair:.2g} in float64, 192 flops" in said
     assert "each unordered pair once, a prototype: 1.00 times as fast as compact blocks" in said
+
+
+@pytest.mark.slow
+@interpreted
+def test_a_prototype_that_the_gpu_cannot_hold_is_left_out(monkeypatch, capsys):
+    def too_much(*_):
+        raise OutOfResources(147_456, 101_376, "shared memory")
+
+    monkeypatch.setattr(on_cuda, "rate", lambda work: 1e3)
+    monkeypatch.setattr(on_cuda, "_WIDTH", 64)
+    monkeypatch.setattr("benchmarks.limit.unordered_cuda.unordered_sums", too_much)
+    on_cuda.limit(20, 62, device="cpu")
+    assert "a prototype: not on this GPU (out of resource: shared memory, Required: 147456" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("d", [1, 2, 10, 64])

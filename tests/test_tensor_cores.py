@@ -28,7 +28,7 @@ def found_by_the_kernel(monkeypatch, x, y, how_many):
     """Sums of k over some compact blocks of rows of x, within and across; the gradient, 0 elsewhere; which rows."""
     summing = kernels.FusedMMD(N, N, 10, 1.0, True)
     summing.sort(x, y)
-    places = torch.arange(N // summing._tile.M * summing._tile.M).view(-1, summing._tile.M)
+    places = torch.arange(N // summing.tile.M * summing.tile.M).view(-1, summing.tile.M)
     points = x[summing._orders[0][places]] * (0.5 * math.log2(math.e)) ** 0.5
     radii = (points - points.mean(1, keepdim=True)).square().sum(2).amax(1)
     compact = (radii <= pair_kernels.COMPACT).nonzero().flatten()

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,8 @@ def times_kernels(asked: Check, report: Report) -> None:
     for tile in tiles.candidates(asked.settings.n_components):
         name = f"tile of {tile.M} rows, {tile.N} columns, {tile.num_warps} warps"
         report({"stage": name})
-        found[name] = tiles.milliseconds(asked.n, asked.settings.n_components, tile, torch.device(asked.device))
+        with suppress(tiles.OutOfResources):  # a tile that this GPU cannot hold
+            found[name] = tiles.milliseconds(asked.n, asked.settings.n_components, tile, torch.device(asked.device))
         report({"metrics": found})
     report({"stage": "compact and wide blocks apart"})
     apart = on_cuda.apart(asked.n, asked.settings.n_components, asked.device)

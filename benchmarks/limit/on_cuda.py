@@ -1,8 +1,9 @@
 """The limit of the pass over pairs on a GPU, and how near compact and other blocks come to it, apart.
 
 An ordered pair takes one exp2, the instructions that are counted (`counted.py`) and, in a compact block, 12 D float16
-flops on the tensor cores, D = d padded. Each has units of its own, so the slowest of the three is the limit. No kernel
-that visits ordered pairs is faster than their exponentials: they are the floor of its seconds.
+flops on the tensor cores, D = d padded. A program of pairs adds up its sums of k in float64. Each has units of its own,
+so the slowest of the four is the limit. No kernel that visits ordered pairs is faster than their exponentials: they are
+the floor of its seconds.
 """
 
 from __future__ import annotations
@@ -22,31 +23,44 @@ def limit(n: int, d: int, device: str = "cuda") -> tuple[float, float]:
 
     device  'cuda', or 'cpu' where Triton is an interpreter
     """
+    from triton.runtime.errors import OutOfResources
+
     from benchmarks.limit import rates_cuda
     from benchmarks.limit.unordered_cuda import unordered_sums
-    from mmdma_core.fused.pairs_cuda import candidates
+    from mmdma_core.fused.pairs_cuda import FusedMMD
 
-    instructions, exponentials = (rate(work) for work in (rates_cuda.multiply_adds, rates_cuda.exponentials))
+    works = rates_cuda.multiply_adds, rates_cuda.exponentials, rates_cuda.doubles
+    instructions, exponentials, doubles = (rate(work) for work in works)
     half = torch.ones(_WIDTH, _WIDTH, dtype=torch.float16, device=device)
     flops = 2 * _WIDTH**3 / seconds(torch.matmul, half, half)
-    print(f"instructions: {instructions:.3g} /s, exp2: {exponentials:.3g} /s, float16 matrix flops: {flops:.3g} /s")
+    print(
+        f"instructions: {instructions:.3g} /s, exp2: {exponentials:.3g} /s, float64: {doubles:.3g} /s, "
+        f"float16 matrix flops: {flops:.3g} /s"
+    )
     key, counts = counted.nearest(_capability(device), d)
-    of_pair = 12 * candidates(d)[0].D
+    summing = FusedMMD(n, n, d, 1.0, True)
+    of_pair = 12 * summing.tile.D
+    doubles_of_pair = 32 * summing.tile.num_warps * counted.FLOAT64 / summing.pairs_of_a_program
     print(
         f"an ordered pair: {counts.compact:g} instructions in a compact block, {counts.wide:g} in any other, "
-        f"{of_pair} flops (counted for sm_{key[0]}, d = {key[1]}, Triton {counted.TRITON})"
+        f"{doubles_of_pair:.2g} in float64, {of_pair} flops "
+        f"(counted for sm_{key[0]}, d = {key[1]}, Triton {counted.TRITON})"
     )
     print(f"the exponentials' floor: {exponentials:.3g} pairs/s, {4 * n * n / exponentials:.3g} s for a pass")
     most = {
-        "compact": min(instructions / counts.compact, exponentials, flops / of_pair),
+        "compact": min(instructions / counts.compact, exponentials, doubles / doubles_of_pair, flops / of_pair),
         "wide": min(instructions / counts.wide, exponentials),
     }
     taken = apart(n, d, device)
     for kind, of_pass in taken.items():
         reached = 4 * n * n / of_pass
         print(f"{kind} blocks: {reached:.3g} pairs/s of {most[kind]:.3g}: {reached / most[kind]:.0%}")
-    once = seconds(unordered_sums, points(2 * n, d, device, SPREAD)[0], 1.0)
-    print(f"each unordered pair once, a prototype: {taken['compact'] / once:.2f} times as fast as compact blocks")
+    try:
+        once = seconds(unordered_sums, points(2 * n, d, device, SPREAD)[0], 1.0)
+        said = f"{taken['compact'] / once:.2f} times as fast as compact blocks"
+    except OutOfResources as error:
+        said = f"not on this GPU ({error})"
+    print(f"each unordered pair once, a prototype: {said}")
     return most["compact"], taken["compact"]
 
 

@@ -1,4 +1,4 @@
-"""Throughput of float32 instructions and of exp2 on a GPU, whose operands stay in registers; how products round."""
+"""Throughput of instructions, of exp2 and of float64 on a GPU, with operands in registers; how products round."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ _PROGRAMS, _WIDTH, _REPEATS = 4096, 1024, 4096
 
 
 def multiply_adds() -> int:
-    """As many float32 multiply-adds as this returns."""
-    return _run(False)
+    """As many float32 multiply-adds as this returns, each an instruction of its own."""
+    return _run("multiply-add")
 
 
 def exponentials() -> int:
     """As many exp2 as this returns."""
-    return _run(True)
+    return _run("exp2")
+
+
+def doubles() -> int:
+    """As many float64 multiply-adds as this returns."""
+    return _run("float64")
 
 
 def truncates(device: str = "cuda") -> bool:
@@ -29,19 +34,26 @@ def truncates(device: str = "cuda") -> bool:
     return bool((out == 1).all())
 
 
-def _run(exponential: bool) -> int:
+def _run(kind: str) -> int:
     out = torch.empty(_PROGRAMS * _WIDTH, device="cuda")
-    _chain[_PROGRAMS,](out, _REPEATS, exponential, _WIDTH)
+    _chain[_PROGRAMS,](out, _REPEATS, kind, _WIDTH)
     return _PROGRAMS * _WIDTH * _REPEATS
 
 
 @triton.jit
-def _chain(out, repeats, exponential: tl.constexpr, width: tl.constexpr):  # noqa: ANN001, ANN202
+def _chain(out, repeats, kind: tl.constexpr, width: tl.constexpr):  # noqa: ANN001, ANN202
     """A chain of `repeats` operations for each of `width` numbers of a program."""
     at = tl.program_id(0) * width + tl.arange(0, width)
-    values = at.to(tl.float32) * 1e-9
+    values = at.to(tl.float64 if kind == "float64" else tl.float32) * 1e-9
     for _ in range(repeats):
-        values = tl.exp2(-values) if exponential else values * 0.5 + 1.0
+        if kind == "exp2":
+            values = tl.exp2(-values)
+        elif kind == "float64":
+            values = values * 0.5 + 1.0
+        else:  # as assembly, or from compute capability 10.0 on two would be one instruction
+            values = tl.inline_asm_elementwise(
+                "fma.rn.f32 $0, $1, 0f3F000000, 0f3F800000;", "=f,f", [values], tl.float32, is_pure=True, pack=1
+            )
     tl.store(out + at, values)
 
 

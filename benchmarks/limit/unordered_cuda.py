@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mmdma_core.fused.pair_kernels import _float16_parts, _product_of_parts
+from mmdma_core.fused.pair_kernels import _at, _float16_parts, _product_of_parts
 
 _FAR = tl.constexpr(256.0)
 _PROGRAMS = 4096
@@ -51,7 +51,8 @@ def _unordered_pairs(
     rows, dims = block * M + tl.arange(0, M), tl.arange(0, D)
     there = rows < n
     norm, one = (dims == d)[None, :], (dims == d + 1)[None, :]  # of the exponents; of the sums
-    a = tl.load(points + rows[:, None] * D + dims[None, :], mask=there[:, None], other=0.0)
+    own = tl.arange(0, M)[:, None] * D + dims[None, :]
+    a = tl.load(_at(points, block * M, D) + own, mask=there[:, None], other=0.0)
     centre = tl.sum(a, 0) / tl.sum(there.to(tl.float32), 0)
     a = tl.where(there[:, None], (a - centre[None, :]) * scale, 0.0)
     factor = tl.exp2(-tl.sum(a * a, 1))[:, None]  # k without it: 2^(2 u_a u_b - |u_b|^2)
@@ -61,7 +62,8 @@ def _unordered_pairs(
     for j in range(tl.maximum(part * segment, (block + 1) * M), tl.minimum((part + 1) * segment, n), N):
         columns = j + tl.arange(0, N)
         known = (columns < n)[:, None]
-        b = tl.load(points + columns[:, None] * D + dims[None, :], mask=known, other=1e18)
+        its = tl.arange(0, N)[:, None] * D + dims[None, :]
+        b = tl.load(_at(points, j, D) + its, mask=known, other=1e18)
         b = tl.clamp((b - centre[None, :]) * scale, -_FAR, _FAR)
         square = tl.maximum(-tl.sum(b * b, 1), -60000.0)
         ones = tl.where(one, 1.0, tl.where(norm, square[:, None], b))
@@ -71,7 +73,7 @@ def _unordered_pairs(
         drawn += _product_of_parts(kernel_high, kernel_low, b_high, b_low)
         back = _product_of_parts(tl.trans(kernel_high), tl.trans(kernel_low), back_high, back_low)
         total = tl.sum(tl.where(one, back, 0.0), 1)[:, None]
-        tl.atomic_add(pulls + columns[:, None] * D + dims[None, :], back - total * b, sem="relaxed")
+        tl.atomic_add(_at(pulls, j, D) + its, back - total * b, sem="relaxed")
     total = tl.sum(tl.where(one, drawn, 0.0), 1)[:, None]
     drawn = tl.where(there[:, None], (drawn - total * a) * factor, 0.0)
-    tl.atomic_add(pulls + rows[:, None] * D + dims[None, :], drawn, sem="relaxed")
+    tl.atomic_add(_at(pulls, block * M, D) + own, drawn, sem="relaxed")

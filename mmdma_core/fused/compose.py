@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -105,8 +106,10 @@ def missing_for_exact(device: torch.device) -> str | None:
 def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, held: Held | None = None) -> MMD:
     """MMD2 from Fourier features; with the exact one for the loss, if it runs here and the problem is small enough."""
     exact = None
-    if max(n_x, n_y) <= EXACT_UP_TO and _runs(device):
-        exact = exact_mmd(n_x, n_y, settings, device, held)
+    if max(n_x, n_y) <= EXACT_UP_TO:
+        with suppress(Unsupported):
+            if missing_for_exact(device) is None:
+                exact = exact_mmd(n_x, n_y, settings, device, held)
     return _fourier(n_x, n_y, settings, device, exact, held and held[0])
 
 
@@ -133,10 +136,3 @@ def in_batches(run: FusedRun, size: int, n_updates: int) -> None:
     unbiased = replace(run.settings, unbiased=True)  # a biased MMD2 would depend on the size of the sample
     sampled = _fourier(*sizes, unbiased, run.parameters[0].device, None, run.held)
     run.batches = Batches(run.views, sizes, sampled, run.mmd, n_updates)
-
-
-def _runs(device: torch.device) -> bool:
-    try:
-        return missing_for_exact(device) is None
-    except Unsupported:
-        return False

@@ -51,10 +51,15 @@ class Frequencies:
         self.longest = self._scale * _orthogonal(*self._normals, self._scale, self.turns)
 
     def check(self, radius: float) -> float:
-        """The most turns that a point has within `radius` of the centre. Raises ValueError if they are too many."""
+        """The most turns that a point has within `radius` of the centre.
+
+        Raises FloatingPointError, as a start does that diverges, if they are too many or no number.
+        """
         most = radius * self.longest
+        if not math.isfinite(radius):
+            raise FloatingPointError("the embedding is not finite: lower learning_rate, or scale the data")
         if not most < _LARGEST:
-            raise ValueError(
+            raise FloatingPointError(
                 f"sigma = {self._sigma:g} is too small for points that lie {radius:.3g} from their centre: "
                 "the Gaussian kernel is 0 between any two of them"
             )
@@ -119,7 +124,7 @@ class FourierMMD(MMD):
         return self._exact(e_x, e_y, d_e_x, d_e_y) if self._exact else self.estimate(e_x, e_y)
 
     def estimate(self, e_x: torch.Tensor, e_y: torch.Tensor) -> Term:
-        """MMD2 at the fixed frequencies. Raises ValueError if sigma is too small for the points."""
+        """MMD2 at the fixed frequencies. Raises FloatingPointError if sigma is too small for the points."""
 
     def _mean_of_means(self, sums: Means) -> Means:
         """The point (d,) between the means of both clouds, from the sums (2, d) of their points."""

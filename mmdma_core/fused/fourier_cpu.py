@@ -235,7 +235,7 @@ class _Passes:
     def look(self, e_x: np.ndarray, e_y: np.ndarray, centre: np.ndarray) -> None:
         """Take the frequencies and the centre, and choose the precision that the clouds need.
 
-        Raises ValueError if sigma is too small for them.
+        Raises FloatingPointError if sigma is too small for them.
         """
         width = self._turns.shape[2]
         for panel, turns in enumerate(self._turns):

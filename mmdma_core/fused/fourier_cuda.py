@@ -55,7 +55,7 @@ class CudaFourierMMD(FourierMMD):
         return self.mmd(*means)
 
     def estimate(self, e_x: torch.Tensor, e_y: torch.Tensor) -> torch.Tensor:
-        """MMD2 at the fixed frequencies. Raises ValueError if sigma is too small for the points."""
+        """MMD2 at the fixed frequencies. Raises FloatingPointError if sigma is too small for the points."""
         points = self._centred(e_x, e_y)
         self.fixed.check(max(float(e.norm(dim=1).amax()) for e in points if len(e)))
         return self.mmd(*self._means(points, self._fixed_turns))

@@ -11,12 +11,14 @@ def kd_order(points: torch.Tensor, leaf: int) -> torch.Tensor:
     """An order (n,) in which every `leaf` points (n, d) that follow one another lie together: a k-d tree.
 
     As mmdma_core.fused.neighbours, with sorts: the halves of n, n / 2, ... 2 leaf places are parted at the median of
-    the coordinate that extends furthest. Places beyond n are filled with a point at infinity, which stays the last.
+    the coordinate that extends furthest. Places beyond n are filled with a point at infinity, which stays the last; a
+    coordinate that is no number counts as infinite, or sorting would put it behind that.
     """
     n, d = points.shape
     size = leaf * 2 ** max(0, math.ceil(math.log2(n / leaf)))
     order = torch.arange(size, device=points.device).clamp_(max=n)
     points = torch.cat([points, points.new_full((1, d), math.inf)])
+    points.masked_fill_(points.isnan(), math.inf)
     while size > leaf:
         parts = order.view(-1, size)
         at = points[parts]

@@ -2,8 +2,11 @@
 
 With u = sqrt(log2(e) / (2 sigma)) (point - centre), k(a, b) = 2^-|u_a - u_b|^2 is one exp2. A program takes a block of
 M rows and a segment of the columns of both clouds, and adds up k and k (u_b - u_a) for its rows: every ordered pair is
-visited once, without atomics, so that the same run gives the same numbers. Sums run in float32 over a group of GROUP
-columns, beyond that in float64. A point never meets itself.
+visited once, without atomics, so that the same run gives the same numbers. A point never meets itself.
+
+Sums run in float32 over a group of GROUP columns. Beyond that they are pairs of float32, a sum and what its rounding
+has lost, which together hold as many digits as float64: GPUs that are not for data centres do 1 operation in float64
+where they do 64 in float32. A program converts one number of each cloud to float64, its sum of k.
 
 The centre is the mean of the block, so only its radius counts, not how far it lies from the origin:
 
@@ -35,6 +38,12 @@ _SCALE_OF_K = tl.constexpr(2.0**15)
 _LEFT_OUT = tl.constexpr(48.0)
 _LEFT_OUT_AGAIN = tl.constexpr(100.0)
 _LEAST_MEAN = tl.constexpr(2.0**-24)
+
+
+@triton.jit
+def _at(start, place, width: tl.constexpr):
+    """Where row `place` begins: its offset may exceed 2^31, which those from there on, in int32, do not."""
+    return start + tl.cast(place, tl.int64) * width
 
 
 @triton.jit
@@ -72,10 +81,10 @@ def arrange(
     known = (dims < d)[None, :]
     a = tl.load(e_x + from_x[:, None] * d + dims[None, :], mask=there_x[:, None] & known, other=0.0)
     a += tl.load(e_y + from_y[:, None] * d + dims[None, :], mask=there_y[:, None] & known, other=0.0)
-    places += tl.where(of_x, 0, n_x)
-    tl.store(points + places.to(tl.int64)[:, None] * D + dims[None, :], a, mask=there[:, None])
+    out = _at(points, tl.where(of_x, block, block - blocks_x) * M + tl.where(of_x, 0, n_x), D)
+    tl.store(out + tl.arange(0, M)[:, None] * D + dims[None, :], a, mask=there[:, None])
     centre = tl.sum(a, 0) / tl.sum(there.to(tl.float32), 0)
-    box = blocks + block * (3 * D) + dims
+    box = _at(blocks, block, 3 * D) + dims
     tl.store(box, tl.min(tl.where(there[:, None], a, _ABSENT), 0))
     tl.store(box + D, tl.max(tl.where(there[:, None], a, -_ABSENT), 0))
     tl.store(box + 2 * D, centre)
@@ -95,8 +104,9 @@ def _rows(points, blocks, scale, block, n_x, n_y, blocks_x, D: tl.constexpr, M: 
     low = tl.where(of_x, block, block - blocks_x) * M
     rows = first + low + tl.arange(0, M)
     dims = tl.arange(0, D)
-    centre = tl.load(blocks + block * (3 * D) + 2 * D + dims)
-    a = tl.load(points + rows[:, None] * D + dims[None, :], mask=(rows < end)[:, None], other=0.0)
+    centre = tl.load(_at(blocks, block, 3 * D) + 2 * D + dims)
+    a = _at(points, first + low, D) + tl.arange(0, M)[:, None] * D + dims[None, :]
+    a = tl.load(a, mask=(rows < end)[:, None], other=0.0)
     a = tl.where((rows < end)[:, None], (a - centre[None, :]) * scale, 0.0)
     return first, end - first, other, other_end - other, low, rows, a, centre
 
@@ -119,10 +129,11 @@ def _is_near(
     first  the block with which the columns' cloud begins
     """
     dims = tl.arange(0, D)
-    least, greatest = tl.load(blocks + block * (3 * D) + dims), tl.load(blocks + block * (3 * D) + D + dims)
-    others = low // M + tl.arange(0, GROUP // M)
-    there = (others * M < end)[:, None]
-    boxes = blocks + (first + others)[:, None] * (3 * D) + dims[None, :]
+    box = _at(blocks, block, 3 * D) + dims
+    least, greatest = tl.load(box), tl.load(box + D)
+    others = tl.arange(0, GROUP // M)
+    there = ((low // M + others) * M < end)[:, None]
+    boxes = _at(blocks, first + low // M, 3 * D) + others[:, None] * (3 * D) + dims[None, :]
     of_least, of_greatest = tl.load(boxes, mask=there, other=_ABSENT), tl.load(boxes + D, mask=there, other=_ABSENT)
     gap = tl.maximum(tl.maximum(of_least - greatest[None, :], least[None, :] - of_greatest), 0.0) * scale
     return tl.min(tl.sum(gap * gap, 1), 0) < left_out
@@ -144,10 +155,10 @@ def _product_of_parts(a_high, a_low, b_high, b_low):
 
 
 @triton.jit
-def _columns(points, columns, there, centre, scale, D: tl.constexpr):
-    """u_b (N, D)."""
+def _columns(points, there, centre, scale, D: tl.constexpr):
+    """u_b (N, D) of the points that follow one another from `points` on."""
     dims = tl.arange(0, D)
-    b = tl.load(points + columns[:, None] * D + dims[None, :], mask=there[:, None], other=_ABSENT)
+    b = tl.load(points + tl.arange(0, there.shape[0])[:, None] * D + dims[None, :], mask=there[:, None], other=_ABSENT)
     return (b - centre[None, :]) * scale
 
 
@@ -167,7 +178,7 @@ def _compact_tile(
 ):
     """The sums of 2^15 k (u_b, -|u_b|^2, 1) over N columns, (M, D); own: a row may be one of the columns."""
     dims = tl.arange(0, D)
-    b = tl.clamp(_columns(points, columns, there, centre, scale, D), -_FAR, _FAR)
+    b = tl.clamp(_columns(points, there, centre, scale, D), -_FAR, _FAR)
     norms = tl.minimum(tl.sum(b * b, 1), _FARTHEST)
     b = tl.where((dims == d)[None, :], -norms[:, None], b)
     b = tl.where((dims == d + 1)[None, :], 1.0, b)
@@ -180,22 +191,33 @@ def _compact_tile(
 
 
 @triton.jit
-def _take_apart(drawn, a, d: tl.constexpr, D: tl.constexpr):
-    """The sums of k (M) and of k (u_b - u_a) (M, D), float64, of what `_compact_tile` gives."""
-    dims = tl.arange(0, D)
-    total = tl.sum(tl.where((dims == d + 1)[None, :], drawn, 0.0), 1).to(tl.float64) / _SCALE_OF_K
-    return total, drawn.to(tl.float64) / _SCALE_OF_K - total[:, None] * a.to(tl.float64)
+def _plus(total, lost, more):
+    """total + more; and `lost` + what rounding has taken off it, exactly (Knuth 1969, two-sum)."""
+    new = total + more
+    taken = new - total
+    return new, lost + ((total - (new - taken)) + (more - taken))
 
 
 @triton.jit
-def _store(sums, pulls, block, count, rows, there, within, across, pull, n, d: tl.constexpr, D: tl.constexpr):
-    """What a program has found of a block, one of `count`."""
-    part, dims = tl.program_id(1), tl.arange(0, D)
-    at = sums + (part * count + block) * 2
-    tl.store(at, tl.sum(tl.where(there, within, 0.0), 0))
-    tl.store(at + 1, tl.sum(tl.where(there, across, 0.0), 0))
-    out = pulls + (part * n + rows[:, None]).to(tl.int64) * d + dims[None, :]
-    tl.store(out, pull.to(tl.float32), mask=there[:, None] & (dims < d)[None, :])
+def _plus_parts(total, lost, more, more_lost):
+    return _plus(total, lost + more_lost, more)
+
+
+@triton.jit
+def _store(of_sum, out, adds, there, total, total_lost, drawn, drawn_lost, a, weight, unit, d: tl.constexpr):
+    """What a program has found of a block with the points of one cloud; adds: to the pulls that are there.
+
+    of_sum, out  where the sum of k and the pulls of the block's first row lie
+    total        sums of k (M), and `drawn`, those of k u_b (M, D), in units of `unit`, with what rounding has lost
+    """
+    dims = tl.arange(0, a.shape[1])
+    pull = tl.fma(-total[:, None], a, drawn) + (drawn_lost - total_lost[:, None] * a)
+    out += tl.arange(0, a.shape[0])[:, None] * d + dims[None, :]
+    known = there[:, None] & (dims < d)[None, :]
+    before = tl.load(out, mask=known & adds, other=0.0)
+    tl.store(out, before + (weight * unit) * pull, mask=known)
+    total, lost = tl.reduce((tl.where(there, total, 0.0), tl.where(there, total_lost, 0.0)), 0, _plus_parts)
+    tl.store(of_sum, (total * unit).to(tl.float64) + lost * unit)
 
 
 @triton.jit
@@ -240,45 +262,49 @@ def compact_blocks(
         begin = tl.program_id(1) * segment
         end = begin + segment
         weight = tl.where(block < blocks_x, weight_x, weight_y)
-        pull = tl.zeros((M, D), tl.float64)
-        within, across = tl.zeros((M,), tl.float64), tl.zeros((M,), tl.float64)
+        count = blocks_x + tl.cdiv(n_y, M)
+        drawn, lost = tl.zeros((M, D), tl.float32), tl.zeros((M, D), tl.float32)
+        if (low >= begin) & (low < end):
+            for j in range(low, low + M, N):
+                columns = j + tl.arange(0, N)
+                there, its_points = columns < own, _at(points, first + j, D)
+                drawn += _compact_tile(
+                    its_points, rows, first + columns, there, centre, scale, a_high, a_low, d, D, True
+                )
         # The own cloud before the rows, and after them; the other cloud.
         for stretch in range(3):
             its = tl.where(stretch == 2, other, first)
             its_block = tl.where(its == 0, 0, blocks_x)
             from_column = tl.maximum(begin, tl.where(stretch == 1, low + M, 0))
             to_column = tl.minimum(end, tl.where(stretch == 0, low, tl.where(stretch == 1, own, others)))
-            its_weight = tl.where(stretch == 2, weight_across, weight)
             for at in range(from_column, to_column, GROUP):
                 last = tl.minimum(at + GROUP, to_column)
                 if _is_near(blocks, block, its_block, at, last, scale, _LEFT_OUT, D, M, GROUP):
-                    drawn = tl.zeros((M, D), tl.float32)
+                    more = tl.zeros((M, D), tl.float32)
                     for j in range(at, last, N):
                         columns = j + tl.arange(0, N)
-                        drawn += _compact_tile(
-                            points, rows, its + columns, columns < last, centre, scale, a_high, a_low, d, D, False
+                        there, its_points = columns < last, _at(points, its + j, D)
+                        more += _compact_tile(
+                            its_points, rows, columns, there, centre, scale, a_high, a_low, d, D, False
                         )
-                    total, drawn_to_a = _take_apart(drawn, a, d, D)
-                    pull += its_weight * drawn_to_a
-                    within += tl.where(stretch < 2, total, 0.0)
-                    across += tl.where(stretch < 2, 0.0, total)
-        if (low >= begin) & (low < end):
-            drawn = tl.zeros((M, D), tl.float32)
-            for j in range(low, low + M, N):
-                columns = j + tl.arange(0, N)
-                drawn += _compact_tile(
-                    points, rows, first + columns, columns < own, centre, scale, a_high, a_low, d, D, True
+                    drawn, lost = _plus(drawn, lost, more)
+            if stretch > 0:  # that was all of a cloud
+                ones = (dims == d + 1)[None, :]
+                total, total_lost = tl.sum(tl.where(ones, drawn, 0.0), 1), tl.sum(tl.where(ones, lost, 0.0), 1)
+                its_weight = tl.where(stretch == 2, weight_across, weight)
+                of_sum = sums + (tl.program_id(1) * count + block) * 2 + stretch - 1
+                out = _at(pulls, tl.program_id(1).to(tl.int64) * (n_x + n_y) + first + low, d)
+                there = rows < first + own
+                _store(
+                    of_sum, out, stretch == 2, there, total, total_lost, drawn, lost, a, its_weight, 1 / _SCALE_OF_K, d
                 )
-            total, drawn_to_a = _take_apart(drawn, a, d, D)
-            pull += weight * drawn_to_a
-            within += total
-        count = blocks_x + tl.cdiv(n_y, M)
-        _store(sums, pulls, block, count, rows, rows < first + own, within, across, pull, n_x + n_y, d, D)
+                drawn, lost = tl.zeros((M, D), tl.float32), tl.zeros((M, D), tl.float32)
 
 
 @triton.jit
 def _wide_tile(
-    points,
+    of_rows,
+    of_columns,
     rows,
     rows_there,
     columns,
@@ -294,12 +320,12 @@ def _wide_tile(
     """The sums of k (M) over N columns, and those of k u_b (M, D) added to `drawn`."""
     squares = tl.zeros((M, N), tl.float32)
     for k in range(d):
-        of_rows = tl.load(points + rows * D + k, mask=rows_there, other=0.0)
-        of_columns = tl.load(points + columns * D + k, mask=there, other=_ABSENT)
-        difference = of_rows[:, None] - of_columns[None, :]
+        of_row = tl.load(of_rows + tl.arange(0, M) * D + k, mask=rows_there, other=0.0)
+        of_column = tl.load(of_columns + tl.arange(0, N) * D + k, mask=there, other=_ABSENT)
+        difference = of_row[:, None] - of_column[None, :]
         squares += difference * difference
     kernel = tl.where(rows[:, None] == columns[None, :], 0.0, tl.exp2(squares * (-scale * scale)))
-    b = tl.where(there[:, None], _columns(points, columns, there, centre, scale, D), 0.0)
+    b = tl.where(there[:, None], _columns(of_columns, there, centre, scale, D), 0.0)
     return tl.sum(kernel, 1), tl.dot(kernel, b, drawn, input_precision="tf32x3")
 
 
@@ -308,7 +334,7 @@ def wide_blocks(
     points,
     blocks,
     radii,
-    means,
+    least_mean,
     scale,
     sums,
     pulls,
@@ -328,42 +354,41 @@ def wide_blocks(
     GROUP: tl.constexpr,
     again: tl.constexpr,
 ):
-    """As `compact_blocks` for the other blocks; `again`: for every block, if one of the three means is too small.
+    """As `compact_blocks` for the other blocks; `again`: for every block, if one of the means is too small.
 
-    means  (3) float64: of k within x, within y and across; read if `again`
+    least_mean  float32: the smallest of the means of k within x, within y and across; read if `again`
     """
     block = rank + ranks * tl.program_id(0)
-    if again:
-        least_mean = tl.minimum(tl.minimum(tl.load(means), tl.load(means + 1)), tl.load(means + 2))
-        taken = least_mean < _LEAST_MEAN
-    else:
-        taken = (tl.load(radii + block) <= _COMPACT) == 0  # so is a radius that is not a number
+    compact = tl.load(radii + block) <= _COMPACT  # a radius that is not a number is not
+    taken = tl.load(least_mean) < _LEAST_MEAN if again else compact == 0
     if taken:
-        first, own, other, others, _, rows, a, centre = _rows(points, blocks, scale, block, n_x, n_y, blocks_x, D, M)
+        first, own, other, others, low, rows, a, centre = _rows(points, blocks, scale, block, n_x, n_y, blocks_x, D, M)
         there = rows < first + own
         begin = tl.program_id(1) * segment
         end = begin + segment
         left_out = _LEFT_OUT_AGAIN if again else _LEFT_OUT
-        pull = tl.zeros((M, D), tl.float64)
-        within, across = tl.zeros((M,), tl.float64), tl.zeros((M,), tl.float64)
+        of_rows = _at(points, first + low, D)
+        count = blocks_x + tl.cdiv(n_y, M)
         for cloud in range(2):  # the own one and the other
             its = tl.where(cloud == 0, first, other)
             its_block = tl.where(its == 0, 0, blocks_x)
             to_column = tl.minimum(end, tl.where(cloud == 0, own, others))
-            weight = tl.where(cloud == 1, weight_across, tl.where(block < blocks_x, weight_x, weight_y))
+            total, total_lost = tl.zeros((M,), tl.float32), tl.zeros((M,), tl.float32)
+            drawn, drawn_lost = tl.zeros((M, D), tl.float32), tl.zeros((M, D), tl.float32)
             for at in range(begin, to_column, GROUP):
                 last = tl.minimum(at + GROUP, to_column)
                 if _is_near(blocks, block, its_block, at, last, scale, left_out, D, M, GROUP):
-                    some, drawn = tl.zeros((M,), tl.float32), tl.zeros((M, D), tl.float32)
+                    some, more = tl.zeros((M,), tl.float32), tl.zeros((M, D), tl.float32)
                     for j in range(at, last, N):
                         columns = j + tl.arange(0, N)
-                        more, drawn = _wide_tile(
-                            points, rows, there, its + columns, columns < last, centre, scale, drawn, d, D, M, N
+                        of_columns, known = _at(points, its + j, D), columns < last
+                        found, more = _wide_tile(
+                            of_rows, of_columns, rows, there, its + columns, known, centre, scale, more, d, D, M, N
                         )
-                        some += more
-                    total = some.to(tl.float64)
-                    pull += weight * (drawn.to(tl.float64) - total[:, None] * a.to(tl.float64))
-                    within += tl.where(cloud == 0, total, 0.0)
-                    across += tl.where(cloud == 0, 0.0, total)
-        count = blocks_x + tl.cdiv(n_y, M)
-        _store(sums, pulls, block, count, rows, there, within, across, pull, n_x + n_y, d, D)
+                        some += found
+                    total, total_lost = _plus(total, total_lost, some)
+                    drawn, drawn_lost = _plus(drawn, drawn_lost, more)
+            weight = tl.where(cloud == 1, weight_across, tl.where(block < blocks_x, weight_x, weight_y))
+            of_sum = sums + (tl.program_id(1) * count + block) * 2 + cloud
+            out = _at(pulls, tl.program_id(1).to(tl.int64) * (n_x + n_y) + first + low, d)
+            _store(of_sum, out, cloud == 1, there, total, total_lost, drawn, drawn_lost, a, weight, 1.0, d)

@@ -44,9 +44,9 @@ class Tile(NamedTuple):
 
     @property
     def wide(self) -> dict[str, int]:
-        """The same for any other block: 8 warps at most, and 32 pairs a thread, so that its registers suffice."""
+        """The same for any other block: a thread has at most 32 pairs and 32 sums, so that its registers suffice."""
         columns = min(64, 8192 // self.M)
-        return {"D": self.D, "M": self.M, "N": columns, "num_warps": self.M * columns // 1024}
+        return {"D": self.D, "M": self.M, "N": columns, "num_warps": self.M * max(columns, self.D) // 1024}
 
     @property
     def compact(self) -> dict[str, int]:
@@ -55,14 +55,17 @@ class Tile(NamedTuple):
 
 
 def candidates(d: int) -> list[Tile]:
-    """For d <= 64 dimensions, from which mmdma_core.fused.tiles chooses; first the one for where nothing is timed."""
+    """For d <= 64 dimensions, from which mmdma_core.fused.tiles chooses; the first is for where nothing is timed.
+
+    Every GPU of compute capability 8.0 or more can hold the first.
+    """
     padded = max(16, triton.next_power_of_2(d + 2))
     if padded <= 32:
         sizes = [(128, 64, 4), (128, 64, 8), (256, 64, 8), (128, 128, 8), (64, 64, 4)]
     elif padded == 64:
         sizes = [(128, 64, 8), (64, 64, 4)]
     else:
-        sizes = [(64, 32, 4), (64, 64, 8)]
+        sizes = [(64, 32, 8), (64, 64, 8)]  # the first in 90 KB of shared memory, the other one in up to 147
     return [Tile(padded, *size) for size in sizes]
 
 
@@ -89,19 +92,24 @@ class FusedMMD(MMD):
         self._held = held or (Rows(n_x), Rows(n_y))
         self._ranks = self._held[0].rank, self._held[0].size
         self.n_x, self.n_y, self.d, self.unbiased = n_x, n_y, d, unbiased
-        self._tile = tile or candidates(d)[0]
-        self._blocks_x, blocks_y = -(-n_x // self._tile.M), -(-n_y // self._tile.M)
+        self.tile = tile or candidates(d)[0]
+        self._blocks_x, blocks_y = -(-n_x // self.tile.M), -(-n_y // self.tile.M)
         self._blocks = self._blocks_x + blocks_y
         of_largest = max(self._blocks_x, blocks_y)
         self._own_blocks = len(range(self._blocks)[slice(self._ranks[0], None, self._ranks[1])])
         parts = max(1, _PROGRAMS // max(1, self._own_blocks))
-        self._segment = -(-of_largest // parts) * self._tile.M  # columns of a program
-        self._segments = -(-of_largest * self._tile.M // self._segment)
+        self._segment = -(-of_largest // parts) * self.tile.M  # columns of a program
+        self._segments = -(-of_largest * self.tile.M // self._segment)
         self._scale = math.sqrt(0.5 * math.log2(math.e) / sigma)
         less = 1 if unbiased else 0  # cells that a cell is not paired with
         unit = 2 / (sigma * self._scale)
         self._weights = unit / (n_x * (n_x - less)), unit / (n_y * (n_y - less)), -unit / (n_x * n_y)
         self._orders: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def pairs_of_a_program(self) -> int:
+        """Ordered pairs, at most."""
+        return 2 * self.tile.M * self._segment
 
     def sort(self, e_x: torch.Tensor, e_y: torch.Tensor) -> None:
         """Put neighbours in order; never in a graph, which knows where the order lies."""
@@ -114,7 +122,7 @@ class FusedMMD(MMD):
         if self._orders is None:
             self._orders = tuple(torch.empty(len(e), dtype=torch.int64, device=e.device) for e in (e_x, e_y))
         for order, e in zip(self._orders, (e_x, e_y), strict=True):
-            order.copy_(kd_order(e, self._tile.M))
+            order.copy_(kd_order(e, self.tile.M))
 
     def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, out_x: torch.Tensor, out_y: torch.Tensor) -> torch.Tensor:
         """MMD2, a float64 scalar on the device; its gradient goes to out_x (n_x, d) and out_y (n_y, d)."""
@@ -136,7 +144,7 @@ class FusedMMD(MMD):
 
     def _sum_pairs(self, e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What `compact_blocks` gives, of all blocks."""
-        (D, M, _, num_warps), n = self._tile, self.n_x + self.n_y
+        (D, M, _, num_warps), n = self.tile, self.n_x + self.n_y
         points, radii = e_x.new_empty(n, D), e_x.new_empty(self._blocks)
         blocks = e_x.new_empty(self._blocks, 3, D)
         where = self.n_x, self.n_y, self._blocks_x
@@ -147,10 +155,10 @@ class FusedMMD(MMD):
         pulls = e_x.new_zeros(self._segments, n, self.d)
         given = self._scale, sums, pulls, *self._ranks, *where, self._segment, *self._weights
         group = max(M, _GROUP if max(self.n_x, self.n_y) < _LARGE else _LARGE_GROUP)
-        grid, tile, sizes = (self._own_blocks, self._segments), self._tile, {"d": self.d, "GROUP": group}
+        grid, tile, sizes = (self._own_blocks, self._segments), self.tile, {"d": self.d, "GROUP": group}
         compact_blocks[grid](points, blocks, radii, *given, **sizes, **tile.compact)
         wide_blocks[grid](points, blocks, radii, sums, *given, again=False, **sizes, **tile.wide)
-        wide_blocks[grid](points, blocks, radii, self._means(sums), *given, again=True, **sizes, **tile.wide)
+        wide_blocks[grid](points, blocks, radii, self._least_mean(sums), *given, again=True, **sizes, **tile.wide)
         return sums, pulls
 
     def _sums(self, sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -158,8 +166,9 @@ class FusedMMD(MMD):
         of_x, of_y = sums.sum(0).split([self._blocks_x, self._blocks - self._blocks_x])
         return self._held[0].sum(torch.stack([of_x[:, 0].sum(), of_y[:, 0].sum(), of_x[:, 1].sum()])).unbind()
 
-    def _means(self, sums: torch.Tensor) -> torch.Tensor:
-        """The means of k as `wide_blocks` takes them."""
+    def _least_mean(self, sums: torch.Tensor) -> torch.Tensor:
+        """As `wide_blocks` takes it."""
         n_x, n_y, diagonal = self.n_x, self.n_y, 0 if self.unbiased else 1
         within_x, within_y, across = self._sums(sums)
-        return torch.stack([(within_x / n_x + diagonal) / n_x, (within_y / n_y + diagonal) / n_y, across / (n_x * n_y)])
+        means = (within_x / n_x + diagonal) / n_x, (within_y / n_y + diagonal) / n_y, across / (n_x * n_y)
+        return torch.stack(means).amin().float()

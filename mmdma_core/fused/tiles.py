@@ -1,8 +1,9 @@
 """The tile that the pairs of points are taken in on CUDA: which is the fastest differs from GPU to GPU, so it is timed.
 
-At `start` a millisecond or so for each candidate, on points of the problem's number, 16,384 at most. What was found
-is kept beside what Triton compiles, so that the same problem has the same tile, and the same rounding, in the next
-process. Nothing is timed in an epoch.
+At `start` a millisecond or so for each candidate that the GPU can hold, on points of the problem's number, 16,384 at
+most. Shared memory is what differs: 99 KiB for a program at compute capability 8.6, 8.9 and 12.0, 163 at 8.0, 227 at
+9.0 and 10.0. What was found is kept beside what Triton compiles, so that the same problem has the same tile, and the
+same rounding, in the next process. Nothing is timed in an epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from statistics import median
 
 import torch
 import triton
+from triton.runtime.errors import OutOfResources
 
+from mmdma_core.errors import Unsupported
 from mmdma_core.files.atomic import atomically
 from mmdma_core.fused.pairs_cuda import FusedMMD, Tile, candidates
 from mmdma_core.ranks import Rows
@@ -39,13 +42,18 @@ def fastest(
     """The pass over the pairs for a problem on a device, with the tile that is the fastest there.
 
     held  the rows of each view that are here, see FusedMMD; then rank 0's tile is that of all
+
+    Raises Unsupported if the device can hold none.
     """
     tile = _known_tile(max(n_x, n_y), d, device)
     return FusedMMD(n_x, n_y, d, sigma, unbiased, Tile(*held[0].of_first(tuple(tile))) if held else tile, held)
 
 
 def milliseconds(n: int, d: int, tile: Tile, device: torch.device) -> float:
-    """Median time of MMD2 and its gradient for n and n points whose blocks are all compact."""
+    """Median time of MMD2 and its gradient for n and n points whose blocks are all compact.
+
+    Raises OutOfResources for a tile that the device cannot hold.
+    """
     generator = torch.Generator().manual_seed(0)
     x, y = ((_SPREAD * torch.randn(n, d, generator=generator)).to(device) for _ in "xy")
     mmd, out_x, out_y = FusedMMD(n, n, d, 1.0, True, tile), torch.empty_like(x), torch.empty_like(y)
@@ -71,10 +79,29 @@ def _known_tile(n: int, d: int, device: torch.device) -> Tile:
         tile = Tile(*json.loads(path.read_text()))
         if tile in tiles:
             return tile
-    best = min(tiles, key=lambda tile: milliseconds(n, d, tile, device))
+    times = _times(n, d, device)
+    best = min(times, key=times.get)
     with suppress(OSError), atomically(path) as part:  # else it is measured again next time
         part.write_text(json.dumps(best))
     return best
+
+
+def _times(n: int, d: int, device: torch.device) -> dict[Tile, float]:
+    """Milliseconds of the candidates that the device can hold; Unsupported if there are none."""
+    times, lacking = {}, []
+    for tile in candidates(d):
+        try:
+            times[tile] = milliseconds(n, d, tile, device)
+        except OutOfResources as error:
+            lacking.append(error)
+    if not times:
+        least = min(lacking, key=lambda error: error.required)
+        of = f"bytes of {least.name}" if least.name == "shared memory" else least.name
+        raise Unsupported(
+            f"for {d} components the fused variants need {least.required:,} {of}, this GPU has {least.limit:,}: "
+            "lower n_components, or take a variant that is not fused"
+        )
+    return times
 
 
 def _kept_in() -> Path:
