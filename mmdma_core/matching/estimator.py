@@ -28,7 +28,7 @@ from mmdma_core.matching.warned import at_the_caller
 from mmdma_core.objective.inputs import Kernel, as_device
 from mmdma_core.objective.settings import Settings, plain
 from mmdma_core.objective.terms import LossTerms
-from mmdma_core.ranks import world
+from mmdma_core.ranks import in_world, world
 from mmdma_core.training.epochs import Callback, Checkpoint, History, Stopping, train
 from mmdma_core.training.run import AdamRun, Run
 
@@ -226,7 +226,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_parameters(self)
         self._settings(1.0 if self.sigma == "median" else self.sigma)
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and in_world(0).rank == 0:  # which writes it for all
             check_writable({self._checkpoint_path(k): 0 for k in range(plain(self.n_starts))})
         taken = take_both(X, Y, use_rep, layer)
         views = [self._prepared(view.matrix, name, fitting=True) for name, view in zip("xy", taken, strict=True)]
