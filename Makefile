@@ -1,5 +1,6 @@
 # make study: the scaling study of this machine. make test: all tests. Both set up .venv first.
 # make quick: what to run while you work. make docs: the pages of docs/ as HTML. make lint: style and import rules.
+# make coverage: which lines of the code for CUDA no test reaches.
 # make gpu: what a GPU alone can show, in nine minutes: correctness, README's table, CITE-seq's shape, the survey.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ EXTRAS ?= test,published,anndata,docs
 RUN := PATH="$$PWD/$(BIN):$$PATH"
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: study gpu test quick lint docs setup clean
+.PHONY: study gpu test coverage quick lint docs setup clean
 setup: $(SETUP)
 
 $(SETUP): pyproject.toml constraints.txt
@@ -34,6 +35,13 @@ test: $(SETUP)
 	$(RUN) pytest -n 2 --dist loadfile -m "not alone"
 	@echo "== the tests that measure time, one after the other"
 	$(RUN) pytest -m alone
+
+coverage: $(SETUP)
+	@echo "== all tests as in make test, some of which are too slow so; then the lines for CUDA that none reaches"
+	$(RUN) coverage erase
+	-$(RUN) coverage run -m pytest -n 2 --dist loadfile -m "not alone"
+	-$(RUN) coverage run -m pytest -m alone
+	$(RUN); coverage combine --quiet && coverage report
 
 quick: lint
 	$(RUN) pytest -n 2 --dist loadfile -m "not slow and not gpu and not tensorflow"
