@@ -65,7 +65,7 @@ def candidates(d: int) -> list[Tile]:
     elif padded == 64:
         sizes = [(128, 64, 8), (64, 64, 4)]
     else:
-        sizes = [(64, 32, 8), (64, 64, 8)]  # the first in 90 KB of shared memory, the other one in up to 147
+        sizes = [(64, 32, 8), (64, 64, 8), (64, 32, 4)]  # with 64 columns in up to 144 KiB of shared memory, else 88
     return [Tile(padded, *size) for size in sizes]
 
 
