@@ -1,7 +1,6 @@
 """Planted studies for the tests of the report."""
 
-import yaml
-from conftest import ROOT
+from conftest import own_config
 from test_records import record
 
 from benchmarks import figures, report
@@ -30,7 +29,7 @@ def planted(variant, n, p, runtime=1.0, status="ok", **fields):
 
 def study_of(root, made=(), n=(100, 200), p=(10, 20), variants=("primal", "dual", "primal-fused")):
     """A study whose folder `root` holds these records, their table, and pictures in the place of figures."""
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config = own_config()
     asked = {"n": list(n), "p": list(p), "variants": list(variants), "epochs": 500}
     config["studies"] = {"test": asked | {"cell_budget_s": 1, "cell_timeout_s": 9, "sweep_budget_s": 99}}
     config |= {"study": "test", "results": str(root.parent), "machine": root.name, "device": "cpu"}

@@ -5,8 +5,7 @@ import dataclasses
 import pandas as pd
 import pytest
 import torch
-import yaml
-from conftest import ROOT
+from conftest import ROOT, own_config
 
 import mmdma_core
 from benchmarks.measuring import records
@@ -22,7 +21,7 @@ RECORDS = records.read_all(LAPTOP)
 CELLS = [record.measured for record in RECORDS if record.status == "ok"]
 CPU = torch.device("cpu")
 PLENTY = 2**40
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"device": "cpu"}
+CONFIG = own_config() | {"device": "cpu"}
 
 
 def slowness(name, n, p, but=()):

@@ -9,14 +9,13 @@ import sys
 import time
 
 import pytest
-import yaml
-from conftest import ROOT
+from conftest import ROOT, own_config
 
 from benchmarks.measuring import alone, machine, records
 from benchmarks.study import study
 from benchmarks.study.config import ConfigError
 
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+CONFIG = own_config()
 HOLD = """
 import sys, time
 from benchmarks.measuring import alone, machine

@@ -217,13 +217,13 @@ def test_what_numba_takes_is_what_is_looked_at(place, monkeypatch):
         "benchmarks check",  # it ends without Python's own end
     ],
 )
-def test_a_command_where_neither_the_install_nor_home_can_be_written(tmp_path, command):
+def test_a_command_where_neither_the_install_nor_home_can_be_written(tmp_path, config_file, command):
     """A file stands where each folder would be made, so that root cannot write there either."""
     install = tmp_path / "install"
     for package in ("mmdma_core", "benchmarks"):
         shutil.copytree(ROOT / package, install / package, ignore=shutil.ignore_patterns("__pycache__"))
     (install / "mmdma_core" / "fused" / "__pycache__").touch()
-    shutil.copy(ROOT / "config.yaml", tmp_path)
+    shutil.copy(config_file, tmp_path)
     (tmp_path / "home").touch()
     (tmp_path / "tmp").mkdir()
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES + OTHERS}

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import yaml
-from conftest import ROOT
+from conftest import ROOT, own_config
 from test_records import record
 
 from benchmarks.experiments import citeseq, citeseq_data
@@ -24,7 +24,7 @@ from benchmarks.study import study
 from benchmarks.study.config import ConfigError
 from mmdma_core.matching.metrics import foscttm
 
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+CONFIG = own_config()
 TINY = {
     "path": None,
     "layer": "counts",
@@ -260,12 +260,12 @@ def test_what_the_study_asks_beyond_its_grid_is_not_asked_here():
     assert found.every_n == found.n
 
 
-def test_set_reaches_into_a_mapping():
-    changed = configuration.read(ROOT / "config.yaml", ["citeseq.path=data/cite.h5ad", "citeseq.epochs=7"])
+def test_set_reaches_into_a_mapping(config_file):
+    changed = configuration.read(config_file, ["citeseq.path=data/cite.h5ad", "citeseq.epochs=7"])
     assert changed["citeseq"] == CONFIG["citeseq"] | {"path": "data/cite.h5ad", "epochs": 7}
     for override in ("study.path=x", "nothing.at.all=x"):
         with pytest.raises(ConfigError, match=f"--set {override}: .* is no mapping in"):
-            configuration.read(ROOT / "config.yaml", [override])
+            configuration.read(config_file, [override])
 
 
 def test_a_cell_that_failed_is_in_sentence_and_figure(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import slurm_cluster
 import yaml
-from conftest import ROOT, copy_project
+from conftest import ROOT, copy_project, own_config
 
 from benchmarks.measuring import records
 
@@ -41,7 +41,7 @@ class Project:
         self.folder = copy_project(folder)
         self.environment = environment | {"PYTHONPATH": f"{self.folder}{os.pathsep}{self.folder / 'tests'}"}
         self.root = self.folder / "results" / "cluster"
-        config = yaml.safe_load((ROOT / "config.yaml").read_text())
+        config = own_config()
         config |= {
             "studies": {"test": LIMITS | STUDY | {key: list(values) for key, values in study.items()}},
             "plugins": ["fake_gpus"],

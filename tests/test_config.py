@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, own_config
 
 import mmdma_core
 from benchmarks import __main__ as commands
@@ -16,7 +16,7 @@ from benchmarks.study import config as configuration
 from benchmarks.study import study
 from benchmarks.study.config import ConfigError
 
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+CONFIG = own_config()
 
 
 def changed(path, value):
@@ -108,14 +108,14 @@ def test_auto_is_the_laptop_study_on_a_cpu():
     assert study.load(CONFIG | {"device": "cpu"}).name == "laptop"
 
 
-def test_overrides_travel_from_snakemake_to_our_commands():
+def test_overrides_travel_from_snakemake_to_our_commands(config_file):
     config = CONFIG | {"study": "smoke", "gpu_memory_gib": 16, "machine": "it's"}
-    options = configuration.overrides(config, ROOT / "config.yaml")
+    options = configuration.overrides(config, config_file)
     import shlex
 
     words = shlex.split(options)
     assert words[::2] == ["--set"] * 3
-    assert configuration.read(ROOT / "config.yaml", words[1::2]) == config
+    assert configuration.read(config_file, words[1::2]) == config
 
 
 def test_what_make_gpu_would_run_is_understood():
@@ -205,20 +205,20 @@ def test_anchors_and_a_mark_of_utf_8_are_read_as_they_are(tmp_path):
         "citeseq.density",
     ],
 )
-def test_numbers_are_finite(key, value):
-    held = configuration.read(ROOT / "config.yaml", [f"{key}={value}", "study=smoke", "device=cpu"])
+def test_numbers_are_finite(key, value, config_file):
+    held = configuration.read(config_file, [f"{key}={value}", "study=smoke", "device=cpu"])
     with pytest.raises(ConfigError, match=rf"{key.split('.')[-1]}.*(inf|nan)") as error:
         study.load(held)
     assert "\n" not in str(error.value)
 
 
-def test_set_and_the_command_line_take_finite_numbers_and_no_key_twice(capsys):
+def test_set_and_the_command_line_take_finite_numbers_and_no_key_twice(capsys, config_file):
     for override, words in (
         ("settings={sigma: 1, sigma: 2}", "the key 'sigma' stands twice"),
         ("seed=2020-13-45", "is no timestamp"),
     ):
         with pytest.raises(ConfigError, match=words):
-            configuration.read(ROOT / "config.yaml", [override])
+            configuration.read(config_file, [override])
     for arguments in (["sweep", "--budget-s", "nan"], ["advise", "--n", "9", "--p", "9", "--gpu-memory-gib", "inf"]):
         with pytest.raises(SystemExit):
             commands.main(arguments)

@@ -6,8 +6,7 @@ import types
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from conftest import ROOT
+from conftest import own_config
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.contour import ContourSet
@@ -86,7 +85,7 @@ def test_published_curves_lie_behind():
 @pytest.fixture(scope="module")
 def drawn():
     """Name -> figure, of a study with every variant on the published p, some of it tied, extrapolated or ended."""
-    values = yaml.safe_load((ROOT / "config.yaml").read_text())
+    values = own_config()
     p = [10, 100, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000, 10_000]
     asked = {"n": [1000, 2000, 30_000], "p": p, "variants": ["all"], "epochs": 500, "host_memory_gib": 1}
     values["studies"] = {"test": asked | {"cell_budget_s": 1, "cell_timeout_s": 9, "sweep_budget_s": 99}}
@@ -288,7 +287,7 @@ def test_text_of_people_stands_in_figures_as_it_is(monkeypatch, tmp_path):
     monkeypatch.setattr(mmdma_core.families.registry, "_VARIANTS", registered)
     for k, label in enumerate(PEOPLES):
         mmdma_core.register(f"_plugin{k}", label=label, reference="a test", exact=bool(k % 2))(None)
-    values = yaml.safe_load((ROOT / "config.yaml").read_text())
+    values = own_config()
     asked = {
         "n": [1000, 2000],
         "p": [10, 100],
@@ -302,9 +301,10 @@ def test_text_of_people_stands_in_figures_as_it_is(monkeypatch, tmp_path):
         one.machine = {"cpu": "A $CPU_1_2$ of " + 30 * "many words, "}
         one.peak_host_bytes = 2**20 * one.n
     made += [dataclasses.replace(one, devices=2) for one in made]
-    scaling_table = scaled(made)
-    monkeypatch.setattr("benchmarks.reading.scaling.read_scaling", lambda root: scaling_table)
-    found = dict(zip(figures.NAMES, figures._figures(asked, to_frame(made[: len(made) // 2])), strict=True))
+    monkeypatch.setattr("benchmarks.reading.scaling.read_scaling", lambda root: scaled(made))
+    table = to_frame(made[: len(made) // 2])
+    found = dict(zip(figures.NAMES, figures._figures(asked, table), strict=True))
+    found[figures.SEVERAL] = figures._of_several_devices(asked, table)
     for name, figure in found.items():
         style.save(figure, tmp_path, name)
         with lettering.as_it_stands():

@@ -13,7 +13,7 @@ import tarfile
 import pytest
 import torch
 import yaml
-from conftest import ROOT, heed_interrupts
+from conftest import ROOT, heed_interrupts, own_config
 from test_faults import wait_until
 
 from benchmarks.experiments import checks, gpu_check
@@ -113,7 +113,7 @@ def test_an_error_of_a_step_is_its_own(tmp_path, monkeypatch, capsys):
         "second": (1, lambda visit: gpu_check.Outcome(True, "all well", ["look at this"]), "the second"),
     }
     monkeypatch.setattr(gpu_check, "STEPS", steps)
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config = own_config()
     config |= {"device": "cpu", "results": str(tmp_path), "machine": "here"}
     gpu_check.run(gpu_check.load(config, True, False, lambda study: tmp_path), 60)
     said = capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_without_a_gpu_the_command_says_what_is_missing(command):
     [("ok", True, True), ("error", True, False), ("timeout", True, False), ("skipped", False, False)],
 )
 def test_which_checks_are_known(tmp_path, status, known, retried):
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config = own_config()
     base = study.load(config | {"device": "cpu", "study": "smoke", "results": str(tmp_path), "machine": "here"})
     asked = checks.check(base, "correctness", "primal", 90)
     path = tmp_path / "primal.json"

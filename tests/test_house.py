@@ -106,3 +106,15 @@ def test_where_ci_is_set_a_skip_is_a_failure(tmp_path, mark, status):
     )
     assert done.returncode == status, done.stdout + done.stderr
     assert ("skipped where CI is set" in done.stdout) == bool(status)
+
+
+def test_a_plugin_beside_config_yaml_is_as_its_author_likes(tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    own = {"benchmarks/a/b.py", "mmdma_core/a.py", "tests/a.py", "docs/a.py", "examples/a.py"}
+    for name in ("primal_blocked.py", "my_plugins/one.py", *own):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("import os\n")
+    ruff = [BIN / "ruff", "check", "--output-format", "concise", "--no-cache"]
+    said = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True).stdout
+    found = {line.partition(":")[0] for line in said.splitlines() if "F401" in line}
+    assert found == own

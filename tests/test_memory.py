@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from conftest import ROOT, commands
+from conftest import commands, own_config
 
 from benchmarks.measuring import records
 from mmdma_core import Settings, variant, variants
@@ -45,7 +45,7 @@ def cell(name, branch):
 def held(tmp_path_factory):
     """Peak host bytes of (variant, n, p) after two timed epochs."""
     folder = tmp_path_factory.mktemp("memory")
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config = own_config()
     config["studies"]["smoke"] |= {"epochs": 2}
     config |= {"study": "smoke", "machine": "here", "device": "cpu", "exact_data_below": 1e9}  # the faster here
     config["cpu_threads"] = torch.get_num_threads()  # the fused variants' models count them

@@ -6,7 +6,6 @@ import json
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
 from test_records import known, load
 
 import mmdma_core
@@ -183,10 +182,10 @@ def test_the_frontier_says_why_where_it_differs_and_only_for_the_papers_card():
     assert frontier.describe(1e-6).count("-") > 10
 
 
-def test_the_frontier_is_a_command(capsys):
+def test_the_frontier_is_a_command(capsys, config_file):
     from benchmarks.__main__ import main
 
-    assert main(["frontier", "--config", str(ROOT / "config.yaml"), "--gpu-memory-gib", "80"]) == 0
+    assert main(["frontier", "--config", str(config_file), "--gpu-memory-gib", "80"]) == 0
     assert "the last n that fits in 80 GiB, d = 10" in capsys.readouterr().out
 
 

@@ -3,8 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-import yaml
-from conftest import ROOT
+from conftest import ROOT, own_config
 from test_against_paper import cell
 from test_published import installed
 from torch.utils.flop_counter import FlopCounterMode
@@ -162,7 +161,7 @@ def test_the_command_marks_every_picture_and_row_as_predicted(tmp_path, capsys):
 
 
 def laptop():
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config = own_config()
     return study.load(config | {"device": "cpu", "machine": LAPTOP.name, "results": str(LAPTOP.parent)})
 
 
@@ -182,8 +181,7 @@ def test_advice_about_a_gpu_takes_the_same_rates(tmp_path):
 
 def test_a_plan_for_a_gpu_takes_the_same_rates(tmp_path, capsys):
     asked = study.load(
-        yaml.safe_load((ROOT / "config.yaml").read_text())
-        | {"study": "laptop", "device": "cpu", "machine": "nothing", "results": str(tmp_path)}
+        own_config() | {"study": "laptop", "device": "cpu", "machine": "nothing", "results": str(tmp_path)}
     )
     slow, fast = Plan(asked, NOMINAL), Plan(asked, predict.card().rates())
     assert fast.seconds_left() < 0.8 * slow.seconds_left()

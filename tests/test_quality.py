@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import REAL_DATA, ROOT
+from conftest import REAL_DATA, ROOT, own_config
 
 from benchmarks.experiments import quality
 from benchmarks.study.config import ConfigError
 from mmdma_core import MMDMA, simulate
 
-OPTIONS = yaml.safe_load((ROOT / "config.yaml").read_text())["quality"]
+OPTIONS = own_config()["quality"]
 QUICK = OPTIONS | {
     "grid": {"n_components": [2], "lambda1": [0.01], "lambda2": [0.1, 0.3], "sigma": [1.0]},
     "n_epochs": 5,
@@ -73,7 +73,7 @@ def test_the_row_chosen_by_the_loss_alone_knows_no_truth(data, tmp_path):
 def test_peers_are_fitted_or_a_row_says_what_is_missing(there, data, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("" if there else "import sys; sys.modules['ot'] = None")
     asked = QUICK | {"data": str(data), "peers": ["quantised-gw"]}
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config = own_config()
     config |= {"study": "smoke", "machine": "here", "results": str(tmp_path / "results"), "quality": asked}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -6,8 +6,7 @@ import sys
 
 import pandas as pd
 import pytest
-import yaml
-from conftest import ROOT
+from conftest import ROOT, own_config
 
 import mmdma_core
 from benchmarks.measuring import records, sources
@@ -113,7 +112,7 @@ def small(tmp_path):
 
 
 def load(folder, **keys):
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config = own_config()
     config |= {"study": "smoke", "device": "cpu", "results": str(folder), "machine": "here"} | keys
     return study.load(config)
 

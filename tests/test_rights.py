@@ -31,7 +31,7 @@ def run(folder, commands, before=()):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def shared(tmp_path_factory, config_file):
     """A folder of a group, in which one has measured, drawn and fitted."""
     folder = tmp_path_factory.mktemp("shared") / "folder"
     folder.mkdir()
@@ -41,7 +41,7 @@ def shared(tmp_path_factory):
     subprocess.run([sys.executable, "-c", make], cwd=folder, check=True)
     for name in "xy":  # as downloads may be; what is made of them is the group's all the same
         os.chmod(folder / f"{name}.h5ad", 0o440)
-    config = f"--config {ROOT / 'config.yaml'}"
+    config = f"--config {config_file}"
     run(
         folder,
         [
@@ -67,10 +67,10 @@ def test_what_is_written_has_the_rights_that_umask_and_folder_give(shared):
 
 @pytest.mark.slow
 @pytest.mark.users
-def test_a_colleague_goes_on_in_the_folder(shared):
+def test_a_colleague_goes_on_in_the_folder(shared, config_file):
     for path in (shared, *shared.rglob("*")):
         os.chown(path, 1000, -1)
-    config = f"--config {ROOT / 'config.yaml'}"
+    config = f"--config {config_file}"
     run(
         shared,
         [

@@ -9,13 +9,13 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, own_config
 
 from benchmarks.experiments import scale
 from benchmarks.study import study
 from benchmarks.study.config import ConfigError
 
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"device": "cpu", "study": "smoke", "machine": "here"}
+CONFIG = own_config() | {"device": "cpu", "study": "smoke", "machine": "here"}
 ASKED = CONFIG["scale"] | {
     "n": [200, 400],
     "p": 10,

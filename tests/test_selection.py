@@ -1,5 +1,7 @@
 """What a reader of a table leaves out, and that it says so."""
 
+import dataclasses
+
 import pytest
 from test_records import load, record
 
@@ -68,6 +70,24 @@ def test_table_and_figures_say_what_they_leave_out(smoke, capsys, monkeypatch):
     assert "left out of the figures: 1 cell of Xeon: the folder holds those of several machines" in said
     assert "left out of the figures: 1 cell of gone, which is not registered" in said
     assert drawn == list(figures.NAMES)
+
+
+def test_several_devices_are_drawn_where_they_were_measured_alone(smoke, monkeypatch):
+    from benchmarks.figures import style
+
+    one = of("EPYC")
+    records.write(one, records.record_path(smoke.root, one.variant, one.p, one.n))
+    table.write_summary(smoke.root)
+    old = smoke.root / "figures" / "scaling.svg"
+    records.write_atomically(old, "of records that are gone")
+    drawn = []
+    monkeypatch.setattr(style, "save", lambda figure, folder, name: drawn.append(name))
+    assert figures.draw_all(smoke) == figures.paths(smoke)
+    assert not old.exists()
+    two = dataclasses.replace(one, devices=2)
+    records.write(two, records.record_path(smoke.root / "devices2", two.variant, two.p, two.n))
+    assert set(figures.draw_all(smoke)) - set(figures.paths(smoke)) == {old, old.with_suffix(".png")}
+    assert drawn == [*figures.NAMES, *figures.NAMES, "scaling"]
 
 
 def test_a_summary_of_another_version_is_refused_by_name(smoke):

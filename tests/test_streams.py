@@ -75,12 +75,13 @@ def test_a_warning_is_one_line_without_its_place(capsys):
     assert "file.py" in warnings.formatwarning(UserWarning("one"), UserWarning, "file.py", 123)
 
 
-def shell(folder, line):
+def shell(folder, line, **more):
     """Status and stderr of a line of the shell in which $MMDMA and $BENCHMARKS are commands."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "MMDMA": f"{sys.executable} -m mmdma_core",
         "BENCHMARKS": f"{sys.executable} -m benchmarks",
+        **more,
     }
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line], cwd=folder, env=environment, capture_output=True, text=True
@@ -96,15 +97,15 @@ def shell(folder, line):
         ("$MMDMA simulate branch --n 9 --p 2 --out s | true", 141, ""),
         ("$MMDMA simulate branch --n 9 --p 2 --out s <&- 2>&- >/dev/null", 0, ""),
         ("PYTHONIOENCODING=ascii $MMDMA simulate branch --n 9 --p 2 --out é", 0, ""),
-        (f"$BENCHMARKS check --config {ROOT}/config.yaml >&-", 1, "error: standard output: Bad file descriptor\n"),
-        (f"$BENCHMARKS plan --config {ROOT}/config.yaml >/dev/full", 1, "error: standard output: No space left on dev"),
-        (f"$BENCHMARKS plan --config {ROOT}/config.yaml | true", 141, ""),
+        ("$BENCHMARKS check --config $CONFIG >&-", 1, "error: standard output: Bad file descriptor\n"),
+        ("$BENCHMARKS plan --config $CONFIG >/dev/full", 1, "error: standard output: No space left on dev"),
+        ("$BENCHMARKS plan --config $CONFIG | true", 141, ""),
         ("$BENCHMARKS --help >&-", 0, ""),
         ("$BENCHMARKS --help >/dev/full", 0, ""),
     ],
 )
-def test_commands_with_streams_that_are_closed(tmp_path, line, status, said):
-    found, error = shell(tmp_path, line)
+def test_commands_with_streams_that_are_closed(tmp_path, config_file, line, status, said):
+    found, error = shell(tmp_path, line, CONFIG=str(config_file))
     assert (found, error[: len(said)], error.count("\n")) == (status, said, bool(said))
 
 

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 import torch
-import yaml
-from conftest import ROOT
 
 from benchmarks.measuring import machine, usable, visible
 from benchmarks.measuring.memory import GIB
@@ -262,12 +260,11 @@ def test_a_gpu_that_does_not_compute_is_no_cpu_in_silence(driver):
     assert "'auto' takes the CPU here: NVIDIA Test 9000 (driver 1.2) does not" in next(study._notes("auto", "cpu"))
 
 
-def test_the_command_says_it_in_one_line(driver, monkeypatch, capsys):
+def test_the_command_says_it_in_one_line(driver, monkeypatch, capsys, config_file):
     from benchmarks.__main__ import main
 
     driver().setenv("CUDA_VISIBLE_DEVICES", "GPU-00")
     for name in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
         monkeypatch.setenv(f"{name}_NUM_THREADS", "2")  # which main sets, and must not stay
-    assert main(["check", "--config", str(ROOT / "config.yaml")]) == 2
+    assert main(["check", "--config", str(config_file)]) == 2
     assert capsys.readouterr().err.startswith("error: device: 'auto', but CUDA_VISIBLE_DEVICES='GPU-00': ")
-    assert yaml.safe_load((ROOT / "config.yaml").read_text())["device"] == "auto"

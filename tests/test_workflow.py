@@ -12,7 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, copy_project, heed_interrupts
+from conftest import ROOT, copy_project, heed_interrupts, own_config
 
 import mmdma_core
 from benchmarks import figures
@@ -188,14 +188,19 @@ def test_the_plugin_of_readme_is_in_grid_figures_and_checks(command, configure, 
     assert "primal-blocked" in command("table")
     command("figures")
     assert "primal, row blocks" in (root / "figures" / "runtimes_all.svg").read_text()
+    edited = own_config() | {"plugins": ["primal_blocked"], "seed": 7, "machine": "mine", "study": "smoke"}
+    (project / "config.yaml").write_text(yaml.safe_dump(edited))
+    # Other tests follow neither the plugin nor what else is set.
+    others = ["tests/test_config.py", "tests/test_figures.py"]
+    asked = "primal-blocked or takes_variants_out or auto_is_the_laptop or groups_them"
     checks = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/test_variants.py", "-k", "primal-blocked", "-o", "pythonpath=."],
+        [sys.executable, "-m", "pytest", "-q", "tests/test_variants.py", *others, "-k", asked, "-o", "pythonpath=."],
         cwd=project,
         capture_output=True,
         text=True,
     )
     assert checks.returncode == 0, checks.stdout
-    assert re.search(r"\b13 passed", checks.stdout), checks.stdout
+    assert re.search(r"\b16 passed", checks.stdout), checks.stdout
 
 
 def test_environment_yaml_has_the_versions_of_constraints_txt():

@@ -26,14 +26,14 @@ NAMES = (
     "log_ratios",
     "against_paper",
     "exponents",
-    "scaling",
 )
+SEVERAL = "scaling"  # where cells were measured on several devices; so no output that is waited for
 
 _PANELS = 4  # p up to which runtimes_all has all, else those of figure_1b
 
 
 def paths(study: Study) -> list[Path]:
-    """The files that draw_all writes."""
+    """The files that draw_all writes in any case."""
     return [study.root / "figures" / f"{name}.{suffix}" for name in NAMES for suffix in ("png", "svg")]
 
 
@@ -44,7 +44,7 @@ def question(study: Study) -> str:
 
 
 def draw_all(study: Study) -> list[Path]:
-    """Draw every figure of the study; what the table has beyond it is left out, with a sentence on stderr.
+    """Draw every figure of the study, and return their paths; what the table has beyond it is left out, and said.
 
     Raises ValueError if the table is missing or has no cell of the study.
     """
@@ -59,14 +59,20 @@ def draw_all(study: Study) -> list[Path]:
         raise ValueError(f"{study.root} holds no cell of the study {study.name!r}")
     for name, figure in zip(NAMES, _figures(study, table), strict=True):
         save(figure, study.root / "figures", name)
+    several = [study.root / "figures" / f"{SEVERAL}.{suffix}" for suffix in ("png", "svg")]
+    figure = _of_several_devices(study, table)
+    if figure is not None:
+        save(figure, study.root / "figures", SEVERAL)
+        return [*paths(study), *several]
+    for path in several:  # of records that are gone
+        path.unlink(missing_ok=True)
     return paths(study)
 
 
 def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     import mmdma_core
-    from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios, scaling
+    from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios
     from benchmarks.paper.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS
-    from benchmarks.reading.scaling import read_scaling
 
     where = _where(study, table)
     on_gpu = table["device"].iloc[0] == "cuda"
@@ -95,8 +101,15 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     yield ratios.draw(table, study.n, study.p, f"Runtimes compared, {where}")
     yield against_paper.draw(table, f"Against the published V100: {where}")
     yield exponents.draw(table, f"Growth in n and p, {where}")
-    root = study.root if study.devices == 1 else study.root.parent
-    yield scaling.draw(read_scaling(root), f"Several devices, {where}")
+
+
+def _of_several_devices(study: Study, table: pd.DataFrame) -> Figure | None:
+    """Speed-up and memory where cells were measured on several devices; None where none were."""
+    from benchmarks.figures import scaling
+    from benchmarks.reading.scaling import read_scaling
+
+    several = read_scaling(study.root if study.devices == 1 else study.root.parent)
+    return None if several.empty else scaling.draw(several, f"Several devices, {_where(study, table)}")
 
 
 def draw_predicted(table: pd.DataFrame, where: str, folder: Path, against: pd.DataFrame | None = None) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from markupsafe import Markup
 
+from benchmarks.figures import SEVERAL
 from benchmarks.figures.style import style
 from benchmarks.paper import against_paper, discrepancies
 from benchmarks.reading import exponents as growth
@@ -65,9 +66,11 @@ def table_a1(evidence: Evidence) -> Section | None:
         "Exponents of an epoch's runtime and of the peak memory in n and in p, fitted where one term of a variant's "
         "model makes up most of it, with their 95 % intervals, beside the exponents of that term."
     )
-    drawn = figure(evidence.study.root, "exponents", "**Table A1, measured.**", "The table below has the same numbers.")
+    root = evidence.study.root
+    drawn = figure(root, "exponents", "**Table A1, measured.**", "The table below has the same numbers.")
     words = "Speed-up and memory of each, where cells were measured on several."
-    devices = figure(evidence.study.root, "scaling", "**Several devices.**", words)
+    several = (root / "figures" / f"{SEVERAL}.svg").exists()
+    devices = figure(root, SEVERAL, "**Several devices.**", words) if several else Markup()
     return Section(
         "Table A1, measured",
         paragraph(text) + drawn + devices + table("Exponents", headings, rows, numeric=range(3, 8), css="tall"),
