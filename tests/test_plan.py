@@ -62,12 +62,17 @@ def test_what_a_budget_cuts_is_named_with_what_that_hides(paper, monkeypatch):
     assert cut == paper.n[-len(cut) :]
     text = plan.describe(short, rates=V100)
     line = next(line for line in text.splitlines() if line.startswith("  primal-keops"))
-    assert f"; cut by sweep_budget_s: p = 10 to 4000 from n = {cut[0]}, p = 5000" in line
+    assert (
+        f"; cut by sweep_budget_s: p = 10 to 2000 from n = {cut[0]}, p = 3000 at n = {cut[0]} to 600000, p = " in line
+    )
     assert "sweep_budget_s is 238 s, cell_timeout_s is 600 s" in text
     without, among_fewer = planned.hidden(forecasts)
     assert without[10] == list(cut)  # nothing else fits there
     assert among_fewer == {}
-    assert f"{sum(map(len, without.values()))} points of Figure 1A no winner: p = 10 to 4000 from n = {cut[0]}" in text
+    assert (
+        f"{sum(map(len, without.values()))} points of Figure 1A no winner: p = 10 to 2000 from n = {cut[0]}, p = "
+        in text
+    )
 
 
 def test_a_winner_is_among_fewer_where_another_variant_is_measured(paper, monkeypatch):
@@ -131,3 +136,18 @@ def test_a_sweep_runs_as_it_was_forecast(tmp_path, monkeypatch, stop, sweep_s, t
         planned.add(made)
     assert planned.forecasts()["dual", 10].cut == forecast.cut  # the same from what is known then
     assert mmdma_core.variant("dual").module == plan._PAPER
+
+
+@pytest.mark.parametrize(
+    ("ns", "words"),
+    [
+        ({1: [30, 40, 50]}, "p = 1 from n = 30"),
+        ({1: [30, 40]}, "p = 1 at n = 30 to 40"),
+        ({1: [10, 30, 50]}, "p = 1 at n = 10 and 30 and 50"),
+        ({1: [10, 20, 50]}, "p = 1 at n = 10 to 20 and 50"),
+        ({1: [20], 2: [20], 3: [10]}, "p = 1 to 2 at n = 20, p = 3 at n = 10"),
+        ({1: [50], 3: [50]}, "p = 1 from n = 50, p = 3 from n = 50"),
+    ],
+)
+def test_points_of_a_grid_are_ranges_where_they_are_neighbours_alone(ns, words):
+    assert plan._at(ns, dict.fromkeys([1, 2, 3], (10, 20, 30, 40, 50))) == words

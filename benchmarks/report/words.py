@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
+from benchmarks.study.plan import runs
+
 
 def number(value: float | None) -> str:
     """Three digits: 0.0123, 4.57, 1,230; '' for None and for what is no number."""
@@ -35,14 +37,7 @@ def listing(words: Sequence[str], most: int | None = None) -> str:
 
 def spans(values: Iterable[int], grid: Sequence[int]) -> str:
     """Values of a grid, with neighbours in one: '10 to 1,000 and 5,000'."""
-    chosen, runs = set(values), []
-    for i, value in enumerate(grid):
-        if value in chosen:
-            if i and grid[i - 1] in chosen:
-                runs[-1][1] = value
-            else:
-                runs.append([value, value])
-    return listing([f"{low:,}" if low == high else f"{low:,} to {high:,}" for low, high in runs])
+    return listing([f"{low:,}" if low == high else f"{low:,} to {high:,}" for low, high in runs(set(values), grid)])
 
 
 def at(values: Iterable[int], grid: Sequence[int], name: str) -> str:

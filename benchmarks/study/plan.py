@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from typing import NamedTuple, TypeVar
 
@@ -208,6 +208,13 @@ def ranges(values: Mapping[int, Value], ps: Sequence[int]) -> list[tuple[str, Va
     return [(f"p = {span[0]}" + (f" to {span[-1]}" if len(span) > 1 else ""), value) for span, value in spans]
 
 
+def runs(values: Collection[int], grid: Sequence[int]) -> list[tuple[int, int]]:
+    """Values of a grid as runs of neighbours there, the first and the last of each."""
+    present = [i for i, value in enumerate(grid) if value in values]
+    groups = (list(group) for _, group in groupby(present, key=lambda i: i - present.index(i)))
+    return [(grid[group[0]], grid[group[-1]]) for group in groups]
+
+
 def _beyond(study: Study) -> str:
     """Which variants are asked more than the grid."""
     return "".join(
@@ -233,7 +240,7 @@ def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
     forecasts = plan.forecasts()
     for variant in study.variants:
         count = sum(name == variant for name, _, _ in remaining)
-        said = _said_of_variant(variant, {p: forecasts[variant, p] for p in study.p})
+        said = _said_of_variant(study, variant, {p: forecasts[variant, p] for p in study.p})
         lines.append(f"  {variant:<24} {count:>5} to run{said}")
     if "predicted" in "".join(lines):
         lines.append("what is predicted not to fit in the memory that a cell may take is tried all the same")
@@ -252,15 +259,16 @@ def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
     return "\n".join(lines)
 
 
-def _said_of_variant(variant: str, forecasts: Mapping[int, Forecast]) -> str:
+def _said_of_variant(study: Study, variant: str, forecasts: Mapping[int, Forecast]) -> str:
     """What it lacks, where it will not fit, and what a budget cuts; forecasts: of each p."""
-    absent, ps = mmdma_core.variant(variant).absent(), list(forecasts)
-    too_large = {p: [forecast.too_large] for p, forecast in forecasts.items() if forecast.too_large}
+    absent, grid = mmdma_core.variant(variant).absent(), {p: study.ns(variant, p) for p in study.p}
+    too_large = {p: forecast.too_large for p, forecast in forecasts.items() if forecast.too_large}
+    first = ", ".join(f"{where} from n = {n}" for where, n in ranges(too_large, study.p))
     said = f"; needs {', '.join(absent)}, not installed" if absent else ""
-    said += f"; predicted not to fit: {_from(too_large, ps)}" if too_large else ""
+    said += f"; predicted not to fit: {first}" if too_large else ""
     for by in _BUDGETS:
         cut = {p: forecast.cut for p, forecast in forecasts.items() if forecast.by == by}
-        said += f"; cut by {by}: {_from(cut, ps)}" if cut else ""
+        said += f"; cut by {by}: {_at(cut, grid)}" if cut else ""
     return said
 
 
@@ -272,11 +280,18 @@ def _said_of_cuts(plan: Plan, forecasts: Mapping[tuple[str, int], Forecast]) -> 
         return
     keys = ", ".join(f"{key} is {getattr(study, key):g} s" for key in _BUDGETS)
     yield f"what is cut fits in memory, and has no time: {keys}"
+    grid = dict.fromkeys(study.p, study.n)
     for points, what in zip(plan.hidden(forecasts), ("no winner", "a winner among fewer"), strict=True):
         if points:
-            yield f"that leaves {sum(map(len, points.values()))} points of Figure 1A {what}: {_from(points, study.p)}"
+            yield f"that leaves {sum(map(len, points.values()))} points of Figure 1A {what}: {_at(points, grid)}"
 
 
-def _from(ns: Mapping[int, Sequence[int]], ps: Sequence[int]) -> str:
-    """p -> n in words, by the first n of each: 'p = 10 to 1000 from n = 20000, p = 2000 from n = 10000'."""
-    return ", ".join(f"{where} from n = {n}" for where, n in ranges({p: own[0] for p, own in ns.items() if own}, ps))
+def _at(points: Mapping[int, Sequence[int]], grid: Mapping[int, Sequence[int]]) -> str:
+    """p -> n of a grid in words: 'p = 10 to 1000 from n = 20000, p = 2000 at n = 10000 and 30000 to 50000'."""
+    words = {}
+    for p, ns in points.items():
+        found = runs(ns, grid[p])
+        parts = " and ".join(f"{low}" if low == high else f"{low} to {high}" for low, high in found)
+        to_the_end = len(found) == 1 and found[0][1] == grid[p][-1]
+        words[p] = f"from n = {found[0][0]}" if to_the_end else f"at n = {parts}"
+    return ", ".join(f"{where} {said}" for where, said in ranges(words, list(grid)))
