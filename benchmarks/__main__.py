@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from benchmarks.measuring import machine
@@ -39,12 +39,13 @@ def _run(options: argparse.Namespace) -> int:
     try:
         if options.run is _compare:
             return _compare(options)
-        from benchmarks.study import study
+        from benchmarks.study import plugins, study
 
-        asked = study.load(options.values)
-        if options.run in (_check, _plan, _sweep, _gpu_check):
-            print(*(f"note: {note}\n" for note in asked.notes), sep="", end="", file=sys.stderr)
-        options.run(asked, options)
+        with closing(plugins):
+            asked = study.load(options.values)
+            if options.run in (_check, _plan, _sweep, _gpu_check):
+                print(*(f"note: {note}\n" for note in asked.notes), sep="", end="", file=sys.stderr)
+            options.run(asked, options)
     except (ValueError, RuntimeError, ImportError) as error:
         return _refuse(error)
     except KeyboardInterrupt:

@@ -3,15 +3,18 @@
     python tests/commands.py [VARIANT ...]
 
 Reads requests, a JSON object {folder, arguments, output} a line, runs each in a process of its own in that folder, with
-both streams in the file `output`, and answers with its exit status. Like a sweep, which forks its cells, the one
+both streams in the file `output`, and answers with its exit status. The modules that a file `stand_ins` in the folder
+names are imported before, with stand-ins for a driver and its GPUs. Like a sweep, which forks its cells, the one
 process has imported PyTorch, and what the variants named require, and never computed with it.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
 from benchmarks.__main__ import main
 from benchmarks.measuring import guard
@@ -24,6 +27,9 @@ def run(folder: str, arguments: list[str], output: str) -> None:
     written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(written, 1)
     os.dup2(written, 2)
+    names = Path("stand_ins")
+    for module in names.read_text().split() if names.exists() else ():
+        importlib.import_module(module)
     sys.exit(main(arguments))
 
 

@@ -1,4 +1,4 @@
-"""A plugin that makes nodes look as if they had GPUs: a stand-in for the driver, and cells that compute on the CPU."""
+"""Imported, it makes nodes look as if they had GPUs: a stand-in for the driver, and cells that compute on the CPU."""
 
 import itertools
 import os

@@ -15,15 +15,12 @@ from benchmarks.measuring.memory import GIB
 from mmdma_core import compiler, host, toolkit
 
 # What is free, and whether there is a compiler, is read from files; a variant that needs what `needs` says.
-PLUGIN = """
+CIRCUMSTANCES = """
 import os
 import sys
-import time
 from pathlib import Path
 
-import torch
-from faulty import Faulty, _raise
-from mmdma_core import MissingDependency, host, register
+from mmdma_core import host
 
 
 def told(name):
@@ -36,8 +33,18 @@ if told("kernel"):
     host.killed_since = lambda before: True
 if told("path"):
     os.environ["PATH"] = told("path")
-need = told("need")
 sys.path.append("installed/later")  # not beside the plugin, whose own modules are part of the question
+"""
+PLUGIN = """
+import os
+import time
+
+import torch
+from circumstances import told
+from faulty import Faulty, _raise
+from mmdma_core import MissingDependency, host, register
+
+need = told("need")
 
 
 @register("needy", label="needy", reference="a test", requires=(lambda device: time.sleep(0.3 * (need == "time")),))
@@ -71,6 +78,8 @@ def needy(project, configure):
     """Write the plugin, what it needs, and files that say what is there; returns the records' reader."""
     shutil.copy(ROOT / "tests" / "faulty.py", project)
     (project / "needy.py").write_text(PLUGIN)
+    (project / "circumstances.py").write_text(CIRCUMSTANCES)
+    (project / "stand_ins").write_text("circumstances")
 
     def write(need, n=(200,), keys=(), **there):
         root = configure({"n": list(n), "p": [10], "variants": ["needy"]}, plugins=["faulty", "needy"], **dict(keys))

@@ -39,13 +39,10 @@ class Project:
 
     def __init__(self, folder, environment, node, **study):
         self.folder = copy_project(folder)
-        self.environment = environment | {"PYTHONPATH": f"{self.folder}{os.pathsep}{self.folder / 'tests'}"}
+        tests = self.folder / "tests"
+        self.environment = environment | {"PYTHONPATH": os.pathsep.join(map(str, (folder, tests, tests / "at_start")))}
         self.root = self.folder / "results" / "cluster"
-        config = own_config()
-        config |= {
-            "studies": {"test": LIMITS | STUDY | {key: list(values) for key, values in study.items()}},
-            "plugins": ["fake_gpus"],
-        }
+        config = own_config() | {"studies": {"test": LIMITS | STUDY | {key: list(v) for key, v in study.items()}}}
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
         self.edit("machine.yaml", ("study: paper", "study: test"), ("cpu_threads: 4", "cpu_threads: 1"))
         self.edit("config.yaml", ("mem_mb: 32000", "mem_mb: 1500"), ("latency-wait: 60", "latency-wait: 5"))

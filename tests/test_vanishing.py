@@ -33,10 +33,11 @@ def vanishing(project, configure):
     """The project on a node with two GPUs; its folder of results."""
     for name in ("fake_gpus", "vanishing"):
         shutil.copy(ROOT / "tests" / f"{name}.py", project)
+    (project / "stand_ins").write_text("fake_gpus vanishing")
     study = {"n": [100, 200, 300], "p": [10], "variants": ["vanishing"], "cell_timeout_s": 3}
 
     def write(**keys):
-        return configure(study | keys, plugins=["fake_gpus", "vanishing"], device="cuda")
+        return configure(study | keys, device="cuda")
 
     return write
 

@@ -1,4 +1,4 @@
-"""A plugin: this node has two stand-ins for GPUs, and a variant in whose cells of 200 they go, as the file `how` says.
+"""Imported, this node has two stand-ins for GPUs, and a variant in whose cells of 200 they go, as the file `how` says.
 
 how  'lost' the driver says so, and the cell that memory ran out; 'hidden' the driver no longer shows them; 'words' the
      cell alone says it; 'dead' they compute no longer; 'hangs' so, and the cell does not end; 'bug' nothing of it

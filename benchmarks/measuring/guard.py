@@ -153,13 +153,18 @@ def _signals_held() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _run_child(cell: Cell, sender: Connection, output: int, work: Work) -> None:
-    os.setsid()  # what it starts (KeOps' compiler) ends with it
+def leave_parent(output: int) -> None:
+    """In a fork: it, and what it starts (KeOps' compiler), end with the parent; `output` takes what they print."""
+    os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in _ENDING:
         signal.signal(number, signal.SIG_DFL)
     os.dup2(output, 1)
     os.dup2(output, 2)
+
+
+def _run_child(cell: Cell, sender: Connection, output: int, work: Work) -> None:
+    leave_parent(output)
     faulthandler.enable(file=2, all_threads=False)
     do = ranks.in_ranks if cell.devices > 1 else cell_module.measure
     try:

@@ -15,6 +15,14 @@ _COMPUTES_NOTHING = "mmdma_core.models."  # they say what a variant needs, and a
 _CORE = Path(importlib.util.find_spec("mmdma_core").origin).parent
 
 
+_told: dict[str, str] = {}  # of modules that are not to be looked up here, since their packages would be imported
+
+
+def tell(module: str, digest: str) -> None:
+    """Take the digest of a module from a process that has imported it."""
+    _told[module] = digest
+
+
 @cache
 def source_digest(module: str) -> str:
     """Digest of a module and of all that it imports, directly or not, from mmdma_core or from beside the module.
@@ -22,6 +30,8 @@ def source_digest(module: str) -> str:
     Comments, docstrings, layout, models of memory and of cost do not count. `from package import name` counts for the
     module that defines name.
     """
+    if module in _told:
+        return _told[module]
     beside = Path(importlib.util.find_spec(module).origin).parent
     todo, seen = [module], {}
     while todo:

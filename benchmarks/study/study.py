@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record, UnreadableRecord
 from benchmarks.measuring.sources import source_digest
 from benchmarks.measuring.usable import why_no_gpu
+from benchmarks.study import plugins
 from benchmarks.study.answers import answers, asked_again
 from benchmarks.study.config import ConfigError, check, closest
 from mmdma_core import Settings
@@ -177,7 +177,7 @@ class Study:
 def load(config: dict[str, Any]) -> Study:
     """The study that a configuration asks for. Raises ConfigError for what is not allowed, an absent GPU included."""
     config = check(config)
-    _import_plugins(config.get("plugins", []))
+    plugins.take(config.get("plugins", []))
     folder = config.get("machine", "auto")
     asked = config.get("device", "auto")
     device = _device(asked, folder)
@@ -215,7 +215,7 @@ def load(config: dict[str, Any]) -> Study:
         figure_1b_p=tuple(figures.get("figure_1b_p", study["p"])),
         published=figures.get("published", True),
         further=tuple(_further(name, k, config) for k in range(len(study.get("further", [])))),
-        notes=tuple(_notes(asked, device)),
+        notes=(*_notes(asked, device), *plugins.notes()),
     )
 
 
@@ -250,14 +250,6 @@ def _further(name: str, k: int, config: dict[str, Any]) -> Further:
         tuple(map(int, asked["p"])),
         None if config.get("host_memory_gib") else asked.get("host_memory_gib"),
     )
-
-
-def _import_plugins(modules: list[str]) -> None:
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a plugin is anybody's code: whatever it raises is named, with the plugin
-            raise ConfigError(f"plugins: {module!r} cannot be imported: {type(error).__name__}: {error}") from None
 
 
 def _device(device: str, folder: str = "auto", devices: int = 1) -> str:

@@ -208,18 +208,28 @@ def register(
     """
     module = sys._getframe(1).f_globals["__name__"]
 
-    def add(function: Callable[..., Run]) -> Callable[..., Run]:
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _WORDS:
-            allowed = "up to 100 letters of ASCII, digits, '-', '_' and '.', the first neither '-' nor '.'"
-            raise ValueError(f"{name!r} cannot be the name of a variant; allowed: {allowed}; not {', '.join(_WORDS)}")
-        taken = next((other for other in _VARIANTS if other.lower() == name.lower()), None)
-        if taken is not None:
-            raise ValueError(f"a variant named {taken!r} is registered already; {name!r} could share its folder")
-        prepare = in_own_state(function)
-        _VARIANTS[name] = Variant(name, label, reference, tuple(requires), exact, prepare, module, **more)
+    def decorate(function: Callable[..., Run]) -> Callable[..., Run]:
+        add(Variant(name, label, reference, tuple(requires), exact, in_own_state(function), module, **more))
         return function
 
-    return add
+    return decorate
+
+
+def add(made: Variant) -> None:
+    """Add a variant to the registry; raises ValueError as `register` does."""
+    name = made.name
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _WORDS:
+        allowed = "up to 100 letters of ASCII, digits, '-', '_' and '.', the first neither '-' nor '.'"
+        raise ValueError(f"{name!r} cannot be the name of a variant; allowed: {allowed}; not {', '.join(_WORDS)}")
+    taken = next((other for other in _VARIANTS if other.lower() == name.lower()), None)
+    if taken is not None:
+        raise ValueError(f"a variant named {taken!r} is registered already; {name!r} could share its folder")
+    _VARIANTS[name] = made
+
+
+def remove(name: str) -> None:
+    """Take a variant out of the registry, to put another one in its place."""
+    del _VARIANTS[name]
 
 
 def variants() -> list[str]:
