@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -9,7 +10,9 @@ from reports import LOSSES, MACHINE, RUNTIMES, grid, planted, study_of, written
 
 import mmdma_core
 from benchmarks import figures
-from benchmarks.report import evidence, facts, losses, nodes, noise, page, verdict
+from benchmarks.reading import agreement
+from benchmarks.reading.table import to_frame
+from benchmarks.report import evidence, facts, nodes, noise, page, verdict
 from benchmarks.report.words import at, listing, number, percent, spans
 from mmdma_core import Settings
 
@@ -208,17 +211,41 @@ def test_the_pattern_of_the_paper(rows, expected):
 
 
 @pytest.mark.parametrize(
-    ("agree", "expected"),
+    ("mmd", "expected"),
     [
-        ("primal = primal-keops | dual = dual-keops", {}),
-        ("primal = primal-keops | primal-fused | dual", {"primal-fused": "primal"}),
-        ("primal | primal-keops", {"primal": "primal-keops", "primal-keops": "primal"}),
-        ("dual | original-2019", {}),  # biased against unbiased
-        ("primal | linear-time", {}),  # approximate
+        ({"primal": 0.5, "primal-keops": 0.5, "dual": 0.1, "dual-keops": 0.1}, {}),
+        ({"primal": 0.5, "primal-keops": 0.5, "primal-fused": 0.4, "dual": 0.1}, {"primal-fused": "primal"}),
+        ({"primal": 0.5, "primal-keops": 0.4}, {"primal": "primal-keops", "primal-keops": "primal"}),
+        ({"dual": 0.1, "original-2019": 0.2}, {}),  # biased against unbiased
+        ({"primal": 0.5, "linear-time": 0.45}, {}),  # within what it declares
+        ({"primal": 0.5, "linear-time": 0.0}, {"linear-time": "primal"}),
+        ({"primal": 0.5, "linear-time": 1e3}, {"linear-time": "primal"}),
+        ({"primal": 0.5, "linear-time": math.nan}, {"linear-time": "primal"}),
+        (
+            {"primal": 0.5, "primal-fused": 0.4, "linear-time": 0.0},
+            {"primal": "primal-fused", "primal-fused": "primal"},
+        ),
+        ({"dual": 0.5, "linear-time": 0.0}, {}),  # another family
+        ({"primal": 0.5, "gone": 0.0}, {}),
     ],
 )
-def test_who_stands_apart(agree, expected):
-    assert losses.outliers(agree, Settings()) == expected
+def test_who_stands_apart(mmd, expected):
+    made = [planted(variant, 1000, 10, early=LOSSES | {"mmd": value}) for variant, value in mmd.items()]
+    found = agreement.apart(to_frame(made), Settings())
+    assert {variant: who.other for (variant, _, _), who in found.items()} == expected
+
+
+def test_what_the_noise_of_an_estimate_hides_in_one_cell_shows_over_many():
+    def apart(count, factor):
+        made = []
+        for p in range(1, count + 1):
+            made += [planted("primal", 400, p, early=LOSSES | {"mmd": 0.1})]
+            made += [planted("linear-time", 400, p, early=LOSSES | {"mmd": 0.1 + factor * 0.05 * (-1) ** p})]
+            made += [planted("primal-fourier", 400, p, early=LOSSES | {"mmd": 0.1 + factor * 0.05})]
+        return {variant for variant, _, _ in agreement.apart(to_frame(made), Settings())}
+
+    assert apart(1, 1) == set()
+    assert apart(12, 1) == {"primal-fourier"}
 
 
 def test_a_planted_wrong_loss_is_marked(tmp_path):

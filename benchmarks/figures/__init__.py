@@ -73,34 +73,36 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     import mmdma_core
     from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios
     from benchmarks.paper.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS
+    from benchmarks.reading import agreement
 
+    apart = {name for name, _, _ in agreement.apart(table, study.settings)}
     where = _where(study, table)
     on_gpu = table["device"].iloc[0] == "cuda"
     exact = [variant for variant in study.variants if mmdma_core.variant(variant).exact]
     paper = [variant for variant in study.variants if variant in PAPER_VARIANTS]
     maps = ((f"Fastest of the paper's variants\n{where}", paper), (f"Fastest of all exact variants\n{where}", exact))
-    yield from heatmap.draw(table, study.n, study.p, maps)
+    yield from heatmap.draw(table, study.n, study.p, maps, apart)
     runtime = ("runtime_s", f"seconds for {study.epochs} epochs")
     few = [p for p in study.p if p in study.figure_1b_p] or list(study.p)
     six = [variant for variant in study.variants if variant in PAPER_IMPLEMENTATIONS]
     ns = sorted({n for variant, _, n in study.cells() if variant in six}) or study.n
     behind = _published(study, ns) if study.published else None
     for ps in (few, study.p):
-        yield curves.draw(
-            table[table["variant"].isin(six)], *runtime, ns, ps, six, f"The paper's implementations, {where}", behind
-        )
+        own, title = table[table["variant"].isin(six)], f"The paper's implementations, {where}"
+        yield curves.draw(own, *runtime, ns, ps, six, title, behind, apart=apart)
     some = study.p if len(study.p) <= _PANELS else few
-    yield curves.draw(table, *runtime, study.every_n, some, study.variants, f"Runtime of every variant, {where}")
+    title = f"Runtime of every variant, {where}"
+    yield curves.draw(table, *runtime, study.every_n, some, study.variants, title, apart=apart)
     held = table["peak_device_bytes"] if on_gpu else table["peak_host_bytes"]
     memory = table.assign(memory_gib=held / 2**30)
     cap = study.gpu_gib if on_gpu else study.host_gib
     reach = f"up to n = {study.n[-1]:,}" if study.further else "of the study"
     limit = (cap, f"limit {reach}, {cap:g} GiB") if cap else None
     peak = ("memory_gib", f"peak {'device' if on_gpu else 'host'} memory, GiB", study.every_n)
-    yield curves.draw(memory, *peak, few, study.variants, f"Memory, {where}", limit=limit)
+    yield curves.draw(memory, *peak, few, study.variants, f"Memory, {where}", limit=limit, apart=apart)
     yield ratios.draw(table, study.n, study.p, f"Runtimes compared, {where}")
     yield against_paper.draw(table, f"Against the published V100: {where}")
-    yield exponents.draw(table, f"Growth in n and p, {where}")
+    yield exponents.draw(table, f"Growth in n and p, {where}", apart)
 
 
 def _of_several_devices(study: Study, table: pd.DataFrame) -> Figure | None:

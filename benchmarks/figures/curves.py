@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.figures.style import above_legend, count, halves, in_groups, legend_line, log_axis, style
+from benchmarks.figures.style import above_legend, count, halves, in_groups, key_of_unlike, legend_line, log_axis, style
 from benchmarks.paper.fastest import PAPER_IMPLEMENTATIONS
 
 _ENDS = {"oom": ("x", "out of memory"), "timeout": ("|", "out of time"), "budget": ("|", "out of time")}
@@ -29,6 +29,7 @@ def draw(
     title: str,
     behind: pd.DataFrame | None = None,
     limit: tuple[float, str] | None = None,
+    apart: Collection[str] = (),
 ) -> Figure:
     """`column` against n on log axes. Hollow points were extrapolated; where a line ends, the reason is marked.
 
@@ -36,12 +37,14 @@ def draw(
 
     behind  another table (variant, p, n, column) drawn faint
     limit   (value, its name) of a horizontal line
+    apart   variants to be marked, since they do not agree with their family
     """
     across = 2 if len(ps) == 4 else min(len(ps), 3)
     down = math.ceil(len(ps) / across)
-    marks = _marks(table, behind, limit)
+    marks = _marks(table, behind, limit) + key_of_unlike(variants, apart)
     alone = set(variants) <= set(PAPER_IMPLEMENTATIONS)
-    legend = halves([*map(legend_line, variants), *marks]) if alone else in_groups(variants, marks)
+    lines = [legend_line(variant, apart) for variant in variants]
+    legend = halves([*lines, *marks]) if alone else in_groups(variants, marks, apart)
     figure, upper = above_legend(0.5 + min(_PANEL * down, _PANELS), legend)
     grid = upper.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(ps) :]:

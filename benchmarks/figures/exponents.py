@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.figures.style import PAGE, SMALL, TIGHT, legend, short_label, style
+from benchmarks.figures.style import PAGE, SMALL, TIGHT, UNLIKE, key_of_unlike, legend, short_label, style
 from benchmarks.reading.exponents import FLOOR, exponents
 
 _SHOWN = (-0.7, 3.7)  # an interval that is wider ends at the frame
@@ -15,8 +17,11 @@ _QUANTITIES = {"runtime": "runtime of an epoch", "memory": "peak memory"}
 _HOST = "peaks of host memory include what the allocator keeps of freed arrays"
 
 
-def draw(table: pd.DataFrame, title: str) -> Figure:
-    """Every exponent that could be fitted with its 95 % interval, and the theoretical one of the dominating term."""
+def draw(table: pd.DataFrame, title: str, apart: Collection[str] = ()) -> Figure:
+    """Every exponent that could be fitted with its 95 % interval, and the theoretical one of the dominating term.
+
+    apart  variants to be marked, since they do not agree with their family
+    """
     fitted = exponents(table)
     fitted = fitted[fitted["n"].notna() | fitted["p"].notna()]
     parts = {quantity: fitted[fitted["quantity"] == quantity] for quantity in _QUANTITIES}
@@ -25,7 +30,10 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     figure = Figure(figsize=(PAGE, 2.0 + 0.23 * sum(rows)), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[count + 1 for count in rows])
     for (quantity, part), panels in zip(parts.items(), grid, strict=True):
-        labels = [f"{short_label(row.variant)}: {_raised(row.term)}" for row in part.itertuples()]
+        labels = [
+            f"{UNLIKE * (row.variant in apart)}{short_label(row.variant)}: {_raised(row.term)}"
+            for row in part.itertuples()
+        ]
         panels[0].set_yticks(range(len(labels)), labels)
         panels[0].set_ylim(max(len(labels), 1) - 0.5, -0.5)
         for axis, axes in zip("np", panels, strict=True):
@@ -34,7 +42,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     figure.suptitle("\n".join([title, *notes]), x=0.01, ha="left")
     dot = Line2D([], [], color="0.3", marker="o", markersize=4, label="measured, with its 95 % interval")
     theory = Line2D([], [], color="black", marker="|", markersize=11, linestyle="none", label="theory, dominating term")
-    legend(figure, [dot, theory], loc="outside lower left", ncols=2, **TIGHT)
+    legend(figure, [dot, theory, *key_of_unlike(fitted["variant"], apart)], loc="outside lower left", ncols=2, **TIGHT)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 
-from benchmarks.figures.style import LEGEND_ROW, TIGHT, across_in, bands, grid_axes, legend, log_axis, style
+from benchmarks.figures.style import (
+    LEGEND_ROW,
+    TIGHT,
+    across_in,
+    bands,
+    grid_axes,
+    key_of_unlike,
+    label,
+    legend,
+    log_axis,
+    style,
+)
 from benchmarks.paper.fastest import Winners, winners_over
 
 _NOTHING_FITS = {"facecolor": "white", "edgecolor": "0.35", "hatch": "////", "linewidth": 0}
@@ -24,18 +35,23 @@ _LEAST = 0.1  # inches: where a cell on log axes would be thinner, all cells hav
 
 
 def draw(
-    table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], maps: Sequence[tuple[str, Sequence[str]]]
+    table: pd.DataFrame,
+    ns: Sequence[int],
+    ps: Sequence[int],
+    maps: Sequence[tuple[str, Sequence[str]]],
+    apart: Collection[str] = (),
 ) -> list[Figure]:
     """A map for each (title, variants): colour = the variant with the lowest runtime_s among `variants`.
 
     A split cell has several that are equally fast (benchmarks.paper.fastest.winners), the lowest runtime at the lower
     left. Hatched: every variant ran out of memory there. Grey: none came to an end, and time was a reason. Stippled:
-    none came to an end, and some could not be tried. Dotted outline: no variant was tried.
+    none came to an end, and some could not be tried. Dotted outline: no variant was tried. Marked are
+    the variants in `apart`, which do not agree with their family.
 
     The maps stand side by side: size and frame are the same, whatever their legends hold.
     """
     found = [winners_over(table, ns, ps, variants) for _, variants in maps]
-    legends = [_legend(what, variants) for what, (_, variants) in zip(found, maps, strict=True)]
+    legends = [_legend(what, variants, apart) for what, (_, variants) in zip(found, maps, strict=True)]
     across = min(across_in(handles, _WIDTH) for handles in legends)
     rows = max(-(-len(legend) // across) for legend in legends)
     height = _ABOVE + _FRAME + _BELOW + LEGEND_ROW * rows
@@ -88,17 +104,17 @@ def _patch_style(what: str) -> dict:
     return {"facecolor": style(what).color, "edgecolor": "white", "linewidth": 0.8}
 
 
-def _legend(found: Winners, variants: Sequence[str]) -> list[Patch | Line2D]:
+def _legend(found: Winners, variants: Sequence[str], apart: Collection[str]) -> list[Patch | Line2D]:
     used = {variant for what in found.values() for variant in what}
     handles = [
-        Patch(label=SPECIAL[what][0] if what in SPECIAL else style(what).label, **_patch_style(what))
+        Patch(label=SPECIAL[what][0] if what in SPECIAL else label(what, apart), **_patch_style(what))
         for what in (*variants, *SPECIAL)
         if what in used
     ]
     if any(len(what) > 1 for what in found.values()):
         look = {"markersize": 9, "markerfacecolor": "0.35", "markerfacecoloralt": "0.75", "markeredgecolor": "white"}
         handles.append(Line2D([], [], linestyle="none", marker="s", fillstyle="left", label=_EQUAL, **look))
-    return handles
+    return handles + key_of_unlike(used, apart)
 
 
 def _thinnest(values: Sequence[int], size: float) -> float:

@@ -6,7 +6,7 @@ A figure is at most PAGE inches wide, and its type is that of a page: 9 to 10 po
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,11 @@ class Style:
 PAGE = 7.1  # inches: the text of a page of A4
 SMALL = 9  # points, where 10 leave no room
 APPROXIMATE = " (approximate)"  # at the end of the label of such a variant
-GROUPS = ("paper", "published package", "originals", "fused", "approximate", "others")  # of a legend
+ANOTHER = " (another objective)"
+UNLIKE = (
+    "\u2260 "  # before the label of a variant that does not agree with its family, see benchmarks.reading.agreement
+)
+GROUPS = ("paper", "published package", "originals", "fused", "approximate", "others", "another objective")
 LEGEND_ROW = 0.2  # inches
 LABEL = 40  # characters of a variant's label
 TIGHT = {"borderpad": 0, "handlelength": 1.9, "columnspacing": 1.2}  # of a legend below a figure
@@ -47,6 +51,7 @@ _LETTER = 0.55 * SMALL / 72  # about the width of one in a legend, in inches
 _PUBLISHED = (0, (4, 1.5, 1, 1.5))
 _ORIGINAL = (0, (6, 2))
 _APPROXIMATE = (0, (1, 1.5))  # dotted, and no exact variant is
+_ANOTHER = (0, (1, 4))
 # The first six colours are those of Okabe and Ito 2008; the published package has a dark shade of our variant's.
 _FIXED = {
     "primal": ("#0072B2", "o", "-"),
@@ -92,30 +97,44 @@ def style(variant: str) -> Style:
     """The style of a variant; those that are not in the fixed list take the spare ones in order of registration."""
     known = variant in mmdma_core.variants()
     label = lettering.shortened(mmdma_core.variant(variant).label if known else variant, LABEL)
-    if known and not mmdma_core.variant(variant).exact:
-        label += APPROXIMATE
+    own = known and mmdma_core.variant(variant)
+    if own and not own.exact:
+        label += ANOTHER if own.objective else APPROXIMATE
     if variant in _FIXED:
         return Style(label, *_FIXED[variant])
     others = [name for name in mmdma_core.variants() if name not in _FIXED]
     number = others.index(variant) if variant in others else len(others)
-    return Style(label, *(choices[number % len(choices)] for choices in (_SPARE_COLORS, _SPARE_MARKERS, _SPARE_DASHES)))
+    dashes = (_ANOTHER,) if own and own.objective else _SPARE_DASHES
+    return Style(label, *(choices[number % len(choices)] for choices in (_SPARE_COLORS, _SPARE_MARKERS, dashes)))
 
 
 def short_label(variant: str) -> str:
     """The label without what a heading or the text says of its group."""
-    return style(variant).label.removesuffix(APPROXIMATE).removesuffix(" (biased MMD)")
+    return style(variant).label.removesuffix(APPROXIMATE).removesuffix(ANOTHER).removesuffix(" (biased MMD)")
 
 
-def legend_line(variant: str) -> Line2D:
+def label(variant: str, apart: Collection[str]) -> str:
+    """The label, marked if the variant is among those that stand apart from their family."""
+    return UNLIKE * (variant in apart) + style(variant).label
+
+
+def key_of_unlike(variants: Iterable[str], apart: Collection[str], what: str = "losses") -> list[Line2D]:
+    """The line of a legend that says what UNLIKE means; none where it marks nobody."""
+    return [_blank(f"{UNLIKE}{what} unlike its family's")] if set(variants) & set(apart) else []
+
+
+def legend_line(variant: str, apart: Collection[str] = ()) -> Line2D:
     """The legend's entry of a variant."""
     look = style(variant)
-    return Line2D([], [], color=look.color, marker=look.marker, linestyle=look.dash, markersize=5, label=look.label)
+    line = {"color": look.color, "marker": look.marker, "linestyle": look.dash, "markersize": 5}
+    return Line2D([], [], label=label(variant, apart), **line)
 
 
 def group(variant: str) -> str:
     """The heading under which a legend of many variants has this one."""
-    if variant in mmdma_core.variants() and not mmdma_core.variant(variant).exact:
-        return "approximate"
+    known = variant in mmdma_core.variants() and mmdma_core.variant(variant)
+    if known and not known.exact:
+        return "another objective" if known.objective else "approximate"
     if variant in PAPER_VARIANTS:
         return "paper"
     ends = {"published-": "published package", "original-": "originals", "-fused": "fused"}
@@ -123,12 +142,12 @@ def group(variant: str) -> str:
     return next(fits, "others")
 
 
-def in_groups(variants: Sequence[str], marks: Sequence[Line2D]) -> list[list[Line2D]]:
+def in_groups(variants: Sequence[str], marks: Sequence[Line2D], apart: Collection[str] = ()) -> list[list[Line2D]]:
     """Three columns of a legend: the variants under the headings of their groups, then what the marks mean."""
     groups: dict[str, list[Line2D]] = {name: [] for name in GROUPS}
     for variant in variants:
         line = legend_line(variant)
-        line.set_label(short_label(variant))
+        line.set_label(UNLIKE * (variant in apart) + short_label(variant))
         groups[group(variant)].append(line)
     groups["marks"] = list(marks)
     blocks = [[heading(name), *lines] for name, lines in groups.items() if lines]

@@ -4,19 +4,117 @@ Every measured cell has its loss after the same number of epochs (EARLY_EPOCHS),
 alone decides. Variants agree where MMD2 is within MMD_TOLERANCE and each penalty and distortion within
 NORM_TOLERANCE of its value. Primal and dual start from different parameters, and a biased and an unbiased MMD2 differ
 by about 1 / n, so several groups are expected: by formulation, by estimator, and each approximation alone.
+
+A family is the variants of one formulation and one estimator of MMD2; the largest group of its exact ones in a cell is
+taken to be right there. An approximation is compared over all cells at once, since its errors average out: the sum of
+its differences from the family must be within its tolerance (Variant.tolerance) of the sum of what the family has. Of
+MMD2 one estimate from n cells may be off by NOISE / sqrt(n) times the tolerance besides. A variant of another objective
+has no family.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
+import mmdma_core
+from mmdma_core import Settings
 from mmdma_core.files.atomic import atomically
 
 MMD_TOLERANCE = 1e-4  # absolute: MMD2 is a difference of means of numbers up to 1, some of them from float32 distances
 NORM_TOLERANCE = 1e-3  # a float32 norm over n^2 numbers, as `dual` takes it, was off by 2e-4 at n = 2,000
+NOISE = 8.0  # the tolerance is meant for some 50 cells, and sqrt(50) is 7
 _NORMS = ("pen_x", "pen_y", "dis_x", "dis_y")
+Point = tuple[str, int, int]  # variant, n, p
+
+
+class Apart(NamedTuple):
+    """From whom a loss stands apart, and in which term by how much, in words."""
+
+    other: str
+    words: str
+
+
+def apart(table: pd.DataFrame, settings: Settings) -> dict[Point, Apart]:
+    """(variant, n, p) -> from whom it stands apart, for every loss of the table that does; see the module's docstring.
+
+    Of two largest groups of a family nobody knows which is right, so both stand apart. An approximation stands apart in
+    every cell that was compared, or in none.
+    """
+    measured = table[table["status"] == "ok"]
+    if "early_mmd" not in measured:
+        return {}
+    found: dict[Point, Apart] = {}
+    pairs: dict[str, list[tuple]] = {}  # approximation -> its cells, and whom each is compared with
+    for _, cell in measured.groupby(["n", "p"]):
+        rows = {row.variant: row for row in cell.itertuples() if row.variant in mmdma_core.variants()}
+        groups = [[name for name in group if name in rows] for group in _groups(cell)]
+        for family, members in _families(groups, settings).items():
+            first, *others = members
+            tie = bool(others) and len(others[0]) == len(first)
+            wrong = {name: first[0] for group in others for name in group}
+            wrong |= dict.fromkeys(first, others[0][0]) if tie else {}
+            for name, other in wrong.items():
+                found[name, rows[name].n, rows[name].p] = Apart(other, _furthest(rows[name], rows[other]))
+            for name, row in rows.items():
+                known = mmdma_core.variant(name)
+                if known.remark == "approximate" and _family(known, settings) == family and not tie:
+                    pairs.setdefault(name, []).append((row, rows[first[0]]))
+    for name, both in pairs.items():
+        words = _off_on_average(both, mmdma_core.variant(name).tolerance)
+        found |= {(name, row.n, row.p): Apart(other.variant, words) for row, other in both if words}
+    return found
+
+
+def _family(variant: mmdma_core.Variant, settings: Settings) -> tuple[str, bool]:
+    return variant.formulation, variant.taken(settings).unbiased
+
+
+def _families(groups: list[list[str]], settings: Settings) -> Mapping[tuple[str, bool], list[list[str]]]:
+    """Family -> its exact variants in groups that agree, the largest first."""
+    families: dict[tuple[str, bool], list[list[str]]] = {}
+    for group in groups:
+        parts: dict[tuple[str, bool], list[str]] = {}
+        for name in group:
+            if mmdma_core.variant(name).exact:
+                parts.setdefault(_family(mmdma_core.variant(name), settings), []).append(name)
+        for family, part in parts.items():
+            families.setdefault(family, []).append(part)
+    return {family: sorted(parts, key=len, reverse=True) for family, parts in families.items()}
+
+
+def _off_on_average(both: list[tuple], tolerance: float) -> str:
+    """The term in which an approximation is off for its tolerance, and by how much, in words; '' if none is."""
+
+    def sums(term: str) -> tuple[float, float, float]:
+        found = [(getattr(row, f"early_{term}"), getattr(other, f"early_{term}")) for row, other in both]
+        off = [mine - right for mine, right in found]
+        return abs(sum(off)), sum(map(abs, off)), sum(abs(right) for _, right in found)
+
+    off, _, size = sums("mmd")
+    noise = NOISE * math.sqrt(sum(1 / row.n for row, _ in both))
+    if not off <= tolerance * (size + noise) + MMD_TOLERANCE * len(both):
+        return f"mmd: {off:.3g} over {len(both)} cells, whose sum is {size:.3g}"
+    for term in _NORMS:
+        _, off, size = sums(term)
+        if not off <= (tolerance + NORM_TOLERANCE) * size:
+            return f"{term}: {100 * off / (size or 1):.3g} % over {len(both)} cells"
+    return ""
+
+
+def _furthest(one: object, other: object) -> str:
+    """The term that is furthest off for its tolerance, and by how much: MMD2 absolutely, a norm relative to itself."""
+    off = {}
+    for term in ("mmd", *_NORMS):
+        a, b = getattr(one, f"early_{term}"), getattr(other, f"early_{term}")
+        by = abs(a - b) / (1.0 if term == "mmd" else max(abs(a), abs(b)) or 1.0)
+        off[term] = (by / (MMD_TOLERANCE if term == "mmd" else NORM_TOLERANCE), by)
+    term = max(off, key=lambda term: math.inf if math.isnan(off[term][0]) else off[term][0])
+    return f"{term}: {off[term][1]:.3g}" if term == "mmd" else f"{term}: {100 * off[term][1]:.2f} %"
 
 
 def losses(table: pd.DataFrame) -> pd.DataFrame:

@@ -161,7 +161,7 @@ def describe(found: Comparison) -> str:
 
 
 def _line(cell: object) -> str:
-    name = cell.variant + (" (approximate)" if maps.is_approximate(cell.variant) else "")
+    name = cell.variant + maps.remark(cell.variant)
     where = f"    {name:<24} n = {cell.n:<8} p = {cell.p:<6}"
     if cell.verdict == "lost":
         return f"{where} {cell.a_s:.3e} -> {cell.b_outcome}"

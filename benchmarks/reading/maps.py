@@ -7,8 +7,8 @@ their medians overlap) are
     equal   several on a side, with one in common; or two that differ by no more than the threshold on both sides,
     differ  otherwise.
 
-Only variants that both sides told something about compete there. Approximate ones are in neither map; what they are
-worth shows in whole fits, whose matches are judged with their time.
+Only variants that both sides told something about compete there. Approximate ones, and those of another objective, are
+in neither map; what they are worth shows in whole fits, whose matches are judged with their time.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _UNTOLD = ("budget", "missing_dependency")  # outcomes that say nothing about ho
 Point = tuple[str, int, int]  # variant, p, n
 
 
-def is_approximate(variant: str) -> bool:
-    """Whether a variant, by its name, is a registered approximation."""
-    return variant in mmdma_core.variants() and not mmdma_core.variant(variant).exact
+def remark(variant: str) -> str:
+    """' (approximate)' or the like, to stand behind the name of a variant; '' of an exact or unknown one."""
+    said = mmdma_core.variant(variant).remark if variant in mmdma_core.variants() else ""
+    return f" ({said})" if said else ""
 
 
 def _is_exact(variant: str) -> bool:
@@ -92,7 +93,7 @@ def quality_against_time(a: Path, b: Path) -> Iterator[str]:
         yield "Quality against time, whole fits: seconds a start, FOSCTTM at the lowest loss (0 is best):"
     for n, method in both:
         (a_s, a_foscttm), (b_s, b_foscttm) = (table[n, method] for table in tables)
-        kind = " (approximate)" if is_approximate(method.split(" ")[0]) else ""
+        kind = remark(method.split(" ")[0])
         values = f"{a_s:.3g} -> {b_s:.3g} s, {a_foscttm:.3f} -> {b_foscttm:.3f}"
         yield f"    {method + kind:<40} n = {n:<8} {values}"
 

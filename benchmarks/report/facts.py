@@ -80,12 +80,17 @@ def _faster(evidence: Evidence) -> Iterator[Fact]:
 
 
 def _largest(evidence: Evidence) -> Fact:
-    """The largest n that came to an end, and that of an exact variant where an approximation goes further."""
+    """The largest n that came to an end, and that of an exact variant where an approximation goes further.
+
+    Of a variant of another objective it counts only where no other one ended.
+    """
     reached = evidence.grid[evidence.grid["status"] == "ok"].groupby("variant")["n"].max().to_dict()
     reached = {variant: reached[variant] for variant in evidence.study.variants if variant in reached}
+    own = {variant: n for variant, n in reached.items() if not mmdma_core.variant(variant).objective}
+    reached, another = own or reached, "" if own else " (another objective)"
     most = max(reached.values())
     exact = {variant: n for variant, n in reached.items() if mmdma_core.variant(variant).exact}
-    words = f"cells, the largest n, reached by {_by(reached, most)}"
+    words = f"cells, the largest n, reached by {_by(reached, most)}{another}"
     if exact and max(exact.values()) < most:
         words += f" (approximate); exact: {max(exact.values()):,}, by {_by(exact, max(exact.values()))}"
     return Fact(f"{most:,}", words, "Full table")

@@ -107,7 +107,7 @@ def citations(evidence: Evidence) -> Section:
     gone = sorted({record.variant for record in evidence.records} - set(mmdma_core.variants()))
     more = sorted({r.variant for r in evidence.records} - set(gone) - set(evidence.study.variants))
     known = [mmdma_core.variant(name) for name in (*evidence.study.variants, *more)]
-    rows = [(v.name, v.label, "" if v.exact else "approximate", v.reference) for v in known]
+    rows = [(v.name, v.label, v.remark, v.reference) for v in known]
     html = table("The origin of each variant", ("variant", "in the figures", "", "cite"), rows)
     if gone:
         html += paragraph(

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import pandas as pd
 from markupsafe import Markup
 
+import mmdma_core
 from benchmarks.figures.style import count
+from benchmarks.report import losses
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, paragraph, part, table
 from benchmarks.report.words import at, grouped, number
@@ -44,12 +46,14 @@ def section(evidence: Evidence) -> Section | None:
         return None
     study = evidence.study
     rows = {(cell.variant, cell.n, cell.p): cell for cell in evidence.grid.itertuples()}
-    variants = []
+    variants, apart = [], {name for name, _, _ in losses.apart(evidence)[0]}
     for name in study.variants:
         asked = {(n, p) for variant, p, n in study.cells() if variant == name}
         grid = [[_square(rows.get((name, n, p)), n, p, asked) for n in study.every_n] for p in reversed(study.p)]
         ended = sum(square["mark"] is MARKS["ok", "ok"] for row in grid for square in row)
-        variants.append({"name": name, "rows": grid, "count": f"{ended} of {len(asked)}"})
+        remark = mmdma_core.variant(name).remark
+        said = f"{ended} of {len(asked)}{'; ' * bool(remark)}{remark}"
+        variants.append({"name": name, "rows": grid, "count": said, "apart": name in apart})
     shown = {square["mark"] for variant in variants for row in variant["rows"] for square in row}
     known = (*MARKS.values(), _UNKNOWN, NO_RECORD)
     legend = part("legend", marks=[mark for mark in known if mark in shown])
@@ -57,6 +61,7 @@ def section(evidence: Evidence) -> Section | None:
     intro = paragraph(
         "Cells n across, features p upwards, as in the maps; under each name, how many cells came to an end.",
         "Why the others did not is told in the table below, and over each square.",
+        *(["Marked ≠ is a variant whose losses do not agree with its family's, see below."] if apart else []),
     )
     grids = part("grids", variants=variants, ns=ns, ps=ps)
     return Section("How every cell ended", intro + legend + grids + _reasons(evidence))

@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
+import mmdma_core
 from benchmarks.figures import heatmap
 from benchmarks.paper.fastest import Winners, winners_over
+from benchmarks.report import losses
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.words import at, cells, grouped, listing, number
 
@@ -37,7 +39,7 @@ def sentences(evidence: Evidence) -> list[str]:
     said += _who_wins("the paper's variants", paper) if evidence.paper else ["None of the paper's variants is in it."]
     said += _of_all_exact(evidence, paper)
     said += pattern(paper, evidence.study.n, evidence.study.p) if evidence.paper else []
-    return [*said, *_memory(evidence), *_extrapolated(evidence)]
+    return [*said, *_apart(evidence), *_memory(evidence), *_extrapolated(evidence)]
 
 
 def winners(evidence: Evidence, variants: Sequence[str]) -> Winners:
@@ -174,6 +176,20 @@ def _taken_over(points: Sequence[tuple[int, tuple[str, ...]]]) -> tuple[float, f
 
 def _where(some: Sequence[int], ps: Sequence[int]) -> str:
     return f"at {at(some, ps, 'p')}" if some else "at no p"
+
+
+def _apart(evidence: Evidence) -> Iterator[str]:
+    """Who may not compute what the others do, and so is no winner to rely on; and who is meant to compute another."""
+    apart, _ = losses.apart(evidence)
+    of_each = Counter(variant for variant, _, _ in apart)
+    if of_each:
+        wrong = listing([f"`{v}` in {cells(of_each[v])}" for v in evidence.study.variants if v in of_each])
+        yield f"**Losses unlike their family's**, marked ≠: {wrong}. Look at them below before relying on their times."
+    others = [
+        f"`{v}` ({mmdma_core.variant(v).objective})" for v in evidence.study.variants if mmdma_core.variant(v).objective
+    ]
+    if others:
+        yield f"Of another objective, so drawn apart and in no map of the fastest: {listing(others)}."
 
 
 def _memory(evidence: Evidence) -> Iterator[str]:

@@ -232,8 +232,8 @@ def why_not(
 ) -> str | None:
     """The reason to pass over a variant, in words, or None; the arguments are those of `choose`."""
     known = variant(name)
-    if not known.exact:
-        return "approximate"
+    if known.remark:
+        return known.remark
     if known.estimator is not None:
         return f"{known.estimator} MMD alone"
     return _obstacle(name, n, p, d, device, memory_bytes, form, ranks)

@@ -47,7 +47,7 @@ class Variant:
         Modules that must be importable, and functions of the device that return None or the reason why not (or raise
         Unsupported, if nothing that could be installed would help).
     exact : bool
-        False for an approximation of the objective: it never competes in a heat map of exact ones.
+        False for an approximation of the objective, and for another objective: neither is in a map of the fastest.
     start : callable
         Prepares a run: start(x, y, settings, device, seed, parameters) -> Run, with both views checked and on the
         device. It is called in `own_state`, and so is each method of the run that computes.
@@ -71,6 +71,15 @@ class Variant:
         What to type where a required module is absent; None: pip install and its name.
     several_ranks : bool
         Whether its `start` takes a group of torch.distributed as well, whose ranks share the rows of both views.
+    tolerance : float
+        Of an approximation: how far one estimate may be off, in root mean square over seeds and orders of the cells:
+        MMD2 absolutely, the gradient as a part of the sum of the norms of its parts. It is meant for some 50 cells, the
+        problems of benchmarks.experiments.correctness, and at most MOST_TOLERANCE.
+    bias : float
+        Of an approximation: how much of that is left in the mean over seeds and orders; 0 for an unbiased estimate.
+    objective : str, optional
+        What it minimises in place of MMD-MA's objective, in a few words; None: MMD-MA's, or an approximation of it. A
+        variant of another objective is not compared with the reference, and is drawn apart.
     """
 
     name: str
@@ -88,6 +97,16 @@ class Variant:
     importer: Callable[[str], object] = importlib.import_module
     install: str | None = None
     several_ranks: bool = False
+    tolerance: float = 0.1
+    bias: float = 0.0
+    objective: str | None = None
+
+    @property
+    def remark(self) -> str:
+        """What is said beside its name: nothing of an exact variant, else 'approximate' or what it minimises."""
+        if self.objective:
+            return f"another objective: {self.objective}"
+        return "" if self.exact else "approximate"
 
     def needs_bytes(self, n: int, p: int, d: int, ranks: int = 1) -> int | None:
         """What the memory model says.
@@ -167,6 +186,7 @@ class Variant:
 
 _VARIANTS: dict[str, Variant] = {}
 _WORDS = ("all", "auto")  # of config.yaml and of MMDMA, where a name may stand
+MOST_TOLERANCE = 0.25  # what is further off approximates nothing
 
 
 def register(
@@ -192,7 +212,7 @@ def register(
     requires : sequence
         Modules that must be importable, and functions of the device, see Variant.
     exact : bool
-        False for an approximation of the objective.
+        False for an approximation of the objective; a variant of another `objective` is none of MMD-MA's either way.
     **more : object
         The optional fields of Variant.
 
@@ -204,7 +224,8 @@ def register(
     Raises
     ------
     ValueError
-        If the name cannot be one, or is taken, be it in capitals: some file systems take both for one folder.
+        If the name cannot be one, or is taken, be it in capitals: some file systems take both for one folder; if what
+        an approximation or another objective declares cannot be.
     """
     module = sys._getframe(1).f_globals["__name__"]
 
@@ -224,12 +245,27 @@ def add(made: Variant) -> None:
     taken = next((other for other in _VARIANTS if other.lower() == name.lower()), None)
     if taken is not None:
         raise ValueError(f"a variant named {taken!r} is registered already; {name!r} could share its folder")
-    _VARIANTS[name] = made
+    _check_declared(made)
+    _VARIANTS[name] = replace(made, exact=made.exact and made.objective is None)
 
 
 def remove(name: str) -> None:
     """Take a variant out of the registry, to put another one in its place."""
     del _VARIANTS[name]
+
+
+def _check_declared(made: Variant) -> None:
+    """Raises ValueError for a tolerance or an objective that cannot be, or that the kind of variant does not have."""
+    if made.objective is not None and not (isinstance(made.objective, str) and made.objective.strip()):
+        raise ValueError(f"variant {made.name!r}: objective must say in a few words what it minimises")
+    said = [field for field in ("tolerance", "bias") if getattr(made, field) != getattr(Variant, field)]
+    if said and (made.exact or made.objective):
+        raise ValueError(f"variant {made.name!r}: {said[0]} is of an approximation of MMD-MA, which says exact=False")
+    if not 0 <= made.bias <= made.tolerance <= MOST_TOLERANCE or not made.tolerance:
+        raise ValueError(
+            f"variant {made.name!r}: 0 <= bias <= tolerance <= {MOST_TOLERANCE} must hold and tolerance be above 0, "
+            f"got bias = {made.bias}, tolerance = {made.tolerance}; what is further off has another objective"
+        )
 
 
 def variants() -> list[str]:
