@@ -1,6 +1,8 @@
 """Every variant passes the common checks; a plugin that config.yaml lists is one of them, here and in no other test."""
 
 import importlib
+import subprocess
+import sys
 
 import common
 import pytest
@@ -150,6 +152,29 @@ def test_a_keops_that_computes_elsewhere_or_wrongly_is_found_out(monkeypatch):
     assert "KeOps gives 3.0 on cpu where 16.0" in keops._runs_on_gpu(torch.ones(4, 3))
     monkeypatch.setattr(keops, "_sum", lambda *arguments, **options: torch.tensor(16.0, dtype=torch.float64))
     assert keops._runs_on_gpu(torch.ones(4, 3)) is None
+
+
+def test_that_keops_has_no_cuda_is_said_where_a_gpu_is_asked_for_alone(tmp_path, monkeypatch, capsys):
+    said = [
+        "[KeOps] Warning : CUDA libraries not found or could not be loaded; Switching to CPU only.",
+        "[KeOps] Warning : Cuda libraries were not detected on the system or could not be loaded ; using cpu only mode",
+        "[KeOps] Warning : OpenMP library 'libgomp' not found.",
+    ]
+    (tmp_path / "says.py").write_text(f"print({chr(10).join(said)!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    for gpu, kept in ((False, said[2:]), (True, said)):
+        monkeypatch.delitem(sys.modules, "says", raising=False)
+        monkeypatch.delitem(sys.modules, "keopscore", raising=False)
+        assert keops.load("says", gpu).__name__ == "says"
+        assert capsys.readouterr().out.splitlines() == kept
+
+
+@pytest.mark.parametrize("name", ["primal-keops", "published-dual-keops"])
+def test_keops_on_a_cpu_is_imported_in_silence(name):
+    pytest.importorskip("pykeops")
+    code = f"from mmdma_core import variant; variant({name!r}).importer('pykeops')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Warning" not in done.stdout + done.stderr
 
 
 def test_float64_views_are_computed_in_float64():

@@ -27,6 +27,7 @@ for _formulation, _memory, _cost, _other in (
         label="primal, KeOps (LSMMD-MA)" if _name == "primal" else "dual, KeOps",
         reference=PAPER,
         requires=("pykeops", keops.works_on),
+        importer=keops.load,
         memory_model=memory.composed(_memory, memory.keops),
         cost_model=costs.composed(_cost, costs.keops),
         accepts=("dense", _other),

@@ -67,8 +67,7 @@ def _stand_ins() -> Iterator[None]:
 
 def load(module: str) -> ModuleType:
     """Import the package's training, or a module that it requires, and keep it from wiping KeOps' cache."""
-    import pykeops
-
+    pykeops = keops.load("pykeops")
     module = "lsmmdma.train" if module == "lsmmdma" else module
 
     wipe = pykeops.clean_pykeops

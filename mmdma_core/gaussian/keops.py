@@ -7,13 +7,20 @@ the reductions name their backend, so that KeOps can never fall back to the CPU 
 from __future__ import annotations
 
 import functools
+import importlib
+import io
 import re
+import sys
+from contextlib import redirect_stdout
+from types import ModuleType
 
 import torch
 
 from mmdma_core import caches, compiler, toolkit
 from mmdma_core.errors import OUT_OF_MEMORY
 from mmdma_core.gaussian import ThreeSums
+
+_NO_CUDA = re.compile(r"^\[KeOps\] Warning : .*\b(cuda|gpus?)\b", re.IGNORECASE)
 
 
 def sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
@@ -24,12 +31,27 @@ def sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
     return sum_xx, sum_yy, _sum(e_x, e_y, sigma)
 
 
+def load(module: str, gpu: bool = False) -> ModuleType:
+    """Import a module that imports KeOps.
+
+    Without CUDA KeOps warns on stdout, in every process that imports it. That matters where a GPU is asked for, and is
+    left out elsewhere; on a GPU `works_on` says what is missing, too.
+    """
+    if gpu or "keopscore" in sys.modules:
+        return importlib.import_module(module)
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            return importlib.import_module(module)
+    finally:
+        sys.stdout.write("".join(line for line in said.getvalue().splitlines(True) if not _NO_CUDA.search(line)))
+
+
 def _sum(a: torch.Tensor, b: torch.Tensor, sigma: float, backend: str | None = None) -> torch.Tensor:
     backend = backend or ("GPU" if a.is_cuda else "CPU")
     if backend == "GPU":
         toolkit.prepare()
-    from pykeops.torch import LazyTensor
-
+    LazyTensor = load("pykeops.torch", backend == "GPU").LazyTensor
     scale = (0.5 / sigma) ** 0.5
     a_i = LazyTensor((a * scale)[:, None, :])
     b_j = LazyTensor((b * scale)[None, :, :])
