@@ -66,9 +66,7 @@ class _Plugin:
             at_child.close()
             told, does = self._first_words(output)
         self.note = f"plugin {module!r} {does} while it is imported: only its own cells see that" if does else ""
-        self.variants = [self._stand_in(*own) for own in told]
-        for variant in self.variants:
-            registry.add(variant)
+        self.variants = [registry.add(self._stand_in(*own)) for own in told]
 
     def _first_words(self, output: Any) -> Any:
         """What the process says once it has imported the plugin. Raises ConfigError if it does not."""

@@ -236,8 +236,8 @@ def register(
     return decorate
 
 
-def add(made: Variant) -> None:
-    """Add a variant to the registry; raises ValueError as `register` does."""
+def add(made: Variant) -> Variant:
+    """Add a variant to the registry, which returns it as it stands there; raises ValueError as `register` does."""
     name = made.name
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _WORDS:
         allowed = "up to 100 letters of ASCII, digits, '-', '_' and '.', the first neither '-' nor '.'"
@@ -247,6 +247,7 @@ def add(made: Variant) -> None:
         raise ValueError(f"a variant named {taken!r} is registered already; {name!r} could share its folder")
     _check_declared(made)
     _VARIANTS[name] = replace(made, exact=made.exact and made.objective is None)
+    return _VARIANTS[name]
 
 
 def remove(name: str) -> None:
