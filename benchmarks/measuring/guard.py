@@ -30,6 +30,7 @@ from benchmarks.measuring import cell as cell_module
 from benchmarks.measuring import memory, ranks, usable
 from benchmarks.measuring.cell import Cell, Limits, Work
 from benchmarks.measuring.lacking import lacking
+from benchmarks.measuring.others import Others
 from benchmarks.measuring.records import Record
 from mmdma_core import host
 from mmdma_core.errors import OUT_OF_MEMORY as _OUT_OF_MEMORY
@@ -44,6 +45,7 @@ _LOADED = "Extension modules:"  # what faulthandler says last, and a page long
 _OURS = "|".join(re.escape(f"{folder}/") for folder in (Path(__file__).parents[2], Path.home()))
 _FOLDERS = re.compile(rf"/[^\s\"':]*/(?:(?:site|dist)-packages|python3\.\d+)/|{_OURS}")
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 # The fields of a record that the child reports.
 _MEASURED = (
@@ -93,24 +95,26 @@ def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Wo
     reach, kills = _within_reach(limited), host.kills()
     begin = time.perf_counter()
     probe = memory.DeviceProbe(cell.devices) if cell.device == "cuda" else None
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
+    others = Others(cell.devices if cell.device == "cuda" else 0)
+    with tempfile.TemporaryFile("w+", errors="replace") as output, _orphans_are_ours():
         receiver, sender = _fork.Pipe(duplex=False)
         child = _fork.Process(target=_run_child, args=(limited, sender, output.fileno(), work))
         try:
             with _signals_held():
                 child.start()
             sender.close()
-            watch = _watch(child, receiver, probe, limited, timeout_s)
+            watch = _watch(child, receiver, probe, others, limited, timeout_s)
         finally:
             if child.pid is not None:
                 _end_child(child)
         seconds, said = time.perf_counter() - begin, _read(output)
+        shares = {"others_cpu": others.cpu_share(), "others_gpu": others.gpu_share()}
     struck = child.exitcode == -signal.SIGKILL or _KILLED.search(said)  # it, or a compiler that it has started
     killed = struck and not watch.ended_for and host.killed_since(kills)
     status, detail = _status_and_detail(watch, child.exitcode, said, limited, killed)
     if cell.device == "cuda" and status != "ok":
         usable.check_not_gone(cell.devices, f"{detail}\n{said}", ask=status in ("error", "timeout"))
-    record = _record(cell, watch, status, detail, seconds, machine)
+    record = replace(_record(cell, watch, status, detail, seconds, machine), **shares)
     if status == "oom":
         kind = "device" if cell.device == "cuda" and not killed else "host"
         record.ran_out_of = {kind: reach[kind]} if reach[kind] is not None else {}
@@ -153,6 +157,17 @@ def _signals_held() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+@contextmanager
+def _orphans_are_ours() -> Iterator[None]:
+    """Of what a cell leaves behind this process is the parent: it is waited for, and what it took is known."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
 def leave_parent(output: int) -> None:
     """In a fork: it, and what it starts (KeOps' compiler), end with the parent; `output` takes what they print."""
     os.setsid()
@@ -178,6 +193,7 @@ def _watch(
     child: multiprocessing.Process,
     receiver: Connection,
     probe: memory.DeviceProbe | None,
+    others: Others,
     cell: Cell,
     timeout_s: float,
 ) -> _Watch:
@@ -200,6 +216,7 @@ def _watch(
         if probe and watch.facts.get("stage") != "metrics":  # what evaluation takes is not the variant's
             watch.device_bytes = probe.peak(pids, watch.facts.get("stage"))
             watch.facts["sm_clock_mhz"] = probe.sm_clock_mhz
+        others.look(pids)
         watch.ended_for = _broken_limit(watch, cell, time.perf_counter() - begin > timeout_s)
         if watch.ended_for:
             return watch
@@ -230,6 +247,11 @@ def _end_child(child: multiprocessing.Process) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, number)
         child.join(grace)
+    end = time.monotonic() + _GRACE_S
+    with suppress(ChildProcessError):  # there are none, or no more
+        while time.monotonic() < end:
+            if os.waitpid(-child.pid, os.WNOHANG)[0] == 0:
+                time.sleep(0.01)
 
 
 def _status_and_detail(watch: _Watch, exit_code: int, output: str, cell: Cell, killed: bool) -> tuple[str, str]:

@@ -101,6 +101,19 @@ def device_process_bytes(pids: Collection[int], device: int = 0) -> int | None:
     return None if not held or None in held else sum(held)
 
 
+def device_process_shares(since_us: int, device: int = 0) -> list[tuple[int, float]] | None:
+    """(pid, share of the multiprocessors' time) of each sample that the driver took after a time, in us since 1970.
+
+    None where it tells none, as of a part in MIG mode.
+    """
+    try:
+        samples = pynvml.nvmlDeviceGetProcessUtilization(_gpus()[device], since_us)
+    except pynvml.NVMLError as error:  # it raises 'success', too, where there is no sample
+        return [] if error.value in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_NOT_FOUND) else None
+    filled = (one for one in samples if one.timeStamp > since_us and one.smUtil <= 100)
+    return [(one.pid, one.smUtil / 100) for one in filled]
+
+
 def gone(devices: int = 1) -> str | None:
     """Why the first GPUs, which were here, are no longer, as the driver says it; None while they are."""
     if not _gpus():

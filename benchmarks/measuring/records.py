@@ -55,6 +55,10 @@ class Record:
     losses            'early': the loss and its terms after the cell's first 3 epochs, 'final': after its last
     metrics           of an experiment: how well the embeddings match (mmdma_core.metrics), and after which epoch
     cell_s            wall time of the whole cell as the guard saw it
+    others_cpu        share, 0 to 1, of the core-seconds of the cell's wall time that other processes took, of the
+                      cores that it may use; None: not known, see benchmarks.measuring.others
+    others_gpu        share, 0 to 1, of the GPU's time that other processes took; None: not known, or on a CPU
+    repeated          True for the quieter of two measurements, the first of which was beside others
     machine           who measured, see benchmarks.measuring.machine
     devices           processes that shared the cells; then an epoch is that of the slowest, peak_host_bytes the sum
     ranks             of several: status, median epoch and peaks of each
@@ -90,6 +94,9 @@ class Record:
     losses: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     cell_s: float | None = None
+    others_cpu: float | None = None
+    others_gpu: float | None = None
+    repeated: bool = False
     machine: dict[str, Any] = field(default_factory=dict)
     devices: int = 1
     ranks: list[dict[str, Any]] = field(default_factory=list)
@@ -99,6 +106,18 @@ class Record:
     def median_epoch_s(self) -> float | None:
         """Median of the timed epochs, in seconds."""
         return median(self.epoch_s) if self.epoch_s else None
+
+    @property
+    def others(self) -> float | None:
+        """The larger of what others took of the cores and of the GPU; None where neither is known."""
+        return max((share for share in (self.others_cpu, self.others_gpu) if share is not None), default=None)
+
+    @property
+    def others_in_words(self) -> str:
+        """'73 % of the cores', '12 % of the GPU': what `others` is a share of."""
+        if self.others is None:
+            return "an unknown share"
+        return f"{100 * self.others:.0f} % of the {'GPU' if self.others == self.others_gpu else 'cores'}"
 
     @property
     def measured(self) -> Measured:

@@ -31,7 +31,10 @@ from benchmarks.reading.spread import ENOUGH, median_interval
 
 VERDICTS = ("slower", "lost", "faster", "gained", "same", "noisy")
 WORDS = {"noisy": "too noisy to say", "lost": "lost (ended in A, not in B)", "gained": "gained (ended in B, not in A)"}
-COLUMNS = ("variant", "p", "n", "a_s", "b_s", "ratio", "low", "high", "a_epochs", "b_epochs", "verdict", "b_outcome")
+COLUMNS = (
+    *("variant", "p", "n", "a_s", "b_s", "ratio", "low", "high"),
+    *("a_epochs", "b_epochs", "verdict", "b_outcome", "beside"),
+)
 _FAILED = ("oom", "timeout", "error")
 Point = tuple[str, int, int]  # variant, p, n
 
@@ -40,7 +43,8 @@ Point = tuple[str, int, int]  # variant, p, n
 class Comparison:
     """Two folders compared.
 
-    cells       one row a cell that both have, with COLUMNS: median epochs in seconds, their ratio B / A and its range
+    cells       one row a cell that both have, with COLUMNS: median epochs in seconds, their ratio B / A and its range;
+                beside: what others took of the machine meanwhile, in words where it may be the reason, else ''
     points      the maps of the fastest, see benchmarks.reading.maps.compared
     fits        lines about whole fits: quality against time
     warnings    a sentence for each thing other than the code that differs between A and B
@@ -108,14 +112,14 @@ def _cell(point: Point, a_side: dict, b_side: dict, threshold: float) -> tuple |
     """A row of COLUMNS; None where neither ended, or one of them was not tried."""
     a, b = a_side[point], b_side[point]
     medians = (a.median_epoch_s if a.status == "ok" else None, b.median_epoch_s if b.status == "ok" else None)
-    counts = (len(a.epoch_s), len(b.epoch_s))
+    counts, beside = (len(a.epoch_s), len(b.epoch_s)), differences.beside(a, b)
     if a.status == b.status == "ok":
         verdict, low, high = judge(a.epoch_s, b.epoch_s, threshold)
-        return (*point, *medians, medians[1] / medians[0], low, high, *counts, verdict, b.status)
+        return (*point, *medians, medians[1] / medians[0], low, high, *counts, verdict, b.status, beside)
     ended = {("ok", True): "lost", (True, "ok"): "gained"}
     states = tuple("ok" if side.status == "ok" else side.status in _FAILED or _is_implied(side) for side in (a, b))
     verdict = ended.get(states)
-    return verdict and (*point, *medians, None, None, None, *counts, verdict, b.status)
+    return verdict and (*point, *medians, None, None, None, *counts, verdict, b.status, beside)
 
 
 def _is_implied(record: Record) -> bool:
@@ -163,11 +167,12 @@ def describe(found: Comparison) -> str:
 def _line(cell: object) -> str:
     name = cell.variant + maps.remark(cell.variant)
     where = f"    {name:<24} n = {cell.n:<8} p = {cell.p:<6}"
+    beside = f"; {cell.beside}" if cell.beside else ""
     if cell.verdict == "lost":
-        return f"{where} {cell.a_s:.3e} -> {cell.b_outcome}"
+        return f"{where} {cell.a_s:.3e} -> {cell.b_outcome}{beside}"
     if cell.verdict == "gained":
-        return f"{where} -> {cell.b_s:.3e}"
-    return f"{where} {cell.a_s:.3e} -> {cell.b_s:.3e}  x {cell.ratio:.3g} ({cell.low:.3g} to {cell.high:.3g})"
+        return f"{where} -> {cell.b_s:.3e}{beside}"
+    return f"{where} {cell.a_s:.3e} -> {cell.b_s:.3e}  x {cell.ratio:.3g} ({cell.low:.3g} to {cell.high:.3g}){beside}"
 
 
 def _rule(threshold: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
+from benchmarks.measuring.others import NOISY
 from benchmarks.measuring.records import Record
 
 _CLOCK = 0.03  # GPU clocks come in steps of 15 MHz; more than this fraction is another clock
@@ -42,6 +43,26 @@ def warnings(a: Sequence[Record], b: Sequence[Record]) -> list[str]:
     other = sum(first.key != second.key for first, second in zip(a, b, strict=True))
     if other:
         said.append(f"{other} of {len(a)} cells answer another question: other settings, or other code of the variant")
+    return said + _others(a, b)
+
+
+def beside(a: Record, b: Record) -> str:
+    """What others took of the machine while a cell was measured, in words; '' where that was little or is not known."""
+    sides = [(record.others_in_words, side) for record, side in ((a, "A"), (b, "B")) if (record.others or 0.0) > NOISY]
+    return f"others took {' and '.join(f'{share} in {side}' for share, side in sides)}" if sides else ""
+
+
+def _others(a: Sequence[Record], b: Sequence[Record]) -> list[str]:
+    """Of how many cells others may be the reason; and of how many nobody knows, where of some it is known."""
+    said, known = [], any(record.others is not None for record in (*a, *b))
+    for letter, side in (("A", a), ("B", b)):
+        noisy = sum((record.others or 0.0) > NOISY for record in side)
+        unknown = sum(record.others is None and record.status != "skipped" for record in side)
+        if noisy:
+            took = f"others took more than {100 * NOISY:.0f} % of the cores or of the GPU"
+            said.append(f"{took} beside {noisy} of {len(side)} cells in {letter}")
+        if known and unknown:
+            said.append(f"what others took of the machine is not known of {unknown} of {len(side)} cells in {letter}")
     return said
 
 

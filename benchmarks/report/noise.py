@@ -1,4 +1,4 @@
-"""How far the times can be trusted: their spread within a cell, clocks that fell, and what was extrapolated."""
+"""How far the times can be trusted: their spread within a cell, others beside it, clocks that fell, extrapolation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from benchmarks.measuring import others
 from benchmarks.measuring.records import Record
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, paragraph, table
@@ -21,13 +22,15 @@ WORST = 10
 
 
 def section(evidence: Evidence) -> Section | None:
-    """Spread by variant, the worst cells, throttling; None without a measured cell."""
+    """Spread by variant, the worst cells, what others took, throttling; None without a measured cell."""
     found = spreads(evidence)
     if found.empty:
         return None
     told = found[found["epochs"] >= MIN_EPOCHS]
-    said = paragraph(*_in_words(found, told)) + paragraph(*clocks(_ok(evidence)), *_slowed(found))
-    return Section("Noise", said + _by_variant(found) + (_worst(told) if len(told) else Markup()))
+    said = paragraph(*_in_words(found, told)) + paragraph(*beside(evidence.in_study), *_noisy(found))
+    said += paragraph(*clocks(_ok(evidence)), *_slowed(found))
+    worst = found[(found["epochs"] >= MIN_EPOCHS) | (found["others"] > others.NOISY)]
+    return Section("Noise", said + _by_variant(found) + (_worst(worst) if len(worst) else Markup()))
 
 
 def spreads(evidence: Evidence) -> pd.DataFrame:
@@ -40,7 +43,10 @@ def _ok(evidence: Evidence) -> list[Record]:
 
 
 def spread(record: Record) -> dict:
-    """Of a cell's timed epochs: interquartile range over median, and the last third's median over the first third's."""
+    """Of a cell's timed epochs: interquartile range over median, and the last third's median over the first third's.
+
+    others is the share of the cores or of the GPU that others took, NaN where that is not known.
+    """
     times = np.asarray(record.epoch_s)
     low, middle, high = np.quantile(times, (0.25, 0.5, 0.75))
     third = len(times) // 3
@@ -53,7 +59,40 @@ def spread(record: Record) -> dict:
         "spread": (high - low) / middle,
         "drift": np.median(times[-third:]) / np.median(times[:third]) if third else np.nan,
         "extrapolated": record.extrapolated,
+        "others": np.nan if record.others is None else record.others,
     }
+
+
+def beside(found: Sequence[Record]) -> Iterator[str]:
+    """Beside how many of these cells, those without an end included, others took much of the machine."""
+    tried = [record for record in found if record.status in ("ok", "oom", "timeout")]
+    known = [record for record in tried if record.others is not None]
+    noisy = [record for record in known if record.others > others.NOISY]
+    if not known:
+        yield "The records do not say what other processes took of the machine meanwhile."
+        return
+    most = max(known, key=lambda record: record.others)
+    where = f"{most.others_in_words} beside `{most.variant}` at n = {most.n:,}, p = {most.p:,}"
+    limit = percent(others.NOISY)
+    if noisy:
+        yield f"**Others:** they took more than {limit} of the cores or of the GPU beside {_of(noisy, known)}; {where}."
+    else:
+        yield f"In none of {cells(len(known))} did others take more than {limit} of the cores or of the GPU; {where}."
+    if len(known) < len(tried):
+        yield f"Of {cells(len(tried) - len(known))} it is not known."
+    twice = [record for record in known if record.repeated]
+    if twice:
+        yield f"{cells(len(twice))} measured twice for it: the better one stays."
+
+
+def _of(some: Sequence, all_of_them: Sequence) -> str:
+    return f"{len(some):,} of {cells(len(all_of_them))}"
+
+
+def _noisy(spreads: pd.DataFrame) -> Iterator[str]:
+    wide = (spreads["spread"] > NOISY) & (spreads["epochs"] >= MIN_EPOCHS)
+    noisy = spreads[wide | (spreads["others"] > others.NOISY)]
+    yield f"For this or their spread {_of(noisy, spreads)} count as noisy."
 
 
 def clocks(ok: Sequence[Record]) -> Iterator[str]:
@@ -114,10 +153,13 @@ def _by_variant(spreads: pd.DataFrame) -> Markup:
     return table("Spread and extrapolation by variant", head, rows, range(1, 6))
 
 
-def _worst(told: pd.DataFrame) -> Markup:
-    rows = [
-        (r.variant, f"{r.n:,}", f"{r.p:,}", r.epochs, number(r.median_s), percent(r.spread), number(r.drift))
-        for r in told.sort_values("spread", ascending=False).head(WORST).itertuples()
-    ]
-    head = ("variant", "n", "p", "epochs timed", "median epoch, s", "spread", "last third / first third")
-    return table(f"The {len(rows)} noisiest cells", head, rows, range(1, 7))
+def _worst(found: pd.DataFrame) -> Markup:
+    """The cells furthest above what counts as noisy, for their spread or for others."""
+    found = found.assign(spread=found["spread"].where(found["epochs"] >= MIN_EPOCHS))
+    above = np.fmax(found["spread"] / NOISY, found["others"] / others.NOISY)
+    rows = []
+    for r in found.loc[above.sort_values(ascending=False).index].head(WORST).itertuples():
+        shares = percent(r.spread), percent(r.others)
+        rows.append((r.variant, f"{r.n:,}", f"{r.p:,}", r.epochs, number(r.median_s), *shares, number(r.drift)))
+    head = ("variant", "n", "p", "epochs timed", "median epoch, s", "spread", "others", "last third / first third")
+    return table(f"The {len(rows)} noisiest cells", head, rows, range(1, 8))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain, groupby
+from itertools import groupby
 from typing import NamedTuple, TypeVar
 
 import mmdma_core
@@ -60,7 +60,7 @@ class Plan:
         self.rates = rates
         self.total = sum(1 for _ in study.cells())
         self.known: dict[Point, Record] = {}
-        self._measured: dict[str, list[Measured]] = {}  # of each variant
+        self._measured: dict[str, dict[tuple[int, int], Measured]] = {}  # variant -> p, n -> what its cell gave last
         self._speed: float | None = None
         self._free = machine_memory(study.device)
         for variant, p, n in study.cells():
@@ -72,7 +72,7 @@ class Plan:
         """Take note of a cell that has just ended."""
         self.known[record.variant, record.p, record.n] = record
         if record.status == "ok":
-            self._measured.setdefault(record.variant, []).append(record.measured)
+            self._measured.setdefault(record.variant, {})[record.p, record.n] = record.measured
 
     def remaining(self) -> list[Point]:
         """The cells that are not known, in the order in which they run."""
@@ -88,7 +88,9 @@ class Plan:
 
     def forecasts(self) -> dict[tuple[str, int], Forecast]:
         """(variant, p) -> what that sweep will do."""
-        self._speed = advice.machine_speed(list(chain.from_iterable(self._measured.values())), self.rates)
+        self._speed = advice.machine_speed(
+            [cell for cells in self._measured.values() for cell in cells.values()], self.rates
+        )
         return {sweep: self._forecast(*sweep) for sweep in self.study.sweeps()}
 
     def _forecast(self, variant: str, p: int) -> Forecast:
@@ -173,7 +175,7 @@ class Plan:
     def _epoch_seconds(self, variant: str, p: int, n: int) -> float | None:
         if mmdma_core.variant(variant).cost_model is None:
             return None
-        own, d = self._measured.get(variant, []), self.study.settings.n_components
+        own, d = [*self._measured.get(variant, {}).values()], self.study.settings.n_components
         seconds = advice.epoch_seconds(variant, n, p, d, own, self._speed, self.rates)
         return seconds if own or self.study.device == "cpu" else seconds / self.study.devices
 
