@@ -20,6 +20,7 @@ from benchmarks.measuring.cell import Cell, Limits
 from benchmarks.reading import compare, table
 from benchmarks.report import evidence, noise
 from benchmarks.study import sweep
+from benchmarks.study.plan import Plan
 from mmdma_core import Settings
 
 
@@ -311,6 +312,15 @@ def test_where_larger_n_are_tried_all_the_same_an_end_waits_for_the_sweeps(machi
     )
     played.sweep()
     assert played.asked == [100, 200, 300, 100]
+
+
+def test_the_plan_counts_a_cell_that_is_measured_twice_once(machine_of):
+    played = machine_of({100: ok(0.9, 0.1), 200: ok(0.1), 300: ok(0.1)})
+    planned = Plan(played.study)
+    for one in played.sweep()[0]:
+        planned.add(one)
+    assert played.asked == [100, 200, 300, 100]
+    assert planned.basis().startswith("3 measured cells")
 
 
 def test_the_report_says_beside_which_cells_others_ran(tmp_path):
