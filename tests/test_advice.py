@@ -1,6 +1,7 @@
 """Advice and plans, against what the laptop study of results/ measured: it was not consulted for the models' terms."""
 
 import dataclasses
+import re
 
 import pandas as pd
 import pytest
@@ -11,9 +12,9 @@ import mmdma_core
 from benchmarks.measuring import records
 from benchmarks.reading import advise
 from benchmarks.study import study
-from benchmarks.study.plan import Plan
+from benchmarks.study.plan import Plan, describe
 from mmdma_core import MissingDependency
-from mmdma_core.families import advice
+from mmdma_core.families import advice, registry
 from mmdma_core.families.advice import Measured
 
 LAPTOP = ROOT / "results" / "laptop-amd-epyc-2-cores"
@@ -109,6 +110,37 @@ def test_advise_in_words():
     assert "primal-keops             about " in elsewhere
     with pytest.raises(ValueError, match="--n must be at least 2"):
         advise.describe(laptop, 1, 10)
+
+
+def test_advise_tells_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_VARIANTS", dict(registry._VARIANTS))
+    for name in ("measured-only", "nowhere"):
+        mmdma_core.register(name, label=name, reference="a test")(None)
+    made = dataclasses.replace(RECORDS[0], variant="measured-only", status="ok", epoch_s=[0.1])
+    records.write(made, records.record_path(tmp_path / "here", made.variant, made.p, made.n))
+    asked = study.load(CONFIG | {"machine": "here", "results": str(tmp_path)})
+    text = advise.describe(asked, 4000, 1000)
+    assert "  measured-only            no model: 1 cell measured here\n" in text + "\n"
+    assert "  nowhere                  no model: 0 cells measured here\n" in text + "\n"
+    assert "more cells" not in text
+    little = advise.describe(asked, 50, 10, gpu_gib=2e5 / 2**30)
+    assert re.search(r"\nor, approximate, primal-fourier: needs .* of 195 KiB; about ", little)
+    assert re.search(r"\n  dual-fourier .*\); needs .* of 195 KiB; approximate\n", little)
+
+
+def test_cells_of_the_same_processor_elsewhere_are_offered_by_name(tmp_path, monkeypatch):
+    for folder, cpu in (("mine", "This One"), ("another", "Another")):
+        for record in RECORDS[:2]:
+            made = dataclasses.replace(record, machine=record.machine | {"cpu": cpu})
+            records.write(made, records.record_path(tmp_path / folder, made.variant, made.p, made.n))
+    monkeypatch.setattr("benchmarks.measuring.machine.cpu_model", lambda: "This One")
+    asked = study.load(CONFIG | {"machine": "here", "results": str(tmp_path)})
+    words = f"of the same processor, This One: {tmp_path / 'mine'} (2 records); --set machine=NAME takes them"
+    assert f"\nmore cells {words}\n" in advise.describe(asked, 4000, 1000)
+    assert words in describe(asked).splitlines()
+    assert "same processor" not in advise.describe(
+        study.load(CONFIG | {"machine": "mine", "results": str(tmp_path)}), 9, 9
+    )
 
 
 @pytest.mark.parametrize("known", [0, 40])

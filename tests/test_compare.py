@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from conftest import ROOT
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_records import record
 
@@ -145,14 +146,65 @@ def test_another_machine_is_a_warning(folders, change, sentence):
     assert found.warnings == ([sentence] if sentence else [])
 
 
-def test_other_settings_are_a_warning(folders):
+LOSS = {"epoch": 3, "total": 1.001, "mmd": 1.0, "pen_x": 2.0, "pen_y": 2.0, "dis_x": 3.0, "dis_y": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"d": 5}, "d is 10 in A, 5 in B"),
+        ({"seed": 5}, "seed is 4 in A, 5 in B"),
+        ({"epochs": 9}, "epochs is 500 in A, 9 in B"),
+        ({"data_mode": "fast"}, "data_mode is exact in A, fast in B"),
+        ({"devices": 2}, "devices is 1 in A, 2 in B"),
+        ({"mmd": 0.9, "total": 0.901}, "their losses after the same epochs differ"),  # sigma, the shape of the data
+        ({"total": 1.002}, "their losses"),  # lambda1, lambda2
+        ({"pen_y": 2.2}, "their losses"),  # the learning rate
+    ],
+)
+def test_a_cell_that_answers_another_question_is_never_slower(folders, change, words):
+    def at(n, seconds, changed):
+        one = made(n=n, epoch_s=epochs(seconds), data_mode="exact", losses={"early": LOSS | changed})
+        for name, value in changed.items():
+            if name not in LOSS:
+                setattr(one, name, value)
+        one.key = f"{changed}"
+        return one
+
+    a, b = [at(1000, 1, {}), at(2000, 1, {})], [at(1000, 9, change), at(2000, 1, {})]
+    b[1].key = "other code"
+    with pytest.raises(ValueError, match=r"was tried in the other; 1 cell of primal, which answers another"):
+        compare.compare(*folders(a[:1], b[:1]))
+    found = compare.compare(*folders(a, b))
+    assert found.cells[["n", "verdict"]].values.tolist() == [[2000, "same"]]
+    assert not found.slower
+    assert set(found.points["n"]) == {2000}
+    (sentence,) = found.left_out
+    assert sentence.startswith(f"1 cell of primal, which answers another question: {words}")
+
+
+def test_the_published_runtimes_point_to_what_compares_with_them(folders):
+    a, _ = folders([made()], [made()])
+    with pytest.raises(ValueError, match=r"but the published runtimes: figures/against_paper and the report"):
+        compare.compare(a, ROOT / "results" / "published-v100")
+
+
+def test_the_first_line_says_what_is_compared_and_lists_stand_at_the_end(folders):
+    a = [made(), made(n=2000), made(n=3000), made("dual")]
+    b = [made(), made(n=2000, epoch_s=epochs(2)), made(n=3000, status="oom")]
+    said = compare.describe(compare.compare(*folders(a, b))).splitlines()
+    assert said[0] == "B against A: seconds per epoch of 1 variant in 3 cells that both tried, on H100"
+    heads = ["slower:", "lost (ended in A, not in B):", "left out: A: 1 cell of dual, in B: not there"]
+    places = [said.index(head) for head in heads]
+    assert places == sorted(places)
+    assert min(places) > next(i for i, line in enumerate(said) if line.startswith("Slower: the whole range"))
+
+
+def test_other_code_and_another_device_are_a_warning(folders):
     other = made()
-    other.d, other.key = 5, "another"
+    other.key = "another"
     found = compare.compare(*folders([made()], [other]))
-    assert found.warnings == [
-        "d differs: 10 in A, 5 in B",
-        "1 of 1 cells answer another question: other settings, or other code of the variant",
-    ]
+    assert found.warnings == ["1 of 1 cells were measured with other code of the variant, or other packages for it"]
     on_cpu = made(machine=MACHINE | {"gpu": None}, device="cpu")
     said = compare.compare(*folders([made()], [on_cpu])).warnings
     assert "device differs: cuda in A, cpu in B" in said

@@ -240,8 +240,8 @@ def test_what_the_noise_of_an_estimate_hides_in_one_cell_shows_over_many():
         made = []
         for p in range(1, count + 1):
             made += [planted("primal", 400, p, early=LOSSES | {"mmd": 0.1})]
-            made += [planted("linear-time", 400, p, early=LOSSES | {"mmd": 0.1 + factor * 0.05 * (-1) ** p})]
-            made += [planted("primal-fourier", 400, p, early=LOSSES | {"mmd": 0.1 + factor * 0.05})]
+            made += [planted("linear-time", 400, p, early=LOSSES | {"mmd": 0.1 + factor * 0.035 * (-1) ** p})]
+            made += [planted("primal-fourier", 400, p, early=LOSSES | {"mmd": 0.1 + factor * 0.035})]
         return {variant for variant, _, _ in agreement.apart(to_frame(made), Settings())}
 
     assert apart(1, 1) == set()

@@ -10,7 +10,7 @@ import mmdma_core
 from benchmarks.measuring import memory, records
 from benchmarks.reading import predict, selection
 from benchmarks.reading.table import to_frame
-from benchmarks.study.plan import duration, machine_memory
+from benchmarks.study.plan import duration, elsewhere, machine_memory
 from benchmarks.study.study import Study
 from mmdma_core.families import advice
 from mmdma_core.families.calibration import calibrate
@@ -27,6 +27,8 @@ def describe(
     study: Study, n: int, p: int, gpu_gib: float | None = None, devices: int = 1, like: str = predict.V100
 ) -> str:
     """Which variant, about how long for the study's epochs, how much memory, and what the advice rests on.
+
+    A variant without a model of cost is never taken, and stands below the others with the cells that were measured.
 
     gpu_gib  memory of a GPU that need not be here: then nothing is asked of this machine, and only cells that were
              measured on a GPU count
@@ -49,21 +51,33 @@ def describe(
     linear = advice.LINEAR_IN_N["dense"]
     shared = f" on each of {devices} devices" if devices > 1 else ""
     words = partial(_words, study, devices)
+
+    def lacks(name: str) -> str:
+        reason = choice.passed_over.get(name) or advice.why_not(name, n, p, d, device, limit, ranks=devices)
+        return f"; {reason}" if reason else ""
+
+    unfit = lacks(linear).removeprefix("; ").removesuffix("approximate").removesuffix("; ")
+    without = [name for name in mmdma_core.variants() if mmdma_core.variant(name).cost_model is None]
     lines = [
         f"n = {n:,} cells, p = {p:,} features, d = {d}, {in_words(limit)} of {kind} memory{shared}; "
         f"{len(measured)} measured cells {where}",
         f"take {choice.variant}: {words(choice.estimate, choice.variant)}{_needs(choice)}",
         f"this rests on {choice.estimate.basis}",
-        f"or, approximate, {linear}: {words(advice.estimate(linear, n, p, d, measured, rates), linear)}; {_QUALITY}",
+        f"or, approximate, {linear}: {f'{unfit}; ' * bool(unfit)}"
+        f"{words(advice.estimate(linear, n, p, d, measured, rates), linear)}; {_QUALITY}",
     ]
+    other = elsewhere(study) if gpu_gib is None else ""
+    lines += [f"more cells {other}"] * bool(other)
     others = {
         name: advice.estimate(name, n, p, d, measured, rates)
         for name in mmdma_core.variants()
         if mmdma_core.variant(name).cost_model and name != choice.variant
     }
     for name in sorted(others, key=lambda name: others[name].epoch_s):
-        reason = choice.passed_over.get(name) or advice.why_not(name, n, p, d, device, limit, ranks=devices)
-        lines.append(f"  {name:<24} {words(others[name], name)}{f'; {reason}' if reason else ''}")
+        lines.append(f"  {name:<24} {words(others[name], name)}{lacks(name)}")
+    for name in without:
+        count = sum(cell.variant == name for cell in measured)
+        lines.append(f"  {name:<24} no model: {count} cell{'s' * (count != 1)} measured here{lacks(name)}")
     return "\n".join(lines)
 
 

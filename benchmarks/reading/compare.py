@@ -9,6 +9,9 @@ that no distribution is assumed). With a threshold of 1.1, B is
     same      if all of it is within 1 / 1.1 and 1.1,
     noisy     otherwise, and where a side has one epoch: too noisy to say.
 
+Cells that answer another question in B than in A (benchmarks.reading.differences.another_question) are left out and
+named: another seed, number of epochs or components, other data, or settings that show in the losses.
+
 A cell that came to an end in A and in B ran out of memory or time or raised an error is `lost`, and counts as slower;
 `gained` is the other way round. Epochs of one cell follow each other within seconds: what drifts between two runs
 (other load, another clock) is in the ratio and not in the intervals, so the threshold should not be below what a
@@ -19,6 +22,7 @@ Beside the cells, the maps of the fastest are compared, and whole fits (benchmar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.measuring.records import Record, read_folder
+from benchmarks.paper.published import PUBLISHED
 from benchmarks.reading import differences, maps
 from benchmarks.reading.spread import ENOUGH, median_interval
 
@@ -43,6 +48,7 @@ Point = tuple[str, int, int]  # variant, p, n
 class Comparison:
     """Two folders compared.
 
+    machines    who measured A and B
     cells       one row a cell that both have, with COLUMNS: median epochs in seconds, their ratio B / A and its range;
                 beside: what others took of the machine meanwhile, in words where it may be the reason, else ''
     points      the maps of the fastest, see benchmarks.reading.maps.compared
@@ -54,6 +60,7 @@ class Comparison:
 
     a: str
     b: str
+    machines: tuple[str, str]
     cells: pd.DataFrame
     points: pd.DataFrame
     fits: list[str]
@@ -73,14 +80,20 @@ def compare(a: Path, b: Path, threshold: float = 1.1) -> Comparison:
         raise ValueError(f"--threshold must be above 1, got {threshold:g}")
     left_out: list[str] = []
     sides = [_records_of(folder, letter, left_out) for folder, letter in ((a, "A"), (b, "B"))]
+    machines = tuple(differences.machine_name(next(iter(side.values()))) for side in sides)
+    sides, other = _same_question(*sides)
+    left_out += other
     rows = [row for point in sorted(sides[0].keys() & sides[1].keys()) if (row := _cell(point, *sides, threshold))]
     left_out += _not_compared(*sides, {tuple(row[:3]) for row in rows})
     if not rows:
-        raise ValueError(f"{a} and {b} have no cell that ended in one of them and was tried in the other")
+        why = f"; {other[0]}" if other else ""
+        raise ValueError(f"{a} and {b} have no cell that ended in one of them and was tried in the other{why}")
     cells = pd.DataFrame(rows, columns=list(COLUMNS))
     compared = [[side[point] for point in zip(*(cells[c] for c in COLUMNS[:3]), strict=True)] for side in sides]
     points, fits = maps.compared(*sides, threshold), list(maps.quality_against_time(a, b))
-    return Comparison(str(a), str(b), cells, points, fits, differences.warnings(*compared), left_out, threshold)
+    return Comparison(
+        str(a), str(b), machines, cells, points, fits, differences.warnings(*compared), left_out, threshold
+    )
 
 
 def judge(a: list[float], b: list[float], threshold: float) -> tuple[str, float, float]:
@@ -96,12 +109,28 @@ def judge(a: list[float], b: list[float], threshold: float) -> tuple[str, float,
     return ("same" if 1 / threshold <= low and high <= threshold else "noisy"), low, high
 
 
+def _same_question(a: dict[Point, Record], b: dict[Point, Record]) -> tuple[list[dict[Point, Record]], list[str]]:
+    """Both sides without the cells that answer another question in B than in A, and a sentence for each reason."""
+    why = {point: differences.another_question(a[point], b[point]) for point in a.keys() & b.keys()}
+    counts = Counter((point[0], reason) for point, reason in why.items() if reason)
+    said = [
+        f"{count} cell{'s' * (count > 1)} of {variant}, which answer{'s' * (count == 1)} another question: {reason}"
+        for (variant, reason), count in sorted(counts.items())
+    ]
+    return [{point: own for point, own in side.items() if not why.get(point)} for side in (a, b)], said
+
+
 def _records_of(folder: Path, letter: str, left_out: list[str]) -> dict[Point, Record]:
     """The records of the machine that measured most of a folder; what is left out is added to `left_out`."""
     held = read_folder(folder)
     left_out += [f"{letter}: {sentence}" for sentence in held.left_out]
     if not held.records:
         reason = f"; {held.left_out[0]}" if held.left_out else ""
+        if folder.resolve() == PUBLISHED.parent:
+            reason = (
+                ", but the published runtimes: figures/against_paper and the report of a folder set it against them "
+                "(python -m benchmarks figures, python -m benchmarks report)"
+            )
         raise ValueError(f"{folder / 'records'} holds no readable record{reason}")
     kept, said = differences.one_machine(held.records)
     left_out += [f"{letter}: {sentence}" for sentence in said]
@@ -144,23 +173,29 @@ def _not_compared(a: dict, b: dict, compared: set[Point]) -> Iterator[str]:
 
 
 def describe(found: Comparison) -> str:
-    """The comparison in words: what differs, the counts, each cell that is faster or slower, the rule."""
+    """The comparison in words: what is compared, the counts, the rule, what else differs; then the lists of cells."""
     counts = found.cells["verdict"].value_counts()
     few = int((found.cells[["a_epochs", "b_epochs"]].min(axis=1) < ENOUGH).sum())
-    lines = [f"A  {found.a}", f"B  {found.b}"]
-    lines += [f"warning: {sentence}" for sentence in found.warnings]
-    lines += [f"left out: {sentence}" for sentence in found.left_out]
-    lines.append(f"B against A in {len(found.cells)} cells, seconds per epoch:")
-    for verdict in VERDICTS:
-        lines.append(f"  {WORDS.get(verdict, verdict):<32} {counts.get(verdict, 0):>5}")
-        if verdict not in ("same", "noisy"):
-            lines += [_line(cell) for cell in found.cells[found.cells["verdict"] == verdict].itertuples()]
+    variants, (a, b) = found.cells["variant"].nunique(), found.machines
+    lines = [
+        f"B against A: seconds per epoch of {variants} variant{'s' * (variants > 1)} in {len(found.cells)} "
+        f"cell{'s' * (len(found.cells) > 1)} that both tried{f', on {a}' if a == b else f'; A on {a}, B on {b}'}",
+        f"A  {found.a}",
+        f"B  {found.b}",
+    ]
+    lines += [f"  {WORDS.get(verdict, verdict):<32} {counts.get(verdict, 0):>5}" for verdict in VERDICTS]
     lines += [*maps.describe(found.points), *found.fits]
     lines.append(_rule(found.threshold))
     if few:
         lines.append(
             f"{few} of these cells have fewer than {ENOUGH} epochs on a side: there the range is all there is."
         )
+    lines += [f"warning: {sentence}" for sentence in found.warnings]
+    lines += maps.describe_points(found.points)
+    for verdict in VERDICTS[:4]:
+        cells = found.cells[found.cells["verdict"] == verdict]
+        lines += [f"{WORDS.get(verdict, verdict)}:"] * (len(cells) > 0) + [_line(cell) for cell in cells.itertuples()]
+    lines += [f"left out: {sentence}" for sentence in found.left_out]
     return "\n".join(lines)
 
 

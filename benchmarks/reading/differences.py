@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.measuring.others import NOISY
 from benchmarks.measuring.records import Record
+from benchmarks.reading import agreement
 
 _CLOCK = 0.03  # GPU clocks come in steps of 15 MHz; more than this fraction is another clock
 _NOISE = ("gpu.sm_clock_mhz", "gpu.memory_clock_mhz")  # differ from cell to cell: their medians are compared
@@ -42,7 +43,7 @@ def warnings(a: Sequence[Record], b: Sequence[Record]) -> list[str]:
             said.append(f"{name} differs: {_named(values[0])} in A, {_named(values[1])} in B")
     other = sum(first.key != second.key for first, second in zip(a, b, strict=True))
     if other:
-        said.append(f"{other} of {len(a)} cells answer another question: other settings, or other code of the variant")
+        said.append(f"{other} of {len(a)} cells were measured with other code of the variant, or other packages for it")
     return said + _others(a, b)
 
 
@@ -64,6 +65,22 @@ def _others(a: Sequence[Record], b: Sequence[Record]) -> list[str]:
         if known and unknown:
             said.append(f"what others took of the machine is not known of {unknown} of {len(side)} cells in {letter}")
     return said
+
+
+def another_question(a: Record, b: Record) -> str | None:
+    """What makes the times of two records of one cell no answers to the same question, in words; None: they can be.
+
+    Their keys also differ with the code of the variant. What is not in a record, such as sigma, shows in the losses
+    after the same few epochs.
+    """
+    for name in ("d", "epochs", "seed", "data_mode", "devices"):
+        values = getattr(a, name), getattr(b, name)
+        if values[0] != values[1] and None not in values:
+            return f"{name} is {values[0]} in A, {values[1]} in B"
+    losses = [record.losses.get("early") for record in (a, b)]
+    if a.key != b.key and all(losses) and not agreement.same_question(a.variant, a.n, *losses):
+        return "their losses after the same epochs differ: other settings or data, or code that computes something else"
+    return None
 
 
 def _facts(record: Record) -> dict[str, Any]:

@@ -76,12 +76,18 @@ def _verdict(
 
 
 def describe(found: pd.DataFrame) -> Iterator[str]:
-    """The count of each verdict in each map, and every point that differs."""
+    """The count of each verdict in each map."""
     for among, points in found.groupby("among", sort=False):
         counts = points["verdict"].value_counts()
         said = ", ".join(f"{verdict} {counts.get(verdict, 0)}" for verdict in VERDICTS)
         yield f"The fastest of {among} at {len(points)} points (n, p): {said}"
-        for point in points[points["verdict"] == "differ"].itertuples():
+
+
+def describe_points(found: pd.DataFrame) -> Iterator[str]:
+    """Every point that differs, map by map."""
+    for among, points in found[found["verdict"] == "differ"].groupby("among", sort=False):
+        yield f"the fastest of {among} differ:"
+        for point in points.itertuples():
             yield f"    n = {point.n:<8} p = {point.p:<6} {' = '.join(point.a)} -> {' = '.join(point.b)}"
 
 

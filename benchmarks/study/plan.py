@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import mmdma_core
 from benchmarks.measuring import machine, memory
 from benchmarks.measuring.cell import EARLY_EPOCHS
-from benchmarks.measuring.records import Record
+from benchmarks.measuring.records import Record, read_all
 from benchmarks.study import running
 from benchmarks.study.study import ENDS_A_SWEEP, Study
 from mmdma_core.families import advice
@@ -189,6 +189,21 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def elsewhere(study: Study) -> str:
+    """Which other folders of results hold records of the processor that measures here, in words; '' if none does."""
+    gpu = machine.gpu() if study.device == "cuda" else None
+    base, here = study.root.parents[study.devices > 1], machine.recorded_model({"gpu": gpu, "cpu": machine.cpu_model()})
+    counts = {
+        folder.name: sum(
+            r.device == study.device and machine.recorded_model(r.machine) == here for r in read_all(folder)
+        )
+        for folder in (sorted(base.iterdir()) if base.is_dir() else ())
+        if (folder / "records").is_dir() and not study.root.is_relative_to(folder)
+    }
+    held = ", ".join(f"{base / name} ({count} records)" for name, count in counts.items() if count)
+    return f"of the same processor, {here}: {held}; --set machine=NAME takes them" if held else ""
+
+
 def memory_limit(study: Study, variant: str, n: int, p: int) -> float | None:
     """Bytes that a cell may take by the study; None: all that the machine has."""
     limit = study.gpu_gib if study.device == "cuda" else study.host_limit_gib(variant, n, p)
@@ -253,6 +268,8 @@ def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
             f"about {duration(plan.seconds_left(devices))}{at_once}, from {plan.basis()}; a variant that states no "
             f"cost is taken to use its budget of {study.cell_budget_s:g} s a cell"
         )
+    other = "" if plan.known else elsewhere(study)
+    lines += [other] * bool(other)
     lines += [
         f"running now: {cell['variant']}, n = {cell['n']}, p = {cell['p']}, on {cell['node']}"
         f"{' in job ' + cell['job'] if cell['job'] else ''} since {duration(cell['seconds'])}"
@@ -268,6 +285,7 @@ def _said_of_variant(study: Study, variant: str, forecasts: Mapping[int, Forecas
     first = ", ".join(f"{where} from n = {n}" for where, n in ranges(too_large, study.p))
     said = f"; needs {', '.join(absent)}, not installed" if absent else ""
     said += f"; predicted not to fit: {first}" if too_large else ""
+    said += "" if mmdma_core.variant(variant).cost_model else "; no model of cost"
     for by in _BUDGETS:
         cut = {p: forecast.cut for p, forecast in forecasts.items() if forecast.by == by}
         said += f"; cut by {by}: {_at(cut, grid)}" if cut else ""

@@ -232,11 +232,9 @@ def why_not(
 ) -> str | None:
     """The reason to pass over a variant, in words, or None; the arguments are those of `choose`."""
     known = variant(name)
-    if known.remark:
-        return known.remark
-    if known.estimator is not None:
-        return f"{known.estimator} MMD alone"
-    return _obstacle(name, n, p, d, device, memory_bytes, form, ranks)
+    kind = known.remark or (f"{known.estimator} MMD alone" if known.estimator else "")
+    obstacle = _obstacle(name, n, p, d, device, memory_bytes, form, ranks)
+    return "; ".join(filter(None, (obstacle, kind))) or None
 
 
 def _obstacle(

@@ -46,7 +46,6 @@ register(
     label="original 2020, split sample",
     reference=_REFERENCE,
     exact=False,
-    tolerance=0.05,  # 0.03 was found for the gradient, 0.013 for MMD2
     estimator="unbiased",
     memory_model=memory.ORIGINALS["original-2020-stream"],
     formulation="dual",

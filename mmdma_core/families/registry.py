@@ -97,7 +97,7 @@ class Variant:
     importer: Callable[[str], object] = importlib.import_module
     install: str | None = None
     several_ranks: bool = False
-    tolerance: float = 0.1
+    tolerance: float = 0.05
     bias: float = 0.0
     objective: str | None = None
 
