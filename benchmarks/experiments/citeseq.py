@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 
 import mmdma_core
 from benchmarks.experiments.citeseq_data import Real, StandIn
-from benchmarks.figures.style import PAGE, SMALL, save, style
+from benchmarks.figures.style import PAGE, SMALL, label, save, style
 from benchmarks.measuring import records
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
+from benchmarks.reading.agreement import matches_apart
 from benchmarks.study import sweep
 from benchmarks.study.config import ConfigError
 from benchmarks.study.study import Study, chosen_variants
@@ -191,7 +192,7 @@ def draw(study: Study, rows: list[Row]) -> Figure:
         face = "none" if row["extrapolated"] else color
         axes.barh(place, end - left, 0.5, left, facecolor=face, edgecolor=color)
         axes.annotate(_note(row), (end, place), (5, 0), textcoords="offset points", va="center", fontsize=SMALL)
-    axes.set_yticks(range(len(rows)), map(_label, rows))
+    axes.set_yticks(range(len(rows)), [_label(row, _apart(rows)) for row in rows])
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlim(left, right * (right / left) ** 0.8)  # room for the notes
@@ -206,10 +207,23 @@ def draw(study: Study, rows: list[Row]) -> Figure:
     return figure
 
 
-def _label(row: Row) -> str:
+def _apart(rows: list[Row]) -> set[str]:
+    """The variants whose match is worse than that of their family after as many epochs of the same problem."""
+    measured = [row for row in rows if row is not PUBLISHED and row["status"] == "ok"]
+    same = [
+        {row["variant"]: row["foscttm"] for row in measured if _problem(row) == one} for one in map(_problem, measured)
+    ]
+    return set().union(*map(matches_apart, same))
+
+
+def _problem(row: Row) -> tuple:
+    return row["data"], row["n"], row["foscttm_epoch"]
+
+
+def _label(row: Row, apart: set[str]) -> str:
     if row is PUBLISHED:
         return f"published, primal with KeOps, V100\nreal, {row['n']:,} cells, {row['epochs']:,} epochs"
-    return f"{style(row['variant']).label}\n{row['data']}, {row['n']:,} cells"
+    return f"{label(row['variant'], apart)}\n{row['data']}, {row['n']:,} cells"
 
 
 def _note(row: Row) -> str:

@@ -26,11 +26,12 @@ from sklearn.preprocessing import normalize
 from benchmarks.experiments.peers import PEERS, absent
 from benchmarks.experiments.scale import known_or_measured, style_of
 from benchmarks.experiments.scale_fits import Fit
-from benchmarks.figures.style import PAGE, save
+from benchmarks.figures.style import PAGE, UNLIKE, save
 from benchmarks.measuring import machine
 from benchmarks.measuring.cell import Limits
 from benchmarks.measuring.records import Record, write_atomically
 from benchmarks.measuring.sources import source_digest
+from benchmarks.reading.agreement import matches_apart
 from benchmarks.study.config import ConfigError
 from mmdma_core import MMDMA, MissingDependency, Settings
 from mmdma_core.files import views
@@ -312,7 +313,10 @@ def _draw(
         for dash, row in zip(("--", ":", "-."), references.itertuples(), strict=True):
             label = textwrap.fill(f"{row.variant}: {row.foscttm:.3f}", _LINE)
             axes.axhline(row.foscttm, color="0.4", linewidth=1, linestyle=dash, label=label)
-        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+        apart = matches_apart({method: starts["foscttm"].min() for method, starts in columns.items()})
+        ticks = [UNLIKE * (method in apart) + method for method in columns]
+        axes.set_xticks(range(len(columns)), ticks, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_xlabel(f"{UNLIKE}a match unlike its family's" if apart else "")
         axes.set_title(f"{DATASETS[name].title}, best setting of the grid", loc="left")
         axes.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
     panels[0].set_ylabel("FOSCTTM of each start (filled: lowest loss)")

@@ -23,13 +23,26 @@ import mmdma_core
 from benchmarks.experiments import scale_fits
 from benchmarks.experiments.peers import PEERS, absent
 from benchmarks.experiments.scale_fits import BATCHED, Fit
-from benchmarks.figures.style import SMALL, Style, above_legend, count, halves, heading, save, short_label, style
+from benchmarks.figures.style import (
+    SMALL,
+    UNLIKE,
+    Style,
+    above_legend,
+    count,
+    halves,
+    heading,
+    key_of_unlike,
+    save,
+    short_label,
+    style,
+)
 from benchmarks.measuring import guard, machine, records
 from benchmarks.measuring.alone import alone
 from benchmarks.measuring.cell import Limits
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
 from benchmarks.measuring.sources import source_digest
+from benchmarks.reading.agreement import matches_apart
 from benchmarks.study.answers import known_at
 from benchmarks.study.config import ConfigError
 from benchmarks.study.study import Study, chosen_variants, gpu_limit_gib
@@ -189,7 +202,7 @@ def draw(table: pd.DataFrame, study: Study, asked: dict[str, Any]) -> Figure:
     """FOSCTTM of each start against its seconds, a panel for each n; filled: the start of the lowest loss."""
     ns = sorted(table["n"].unique())
     down = -(-len(ns) // 2)
-    figure, upper = above_legend(0.7 + 2.1 * down, _legend(list(dict.fromkeys(table["method"]))))
+    figure, upper = above_legend(0.7 + 2.1 * down, _legend(list(dict.fromkeys(table["method"])), _apart(table)))
     panels = upper.subplots(down, min(len(ns), 2), sharey=True, sharex=True, squeeze=False)
     for axes in panels.flat[len(ns) :]:
         axes.set_visible(False)
@@ -208,15 +221,29 @@ def draw(table: pd.DataFrame, study: Study, asked: dict[str, Any]) -> Figure:
     return figure
 
 
-def _legend(methods: list[str]) -> list[list[Line2D]]:
+def _apart(table: pd.DataFrame) -> set[str]:
+    """The variants whose best start is worse than that of their family, at some n."""
+    best = table[table["status"] == "ok"].groupby(["n", "method"])["foscttm"].min()
+    return set().union(*(matches_apart(best[n].to_dict()) for n in best.index.unique(0)))
+
+
+def _legend(methods: list[str], apart: set[str]) -> list[list[Line2D]]:
     """Two columns: the variants, and the peers under a heading that says what they are."""
     looks = {method: style_of(method) for method in methods}
     lines = {
-        method: Line2D([], [], color=look.color, marker=look.marker, linestyle="none", label=look.label)
+        method: Line2D(
+            [],
+            [],
+            color=look.color,
+            marker=look.marker,
+            linestyle="none",
+            label=UNLIKE * (method in apart) + look.label,
+        )
         for method, look in looks.items()
     }
     peers = [line for method, line in lines.items() if method in PEERS]
     variants = [line for method, line in lines.items() if method not in PEERS]
+    variants += key_of_unlike(methods, apart, "a match")
     return [variants, [heading("other objectives"), *peers]] if peers else halves(variants)
 
 

@@ -28,6 +28,7 @@ from mmdma_core.files.atomic import atomically
 MMD_TOLERANCE = 1e-4  # absolute: MMD2 is a difference of means of numbers up to 1, some of them from float32 distances
 NORM_TOLERANCE = 1e-3  # a float32 norm over n^2 numbers, as `dual` takes it, was off by 2e-4 at n = 2,000
 SAME = 0.05  # a norm of `dual` is off by 1.4 % at n = 10,000, by another order of its sum
+FOSCTTM_TOLERANCE = 0.05  # 0.5 is chance; exact twins from the same starts are within 0.01
 NOISE = 3.0  # single losses of the laptop study are within 0.9 of what it allows
 _NORMS = ("pen_x", "pen_y", "dis_x", "dis_y")
 Point = tuple[str, int, int]  # variant, n, p
@@ -86,6 +87,21 @@ def _families(groups: list[list[str]], settings: Settings) -> Mapping[tuple[str,
         for family, part in parts.items():
             families.setdefault(family, []).append(part)
     return {family: sorted(parts, key=len, reverse=True) for family, parts in families.items()}
+
+
+def matches_apart(best: Mapping[str, float]) -> set[str]:
+    """The variants whose match is worse than their family's by more than FOSCTTM_TOLERANCE.
+
+    best  variant -> the lowest FOSCTTM of its starts, in one problem. Here a family is those of one formulation: the
+          estimators of MMD2 differ by too little to lose a match. Names that are no variants are never apart
+    """
+    known = {name: mmdma_core.variant(name) for name in best if name in mmdma_core.variants()}
+    found = set()
+    for name, variant in known.items():
+        twins = [best[other] for other, own in known.items() if own.exact and own.formulation == variant.formulation]
+        if twins and not variant.objective and not best[name] <= min(twins) + FOSCTTM_TOLERANCE:
+            found.add(name)
+    return found
 
 
 def same_question(variant: str, n: int, a: Mapping[str, float], b: Mapping[str, float]) -> bool:
