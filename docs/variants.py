@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mmdma_core
@@ -28,15 +29,17 @@ def page(text: str) -> str:
 
 def _facts(name: str) -> str:
     variant = mmdma_core.variant(name)
+    modules = [r for r in variant.requires if isinstance(r, str) and not r.startswith("torch.")]
+    on_gpu = variant.memory_model and partial(variant.needs_bytes, device="cuda")
     rows = {
         "in figures": variant.label,
         "result": _result(variant),
         "parameters": {"primal": "W, (p, d)", "dual": "alpha, (n, d)"}[variant.formulation],
         "MMD2": f"the {variant.estimator} one, whatever is asked" if variant.estimator else "biased and unbiased",
         "views": ", ".join(variant.accepts),
-        "needs": ", ".join(r for r in variant.requires if isinstance(r, str)) or "PyTorch alone",
+        "needs": ", ".join(modules) or "PyTorch alone",
         "an epoch grows as": _growth(variant.cost_model and (lambda *size: variant.cost_model(*size).seconds())),
-        f"most cells in {_GIB} GiB": _largest(variant.memory_model),
+        f"most cells in {_GIB} GiB of a GPU": _largest(on_gpu),
         "reference": variant.reference,
     }
     lines = [f"| {key} | {value} |" for key, value in rows.items()]

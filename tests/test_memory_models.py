@@ -14,6 +14,8 @@ from benchmarks.paper import frontier
 from benchmarks.study import plan
 from benchmarks.study.study import Further
 from mmdma_core import Settings, start, variant
+from mmdma_core.families import advice
+from mmdma_core.fused import compose, fourier_cuda, views_cuda
 from mmdma_core.models import memory
 from mmdma_core.models.memory import ORIGINALS, PUBLISHED_PACKAGE
 
@@ -78,17 +80,61 @@ def test_the_model_is_pytorchs_own_peak(name, n, p, tmp_path):
     if variant(name).absent():
         pytest.skip("KeOps is not installed")
 
+    assert model(name)(n, p, D) == pytest.approx(peak(name, n, p, tmp_path), rel=0.05)
+
+
+def peak(name, n, p, folder):
+    """The most that PyTorch's allocator had allocated while views were made, a run started, and two epochs done."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         x, y = torch.rand(n, p), torch.rand(n, p)
         run = start(name, x, y)
         del x, y
         run.step()
         run.step()
-    path = tmp_path / "trace.json"
+    path = folder / "trace.json"
     profiler.export_chrome_trace(str(path))
     events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
-    held = pd.Series([event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]).cumsum()
-    assert model(name)(n, p, D) == pytest.approx(held.max(), rel=0.05)
+    return pd.Series([event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]).cumsum().max()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is used only without a GPU")
+@pytest.mark.parametrize(
+    ("n", "p", "at_once"), [(600, 20, 2**24), (500, 450, 2**16), (500, 450, 2**24), (300, 900, 2**24)]
+)
+@pytest.mark.parametrize("name", ["primal-fused", "dual-fused", "primal-fourier", "dual-fourier"])
+def test_the_model_of_the_cuda_code_is_what_that_allocates(name, n, p, at_once, tmp_path, monkeypatch):
+    """The code for CUDA on CPU tensors, in Triton's interpreter: within 10 %. at_once: numbers of a block of X."""
+    monkeypatch.setattr(compose, "on_gpu", lambda device: True)
+    monkeypatch.setattr(views_cuda, "_BLOCK_ELEMENTS", at_once)
+    monkeypatch.setattr(fourier_cuda, "_BLOCK_ELEMENTS", at_once)
+    monkeypatch.setattr(memory, "_AT_ONCE", at_once)
+    assert variant(name).needs_bytes(n, p, D, device="cuda") == pytest.approx(peak(name, n, p, tmp_path), rel=0.1)
+
+
+@pytest.mark.parametrize("name", mmdma_core.variants())
+def test_on_cuda_no_thread_of_the_host_counts(name, monkeypatch):
+    """5 GiB were predicted with 2 threads, 69 with 192."""
+    found = []
+    for threads in (2, 192):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append([variant(name).needs_bytes(n, 100, D, device="cuda") for n in (1000, 1_000_000)])
+        found[-1].append(advice.choose(10**6, 100, D, None, 2**34).needs_bytes)
+    assert found[0] == found[1]
+    if name.endswith(("fused", "fourier")) and name.startswith("primal"):
+        assert found[0][1] < 2 * 2 * 4 * 10**6 * 100  # no more than the data once more
+
+
+def test_the_plan_of_a_gpu_counts_no_threads(tmp_path, monkeypatch):
+    study = dataclasses.replace(
+        load(tmp_path, study="paper"), device="cuda", variants=("primal-fused", "primal-fourier")
+    )
+    monkeypatch.setattr(plan, "machine_memory", lambda device: 2**34)
+    said = []
+    for threads in (2, 192):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        said.append({sweep: forecast.too_large for sweep, forecast in plan.Plan(study).forecasts().items()})
+    assert said[0] == said[1]
+    assert said[0]["primal-fused", 100] is None
 
 
 def test_every_variant_of_the_project_has_a_model():

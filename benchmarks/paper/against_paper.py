@@ -160,7 +160,7 @@ def frontier(table: pd.DataFrame) -> pd.DataFrame:
         basis = "predicted" if outcome is None else "measured"
         here = {"ok": True, "oom": False}.get(outcome)
         if outcome is None:
-            here = mmdma_core.variant(variant).memory_model(n, p, published.D) <= PAPER_GIB * GIB
+            here = mmdma_core.variant(variant).needs_bytes(n, p, published.D, device="cuda") <= PAPER_GIB * GIB
         verdict = "untestable" if here is None else "agree" if here == there else "differ"
         found.append((variant, n, p, here, there, basis, verdict))
     return pd.DataFrame(found, columns=["variant", "n", "p", "here", "there", "basis", "verdict"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
@@ -54,7 +55,7 @@ def ends(gib: float, published: pd.DataFrame) -> list[End]:
     rows = []
     for published_name, package in PUBLISHED_PACKAGE.items():
         name = published_name.removeprefix("published-")
-        own = mmdma_core.variant(name).memory_model
+        own = partial(mmdma_core.variant(name).needs_bytes, device="cuda")
         for p in ps:
             fits = (last_fit(model, ns, p, d, limit) for model in (own, package))
             rows.append(End(name, p, *fits, known.get((name, p))))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -51,20 +52,21 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
     ok = ok.assign(runtime=ok["median_epoch_s"], memory=held)
     rows = []
     for variant, cells in ok.groupby("variant"):
-        models = _models(variant)
+        models = _models(variant, cells["device"].iloc[0])
         for quantity in ("runtime", "memory"):
             found = _terms(cells.dropna(subset=[quantity]), quantity, models[quantity])
             rows += [{"variant": variant, "quantity": quantity} | row for row in found]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _models(variant: str) -> dict[str, Model | None]:
-    """The models that a variant states; none of one that is not registered (any more)."""
+def _models(variant: str, device: str) -> dict[str, Model | None]:
+    """The models that a variant states on a device; none of one that is not registered (any more)."""
     if variant not in mmdma_core.variants():
         return {"runtime": None, "memory": None}
     known = mmdma_core.variant(variant)
     cost = known.cost_model
-    return {"runtime": cost and (lambda n, p, d: cost(n, p, d).seconds()), "memory": known.memory_model}
+    memory = known.memory_model and partial(known.needs_bytes, device=device)
+    return {"runtime": cost and (lambda n, p, d: cost(n, p, d).seconds()), "memory": memory}
 
 
 def dominating(model: Model, n: int, p: int, d: int) -> tuple[int, int] | None:

@@ -123,7 +123,7 @@ def predicted(known: Card, gib: float) -> pd.DataFrame:
     rows = []
     for name, p, n in ((name, p, n) for name in VARIANTS for p in ps for n in ns):
         models = mmdma_core.variant(known.modelled(name))
-        fits = models.memory_model(n, p, published.D) <= gib * GIB
+        fits = models.needs_bytes(n, p, published.D, device="cuda") <= gib * GIB
         seconds = published.EPOCHS * models.cost_model(n, p, published.D).seconds(rates)
         status = "ok" if fits else "oom"
         rows.append((name, n, p, published.D, status, status, seconds if fits else math.nan, False, "predicted"))

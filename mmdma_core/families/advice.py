@@ -105,7 +105,7 @@ def choose_for_fit(
             f"{exact.variant}, the fastest exact variant, is predicted to take {minutes:,.0f} min for {epochs:,} "
             f"epochs (by {exact.estimate.basis}); variant={exact.variant!r} insists on it"
         )
-    needs = variant(linear).needs_bytes(n, p, d, ranks) if form == "dense" else None
+    needs = variant(linear).needs_bytes(n, p, d, ranks, device.type) if form == "dense" else None
     return Choice(linear, estimate(linear, n, p, d, measured), needs, f"linear in n. {why}", {})
 
 
@@ -122,7 +122,7 @@ def choose(
 ) -> Choice:
     """The exact variant with the shortest estimated epoch for n cells, p features, d components.
 
-    device        where it runs; None: on another machine, so that nothing is asked of this one
+    device        where it runs; None: on a GPU of another machine, so that nothing is asked of this one
     memory_bytes  what it may take; by default what is free on the device. Its model of memory decides whether it
                   fits; of sparse views and kernels the part that one feature would take
     form          of the views
@@ -138,7 +138,7 @@ def choose(
     for name in sorted(estimates, key=lambda name: estimates[name].epoch_s):
         reason = why_not(name, n, p, d, device, free, form, ranks)
         if reason is None:
-            needs = variant(name).needs_bytes(n, p, d, ranks) if form == "dense" else None
+            needs = variant(name).needs_bytes(n, p, d, ranks, _kind(device)) if form == "dense" else None
             why = f"the fastest exact variant that runs here and fits, by {estimates[name].basis}"
             return Choice(name, estimates[name], needs, why, passed_over)
         passed_over[name] = reason
@@ -248,10 +248,14 @@ def _obstacle(
         return "runs in one process"
     if known.memory_model is not None:
         # of sparse views what does not depend on p
-        needs = known.needs_bytes(n, p if form == "dense" else 1, d, ranks)
+        needs = known.needs_bytes(n, p if form == "dense" else 1, d, ranks, _kind(device))
         if needs > memory_bytes:
             return f"needs {in_words(needs)} of {in_words(memory_bytes)}"
     try:
         return known.missing(device) if device is not None else None
     except Unsupported as error:
         return str(error)
+
+
+def _kind(device: torch.device | None) -> str:
+    return "cuda" if device is None else device.type

@@ -6,9 +6,9 @@ from mmdma_core.families.registry import register
 from mmdma_core.fused.compose import compose, fourier_mmd
 from mmdma_core.models import costs, memory
 
-for _formulation, _other, _memory, _cost in (
-    ("primal", "sparse", memory.primal_fused, costs.fused_primal),
-    ("dual", "kernel", memory.dual_fused, costs.fused_dual),
+for _formulation, _other, _memory, _cuda_memory, _cost in (
+    ("primal", "sparse", memory.primal_fused, memory.cuda_primal, costs.fused_primal),
+    ("dual", "kernel", memory.dual_fused, memory.cuda_dual, costs.fused_dual),
 ):
     register(
         f"{_formulation}-fourier",
@@ -18,6 +18,7 @@ for _formulation, _other, _memory, _cost in (
         exact=False,
         tolerance=0.15,  # 0.12 was found for the gradient of an epoch
         memory_model=_memory(memory.fourier),
+        cuda_memory_model=_cuda_memory(memory.cuda_fourier),
         cost_model=costs.composed(_cost, costs.fourier),
         accepts=("dense", _other),
         formulation=_formulation,

@@ -6,9 +6,9 @@ from mmdma_core.families.registry import register
 from mmdma_core.fused.compose import compose, exact_mmd, missing_for_exact
 from mmdma_core.models import costs, memory
 
-for _formulation, _other, _memory, _cost in (
-    ("primal", "sparse", memory.primal_fused, costs.fused_primal),
-    ("dual", "kernel", memory.dual_fused, costs.fused_dual),
+for _formulation, _other, _memory, _cuda_memory, _cost in (
+    ("primal", "sparse", memory.primal_fused, memory.cuda_primal, costs.fused_primal),
+    ("dual", "kernel", memory.dual_fused, memory.cuda_dual, costs.fused_dual),
 ):
     register(
         f"{_formulation}-fused",
@@ -16,6 +16,7 @@ for _formulation, _other, _memory, _cost in (
         reference="this project, mmdma_core.fused",
         requires=("numba", missing_for_exact),
         memory_model=_memory(memory.fused_pairs),
+        cuda_memory_model=_cuda_memory(memory.cuda_pairs),
         cost_model=costs.composed(_cost, costs.fused_pairs),
         accepts=("dense", _other),
         formulation=_formulation,

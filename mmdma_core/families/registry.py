@@ -57,6 +57,8 @@ class Variant:
         (n, p, d) -> the most bytes that are allocated at one moment of `start` or of an epoch, the two views (n, p) in
         float32 included, see mmdma_core.models.memory; None: not stated. With `several_ranks` it takes a fourth, the
         number of ranks, and gives what each of them needs.
+    cuda_memory_model : callable, optional
+        The same where CUDA runs other code; None: memory_model holds there, too.
     formulation : {'primal', 'dual'}
         Of its parameters: W (p, d) or alpha (n, d).
     cost_model : callable, optional
@@ -90,6 +92,7 @@ class Variant:
     start: Callable[..., Run]
     module: str
     memory_model: MemoryModel | None = None
+    cuda_memory_model: MemoryModel | None = None
     formulation: Literal["primal", "dual"] = "primal"
     cost_model: CostModel | None = None
     estimator: Literal["biased", "unbiased"] | None = None
@@ -108,7 +111,7 @@ class Variant:
             return f"another objective: {self.objective}"
         return "" if self.exact else "approximate"
 
-    def needs_bytes(self, n: int, p: int, d: int, ranks: int = 1) -> int | None:
+    def needs_bytes(self, n: int, p: int, d: int, ranks: int = 1, device: str = "cpu") -> int | None:
         """What the memory model says.
 
         Parameters
@@ -121,16 +124,19 @@ class Variant:
             Components.
         ranks : int
             Processes that share the cells.
+        device : {'cpu', 'cuda'}
+            Where they run.
 
         Returns
         -------
         int or None
             Bytes that each process needs; None without a model.
         """
-        if self.memory_model is None:
+        model = self.cuda_memory_model if device == "cuda" and self.cuda_memory_model else self.memory_model
+        if model is None:
             return None
         n, p, d, ranks = map(plain, (n, p, d, ranks))  # 32 bits do not hold n^2
-        return self.memory_model(n, p, d) if ranks == 1 else self.memory_model(n, p, d, ranks)
+        return model(n, p, d) if ranks == 1 else model(n, p, d, ranks)
 
     def taken(self, settings: Settings) -> Settings:
         """The settings as this variant follows them: with its own MMD2, if it has only one.

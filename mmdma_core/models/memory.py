@@ -15,6 +15,7 @@ Nothing that computes imports this module (benchmarks.measuring.sources leaves i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -157,7 +158,7 @@ ORIGINALS: dict[str, MemoryModel] = {  # the first two compute the same tensors,
     "linear-time": composed(primal, pairs),
 }
 
-# --- the fused variants, as on the CPU; on CUDA the large terms, data and Gram matrices, are the same ---
+# --- the fused variants on the CPU ---
 
 _PANEL, _PULLS, _BOXES = 256, 264, 8  # of mmdma_core.fused.pairs_cpu
 _GRAM_ROWS, _NORM_ROWS = 4096, 512  # rows that are converted at a time, mmdma_core.fused.views_cpu
@@ -165,6 +166,7 @@ _BYTES_PER_PAIR = 8 + 56 + 32 + 2 * 8  # a slot of CPython's list, a tuple, an i
 
 
 _COUNTED_PAIRS = 20_000  # cells up to which the Fourier variants' loss is exact, mmdma_core.fused.compose
+_FREQUENCIES = 256  # of an epoch, mmdma_core.objective.settings
 _FIXED_FREQUENCIES = 4096  # and those of the loss beyond, mmdma_core.fused.fourier
 
 
@@ -218,3 +220,70 @@ def _fused(n: int, p: int, d: int, rows: int, sums: Callable[[int, int, int], in
         forming = DOUBLE * 2 * min(own, _NORM_ROWS) * p + (SINGLE * own * p if ranks > 1 else 0)
     adam = SINGLE * 2 * 3 * rows * d
     return SINGLE * 2 * own * p + 2 * view + max(forming, sums(n, d, ranks) + adam)
+
+
+# --- the fused variants on CUDA: nothing there depends on the host's threads ---
+
+_AT_ONCE = 2**24  # numbers of X in float64, or phases, that are held at a time
+_PROGRAMS, _ROWS = 4096, 128  # of mmdma_core.fused.pairs_cuda, its rows those of the first tile
+_SORTED_TWICE = 2  # old and new places of the points while they are parted
+_MORE_DIRECTIONS = 8  # of mmdma_core.fused.views_cuda
+
+
+def cuda_pairs(n: int, d: int, ranks: int = 1) -> int:
+    """FusedMMD: the orders, and the most of a sort (kd_order of one cloud) or of a pass over all blocks.
+
+    A pass holds the points, padded, the blocks' boxes, and for each segment of the columns sums and pulls. Of several
+    ranks each has this of all points, gathers both clouds, and adds up both gradients, one in float64.
+    """
+    padded = max(16, 2 ** math.ceil(math.log2(d + 2)))
+    of_cloud = -(-n // _ROWS)
+    blocks = 2 * of_cloud
+    own = -(-blocks // ranks)
+    segments = -(-of_cloud // -(-of_cloud // max(1, _PROGRAMS // own)))
+    taken = SINGLE * 2 * n * padded + SINGLE * blocks * (3 * padded + 1)
+    taken += segments * (DOUBLE * 2 * blocks + SINGLE * 2 * n * d) + SINGLE * 2 * n * d
+    places = _ROWS * 2 ** max(0, math.ceil(math.log2(n / _ROWS)))
+    sort = SINGLE * n * d + places * (DOUBLE + _SORTED_TWICE * SINGLE * d + d)
+    shared = (2 * 2 * SINGLE + DOUBLE) * n * d if ranks > 1 else 0
+    return 2 * 8 * n + max(taken, sort) + shared
+
+
+def cuda_fourier(n: int, d: int, ranks: int = 1) -> int:
+    """CudaFourierMMD: a block of phases, three times in float64 and once in float32; for few cells the exact one."""
+    own, frequencies = -(-n // ranks), _FREQUENCIES
+    exact = cuda_pairs(n, d, ranks) if n <= _COUNTED_PAIRS else 0
+    if not exact:
+        frequencies = _FIXED_FREQUENCIES  # those of the loss
+    block = min(own * frequencies, _AT_ONCE)
+    return max(exact, (3 * DOUBLE + SINGLE) * block + SINGLE * 4 * own * d)
+
+
+def cuda_primal(sums: Callable[[int, int, int], int]) -> RankMemoryModel:
+    """mmdma_core.fused.views_cuda.CudaView; the arguments are those of `primal_fused`."""
+    return lambda n, p, d, ranks=1: _on_cuda(n, p, d, p, sums, ranks)
+
+
+def cuda_dual(sums: Callable[[int, int, int], int]) -> MemoryModel:
+    """mmdma_core.fused.views_cuda.CudaDualView."""
+    return lambda n, p, d: _on_cuda(n, p, d, n, sums, 1)
+
+
+def _on_cuda(n: int, p: int, d: int, rows: int, sums: Callable[[int, int, int], int], ranks: int) -> int:
+    """Peak of preparing the second view, or of an epoch; the arguments are those of `_fused`.
+
+    A block of X is there until the next one is, and beside it: for p >= n one of another loop.
+    """
+    own = -(-n // ranks)
+    if p < n:
+        view = DOUBLE * p * p  # G, and to form it blocks of X, then its squares
+        forming = DOUBLE * max(min(own * p, 2 * _AT_ONCE), min(own * p, _AT_ONCE) + p * p)
+    else:
+        k = min(n, d + _MORE_DIRECTIONS)
+        view = (2 * DOUBLE * p + SINGLE * own) * k  # U, X^T X U and X U
+        products = 2 * DOUBLE * min(own, max(1, _AT_ONCE // p)) ** 2
+        forming = DOUBLE * min(2 * own * p, 3 * _AT_ONCE) + products + (SINGLE * own * p if ranks > 1 else 0)
+    adam = SINGLE * 2 * 3 * rows * d
+    epoch = 2 * (SINGLE * own * d + 2 * DOUBLE * p * d + SINGLE * rows * d)  # E, W and T, the gradient
+    taken = max(sums(n, d, ranks), 5 * DOUBLE * p * d + (DOUBLE * own * d if p >= n else 0))
+    return SINGLE * 2 * own * p + 2 * (view + SINGLE * own * d) + max(forming, adam + epoch + taken)
