@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,13 +11,13 @@ import torch
 import mmdma_core
 from benchmarks.experiments.peers import PEERS, missing
 from benchmarks.measuring import memory
-from benchmarks.measuring.cell import Cell, Report
+from benchmarks.measuring.cell import Cell, Report, few
 from mmdma_core import MMDMA, MissingDependency
+from mmdma_core.fused.batches import LEAST
 from mmdma_core.matching.sampling import EXACT_UP_TO
 
 BATCHED = " in batches"  # behind the name of a variant
 _SAMPLE = 1_000  # cells of each view that FOSCTTM is of, where it is not of all
-_SMALL = 300  # cells of the fit before the clock starts, in which KeOps and Numba compile
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def fit_and_evaluate(cell: Fit, report: Report) -> None:
     compile_s = 0.0
     if not peer:
         begin = time.perf_counter()
-        _fitted(cell, *_views(cell, _SMALL)[:2], updates=2)
+        _fit_few(cell)
         compile_s = time.perf_counter() - begin
     before = memory.host_bytes()
     report({"stage": "data", "host_before": before})
@@ -71,6 +71,15 @@ def _views(cell: Fit, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     else:
         x, y, match = mmdma_core.simulate(cell.shape, n, cell.p, cell.data_seed, noise=cell.data_mode)
     return *(torch.nn.functional.normalize(torch.as_tensor(view), dim=1).numpy() for view in (x, y)), match
+
+
+def _fit_few(cell: Fit) -> None:
+    """A fit of few cells, before the clock starts, in which all is compiled, for CUDA too: see cell.few."""
+    n, p = few(cell.n, cell.p, cell.device)
+    batched = cell.batch_size and cell.n > cell.batch_size
+    batch_size = min(cell.batch_size, max(LEAST, n // 2)) if batched else None
+    random = np.random.default_rng(0)
+    _fitted(replace(cell, batch_size=batch_size), *(random.random((n, p), np.float32) for _ in "xy"), updates=2)
 
 
 def _fitted(cell: Fit, x: np.ndarray, y: np.ndarray, updates: int) -> MMDMA:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -27,7 +29,11 @@ from mmdma_core.ranks import in_world, world
 
 EARLY_EPOCHS = 3  # every measured cell does that many: a warm-up and at least MIN_TIMED
 MIN_TIMED = 2
-MEASUREMENT = 1  # to be raised when cells are measured differently, so that no older record is used again
+MEASUREMENT = 2  # to be raised when cells are measured differently, so that no older record is used again
+# Cells of the first start, from which on what is compiled depends no more on how large n is: on a CPU one panel of
+# points or several, on CUDA tiles, graphs and groups of columns. Triton's kernels depend on whether 16 divides it.
+FEW = {"cpu": 304, "cuda": 100_000}
+_FEW_FEATURES = 64
 _CONTEXT_AT_MOST = memory.GIB  # a CUDA context takes less; what other processes hold is not this one's
 
 Report = Callable[[dict[str, Any]], None]
@@ -122,7 +128,7 @@ def measure(cell: Cell, report: Report, work: Work) -> None:
 
 
 def time_epochs(cell: Cell, report: Report) -> None:
-    """The work of the scaling study: data, preparation, a warm-up, timed epochs, memory, losses."""
+    """The work of the scaling study: data, a first start, preparation, a warm-up, timed epochs, memory, losses."""
     device = torch.device(cell.device)
     missing = mmdma_core.variant(cell.variant).missing(device)
     if missing:
@@ -132,8 +138,10 @@ def time_epochs(cell: Cell, report: Report) -> None:
     report({"stage": "data", "host_before": before})
     views, data_s = _timed(device, _views, cell, device)
     match = views.match if cell.data else None
+    report({"data_s": data_s, "density": _density(views.x), "stage": "first start"})
+    report({"first_start_s": _timed(device, _start_small, cell, views, device)[1]})
     _reset_peaks(device)
-    report({"data_s": data_s, "density": _density(views.x), "stage": "prepare"})
+    report({"stage": "prepare"})
     asked = cell.variant, views.x, views.y, cell.settings, device, cell.seed
     run, prepare_s = _timed(device, mmdma_core.start, *asked, group=world())
     del asked
@@ -153,12 +161,40 @@ def time_epochs(cell: Cell, report: Report) -> None:
 def _views(cell: Cell, device: torch.device) -> Simulated:
     """The two views on the device, and their match."""
     if cell.data is None:
-        share = (distributed.get_rank(), distributed.get_world_size()) if world() else (0, 1)
-        rows = of_share(cell.n, share)
+        rows = of_share(cell.n, _share())
         asked = cell.shape, cell.n, cell.p, cell.seed
         return mmdma_core.simulate(*asked, noise=cell.data_mode, device=device, rows=rows)
     x, y, match = cell.data.views(cell.n, cell.p, cell.seed)
     return Simulated(*as_views(x, y, device), match)
+
+
+def few(n: int, p: int, device: str) -> tuple[int, int]:
+    """Fewer cells and features, at which a variant compiles all that it compiles at n and p: p < n, p = n or p > n."""
+    n_few = n if n <= FEW[device] else FEW[device] + n % 16
+    return n_few, min(p, _FEW_FEATURES) if p < n else n_few + min(p - n, _FEW_FEATURES)
+
+
+def _start_small(cell: Cell, views: Simulated, device: torch.device) -> None:
+    """Start a small run of the same kind and do a step, so that what only a first one does is in none of the clocks.
+
+    That is imports, compilation, the libraries that CUDA loads when they are called, the meeting of the ranks. (What
+    depends on where the points lie is met in the warm-up.) What a small problem raises is of no concern: the run that
+    is measured raises what it has to. Ranks go on together, so of these only what all of them raise.
+    """
+    with suppress(Unsupported if world() else Exception):
+        x, y = (_random_like(view, *few(cell.n, view.shape[1], device.type)) for view in (views.x, views.y))
+        mmdma_core.start(cell.variant, x, y, cell.settings, device, cell.seed, group=world()).step()
+
+
+def _random_like(view: torch.Tensor, n: int, p: int) -> torch.Tensor:
+    """This process' share of a random view (n, p), of the form, the type and the device of the other one."""
+    rows = of_share(n, _share())
+    values = torch.rand(rows.stop - rows.start, p, generator=torch.Generator().manual_seed(0)).to(view)
+    return values.to_sparse_csr() if is_sparse(view) else values
+
+
+def _share() -> tuple[int, int]:
+    return (distributed.get_rank(), distributed.get_world_size()) if world() else (0, 1)
 
 
 def _density(view: torch.Tensor) -> float | None:
@@ -236,5 +272,6 @@ def _limit_memory(cell: Cell) -> None:
 def _reset_peaks(device: torch.device) -> None:
     memory.reset_host_peak()
     if device.type == "cuda":
+        gc.collect()  # what the first start has left in circles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -49,13 +49,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 # The fields of a record that the child reports.
 _MEASURED = (
-    *("float32_bits", "data_s", "density", "prepare_s", "warmup_s", "epoch_s"),
+    *("float32_bits", "data_s", "density", "first_start_s", "prepare_s", "warmup_s", "epoch_s"),
     *("losses", "metrics", "peak_host_bytes", "peak_torch_bytes", "ranks"),
 )
 # What is raised by packages that print why.
 _TELLS_LESS = re.compile(r"\[KeOps\]|'pykeops_|^tensorflow\.\S*(Internal|Unknown)Error", re.MULTILINE)
 # A process that the kernel has ended, in the words of a rank, a shell, a compiler or Python.
 _KILLED = re.compile(r"^Killed$|^\S*sh: .*\bKilled\b|Killed signal terminated|<Signals\.SIGKILL: 9>", re.MULTILINE)
+_OPENS_NO_CUDA = ("torch._dynamo", "numba", "sklearn", "absl", "tenacity")  # on import
 _fork = multiprocessing.get_context("fork")
 
 
@@ -72,15 +73,15 @@ class _Watch:
 def preload(variants: Iterable[str], device: str) -> None:
     """Import here, once, what the children would each import for themselves.
 
-    Not on a GPU: KeOps opens CUDA when it is imported, and CUDA does not survive a fork.
+    On a GPU only what is known to leave CUDA alone, which does not survive a fork: KeOps opens it on import.
     """
-    if device == "cpu":
-        for name in variants:
-            variant = mmdma_core.variant(name)
-            for module in variant.requires:
-                if isinstance(module, str) and module not in variant.absent():
-                    with suppress(Exception):  # it is raised again in the variant's own cells, which say so
-                        variant.importer(module)
+    for name in variants:
+        variant = mmdma_core.variant(name)
+        for module in variant.requires:
+            here = isinstance(module, str) and module not in variant.absent()
+            if here and (device == "cpu" or module in _OPENS_NO_CUDA):
+                with suppress(Exception):  # it is raised again in the variant's own cells, which say so
+                    variant.importer(module)
 
 
 def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Work = cell_module.time_epochs) -> Record:

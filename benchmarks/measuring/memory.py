@@ -70,8 +70,8 @@ class DeviceProbe:
         self.sm_clock_mhz: int | None = None
 
     def peak(self, pids: Collection[int], stage: str | None) -> int | None:
-        """Look now; the peak in bytes. It starts anew once the data have been made."""
-        if not self._measured and stage not in (None, "data"):
+        """Look now; the peak in bytes. It starts anew once the data have been made, and a small run."""
+        if not self._measured and stage not in (None, "data", "first start"):
             self._peak, self._measured = None, True
         now = [self._held_now(pids, k) for k in range(len(self._before))]
         known = [value for value in (self._peak, *now) if value is not None]

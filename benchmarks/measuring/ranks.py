@@ -23,7 +23,7 @@ from torch import distributed, multiprocessing
 from benchmarks.measuring.cell import Cell, Report, Work, measure
 
 _ENDED = ("missing_dependency", "unsupported")
-_LARGEST = ("data_s", "prepare_s", "warmup_s", "peak_torch_bytes", "threads")
+_LARGEST = ("data_s", "first_start_s", "prepare_s", "warmup_s", "peak_torch_bytes", "threads")
 
 
 def in_ranks(cell: Cell, report: Report, work: Work) -> None:

@@ -45,7 +45,8 @@ class Record:
     data_s            making the two views on the device
     density           fraction of the first view's entries that are stored, if it is sparse
     prepare_s         what the variant forms once (kernel matrices and the like)
-    warmup_s          the first epoch, compilation included
+    first_start_s     a small start and step before: imports, compilation (None in records of before)
+    warmup_s          the first epoch
     epoch_s           each timed epoch after it
     runtime_s         prepare_s + the sum of `epochs` timed epochs; if extrapolated, prepare_s + epochs x median
     extrapolated      True if fewer than `epochs` were timed; epochs_measured says how many
@@ -82,6 +83,7 @@ class Record:
     float32_bits: int | None = None
     data_s: float | None = None
     density: float | None = None
+    first_start_s: float | None = None
     prepare_s: float | None = None
     warmup_s: float | None = None
     epoch_s: list[float] = field(default_factory=list)

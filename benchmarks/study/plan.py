@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import mmdma_core
 from benchmarks.measuring import machine, memory
-from benchmarks.measuring.cell import EARLY_EPOCHS
+from benchmarks.measuring.cell import EARLY_EPOCHS, few
 from benchmarks.measuring.records import Record, read_all
 from benchmarks.study import running
 from benchmarks.study.study import ENDS_A_SWEEP, Study
@@ -20,9 +20,8 @@ from mmdma_core.models.costs import NOMINAL, Rates
 
 # Most that the harness adds to a cell; on CUDA its context and what opens it on import are assumed, not measured yet.
 _OVERHEAD_S = {"cpu": 0.7, "cuda": 3.0}
-# Numbers of the views that are made in a second: on two cores of an AMD EPYC, by NumPy and by counter; on CUDA assumed,
-# from 153 launches for each block of 2^20, 4 us each.
-_DRAWN = {"exact": 3.5e7, "cpu": 8e7, "cuda": 1.7e9}
+# Numbers of the views that are made in a second: on two cores of an AMD EPYC, by NumPy and by counter; on CUDA assumed.
+_DRAWN = {"exact": 3.5e7, "cpu": 8e7, "cuda": 1e10}
 _SWEEP_OVERHEAD_S = 4.0  # what Snakemake's job and the imports take, on two cores
 _BUDGETS = ("sweep_budget_s", "cell_timeout_s")
 _PAPER = "mmdma_core.families.paper"  # whose variants compete in Figure 1A
@@ -134,14 +133,15 @@ class Plan:
         return {(variant, p) for variant, p, _ in self.remaining()}
 
     def _cell_seconds(self, variant: str, p: int, n: int) -> float:
-        """Of a cell that fits, before any limit of time: the harness, the data, epochs."""
+        """Of a cell that fits, before any limit of time: the harness, the data, the first start, epochs."""
         study = self.study
         around = _OVERHEAD_S[study.device] + 2 * n * p / self._drawn(n, p)
-        epoch = self._epoch_seconds(variant, p, n)
+        n_few, p_few = few(n, p, study.device)
+        epoch, first = self._epoch_seconds(variant, p, n), self._epoch_seconds(variant, p_few, n_few)
         if epoch is None:
             return study.cell_budget_s + around
         timed = min(study.epochs * epoch, study.cell_budget_s)
-        return max(EARLY_EPOCHS * epoch, timed + epoch) + around
+        return around + first + max(EARLY_EPOCHS * epoch, timed + epoch)
 
     def _drawn(self, n: int, p: int) -> float:
         return _DRAWN["exact" if n * p <= self.study.exact_data_below else self.study.device]
@@ -151,7 +151,8 @@ class Plan:
         limit = self._free if limit is None else limit
         if not mmdma_core.variant(variant).several_ranks:
             devices = 1
-        needs = mmdma_core.variant(variant).needs_bytes(n, p, self.study.settings.n_components, devices)
+        asked = n, p, self.study.settings.n_components, devices, self.study.device
+        needs = mmdma_core.variant(variant).needs_bytes(*asked)
         at_once = devices if self.study.device == "cpu" else 1  # that share the host's memory
         return needs is None or needs * at_once <= limit
 

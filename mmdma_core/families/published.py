@@ -17,6 +17,7 @@ import math
 import random
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -44,6 +45,9 @@ _FILE_ACCESS = {
 }
 
 
+_COMPILER = "torch._dynamo"  # the first torch.optim.Adam imports it, which takes a second or more
+
+
 class _StandIn(ModuleType):
     """A module whose every attribute is another one."""
 
@@ -66,15 +70,15 @@ def _stand_ins() -> Iterator[None]:
 
 
 def load(module: str) -> ModuleType:
-    """Import the package's training, or a module that it requires, and keep it from wiping KeOps' cache."""
+    """Import the package's training, a module of it, which is kept from wiping KeOps' cache, or what it requires."""
+    if not module.startswith("lsmmdma"):
+        return keops.load(module)
     pykeops = keops.load("pykeops")
     module = "lsmmdma.train" if module == "lsmmdma" else module
-
     wipe = pykeops.clean_pykeops
     pykeops.clean_pykeops = lambda: None
     try:
-        # torch.optim.Adam imports this when the first one is made; it looks for TensorFlow, and a stand-in will not do.
-        importlib.import_module("torch._dynamo")
+        importlib.import_module(_COMPILER)  # it looks for TensorFlow, and a stand-in will not do
         with _stand_ins():
             return importlib.import_module(module)
     finally:
@@ -82,16 +86,25 @@ def load(module: str) -> ModuleType:
 
 
 class _EndlessEpochs:
-    """Stands for `n_iter` in the loop's `i >= n_iter`: never reached, and at each new i the loop halts."""
+    """Stands for `n_iter` in the loop's `i >= n_iter`: never reached, and at each new i the loop halts.
 
-    def __init__(self, halt: Callable[[], object]) -> None:
-        self.done, self._halt = -1, halt
+    halt  of the loop's _Coroutine
+    """
+
+    halt: Callable[[], None]
+
+    def __init__(self) -> None:
+        self.done = -1
 
     def __le__(self, epoch: int) -> bool:
         if epoch > self.done:
             self.done = epoch
-            self._halt()
+            self.halt()
         return False
+
+
+class _Ended(BaseException):
+    """Raised in the work where it halts, so that it lets go of all that it holds."""
 
 
 class _Coroutine:
@@ -103,7 +116,9 @@ class _Coroutine:
     def __init__(self, work: Callable[[], object]) -> None:
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
-        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._thread.start()
 
     def advance(self) -> None:
         self._go.release()
@@ -113,12 +128,25 @@ class _Coroutine:
 
     def halt(self) -> None:
         self._back.release()
+        self._wait()
+
+    def end(self) -> None:
+        """Let the work go no further."""
+        self._ended = True
+        self._go.release()
+        self._thread.join()
+
+    def _wait(self) -> None:
         self._go.acquire()
+        if self._ended:
+            raise _Ended
 
     def _run(self, work: Callable[[], object]) -> None:
-        self._go.acquire()
         try:
+            self._wait()
             work()
+        except _Ended:
+            return
         except BaseException as error:  # whatever it is, it is raised again where the work is waited for
             self._error = error
         self._back.release()
@@ -155,9 +183,9 @@ class PublishedRun:
         if mode == "dual" and x.shape[1] != y.shape[1]:
             raise Unsupported("the published package's dual scales by one p: give views with as many features")
         train = load("lsmmdma")
-        self.settings, self._epochs = settings, _EndlessEpochs(lambda: self._loop.halt())
+        self.settings, self._epochs = settings, _EndlessEpochs()
         self._scale = 1 / math.sqrt(x.shape[1]) if mode == "dual" else 1.0
-        self._views = tuple(map(train.get_kernel, (x, y))) if mode == "dual" else (x, y)
+        self._views = views = tuple(map(train.get_kernel, (x, y))) if mode == "dual" else (x, y)
         config = train.ModelGetterConfig(
             seed=seed,
             learning_rate=settings.learning_rate,
@@ -179,9 +207,11 @@ class PublishedRun:
 
         def work() -> None:
             with current(device):  # each thread has a current GPU of its own
-                train.train_and_evaluate(config, *self._views, None, "", device)
+                train.train_and_evaluate(config, *views, None, "", device)
 
         self._loop = _Coroutine(work)
+        self._epochs.halt = self._loop.halt
+        weakref.finalize(self, self._loop.end).atexit = False  # nothing in the thread holds this run
         with _generators_kept(device):
             self._model = self._begin()
         self.parameters = tuple(self._model.parameters())
@@ -229,7 +259,7 @@ def _import_package(device: torch.device) -> None:
 
 
 def _register(mode: str, symbolic: bool) -> None:
-    modules = ("lsmmdma", "absl", "pykeops", "sklearn", "tenacity")
+    modules = (_COMPILER, "lsmmdma", "absl", "pykeops", "sklearn", "tenacity")
     name = f"published-{mode}{'-keops' if symbolic else ''}"
     register(
         name,

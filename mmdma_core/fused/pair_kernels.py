@@ -38,6 +38,7 @@ _SCALE_OF_K = tl.constexpr(2.0**15)
 _LEFT_OUT = tl.constexpr(48.0)
 _LEFT_OUT_AGAIN = tl.constexpr(100.0)
 _LEAST_MEAN = tl.constexpr(2.0**-24)
+_ANY = ("blocks_x",)  # one program for all values: Triton would ask whether 16 divides them
 
 
 @triton.jit
@@ -46,7 +47,7 @@ def _at(start, place, width: tl.constexpr):
     return start + tl.cast(place, tl.int64) * width
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def arrange(
     e_x,
     e_y,
@@ -220,7 +221,7 @@ def _store(of_sum, out, adds, there, total, total_lost, drawn, drawn_lost, a, we
     tl.store(of_sum, (total * unit).to(tl.float64) + lost * unit)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def compact_blocks(
     points,
     blocks,
@@ -329,7 +330,7 @@ def _wide_tile(
     return tl.sum(kernel, 1), tl.dot(kernel, b, drawn, input_precision="tf32x3")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def wide_blocks(
     points,
     blocks,
