@@ -47,7 +47,7 @@ def cores(root: Path = _ROOT) -> int:
     return max(1, int(min([len(os.sched_getaffinity(0)), *given, *quotas])))
 
 
-_WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what GNU's and Intel's OpenMP read about it
+WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what GNU's and Intel's OpenMP read about it
 
 
 def wait_passively() -> None:
@@ -55,7 +55,7 @@ def wait_passively() -> None:
 
     Threads that spin take each other's time as soon as another process computes, and an epoch takes many times as long.
     """
-    if not any(name in os.environ for name in _WAITS):
+    if not any(name in os.environ for name in WAITS):
         os.environ.update(OMP_WAIT_POLICY="passive", KMP_BLOCKTIME="0")
 
 

@@ -26,7 +26,7 @@ from mmdma_core import Settings
 from mmdma_core.files.atomic import atomically
 
 MMD_TOLERANCE = 1e-4  # absolute: MMD2 is a difference of means of numbers up to 1, some of them from float32 distances
-NORM_TOLERANCE = 1e-3  # a float32 norm over n^2 numbers, as `dual` takes it, was off by 2e-4 at n = 2,000
+NORM_TOLERANCE = 2e-3  # a float32 norm over n^2 numbers, as `dual` takes it, was off by 1.1e-3 at n = 4,000
 SAME = 0.05  # a norm of `dual` is off by 1.4 % at n = 10,000, by another order of its sum
 FOSCTTM_TOLERANCE = 0.05  # 0.5 is chance; exact twins from the same starts are within 0.01
 NOISE = 3.0  # single losses of the laptop study are within 0.9 of what it allows

@@ -28,6 +28,7 @@ from mmdma_core.matching.warned import at_the_caller
 from mmdma_core.objective.inputs import Kernel, as_device
 from mmdma_core.objective.settings import Settings, plain
 from mmdma_core.objective.terms import LossTerms
+from mmdma_core.own_state import brief_waits
 from mmdma_core.ranks import in_world, world
 from mmdma_core.training.epochs import Callback, Checkpoint, History, Stopping, train
 from mmdma_core.training.run import AdamRun, Run
@@ -236,7 +237,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.device_ = self._device()
         self.variant_ = choose_variant(self, *views)
         seeds = draw_seeds(plain(self.random_state), plain(self.n_starts))
-        with compiler.explained():
+        with compiler.explained(), brief_waits():
             self.sigma_ = self._sigma(views, seeds[0])
             settings = self._settings(self.sigma_)
             self.starts_, self.interrupted_ = run_starts(
