@@ -7,6 +7,7 @@ BIN := .venv/bin
 SETUP := .venv/.ready
 EXTRAS ?= test,published,anndata,docs
 RUN := PATH="$$PWD/$(BIN):$$PATH"
+COVERAGE := $(RUN) COVERAGE_FILE="$$PWD/.coverage" coverage
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: study gpu test coverage quick lint docs setup clean
@@ -38,10 +39,11 @@ test: $(SETUP)
 
 coverage: $(SETUP)
 	@echo "== all tests as in make test, some of which are too slow so; then the lines for CUDA that none reaches"
-	$(RUN) coverage erase
-	-$(RUN) coverage run -m pytest -n 2 --dist loadfile -m "not alone"
-	-$(RUN) coverage run -m pytest -m alone
-	$(RUN); coverage combine --quiet && coverage report
+	$(COVERAGE) erase
+	-$(COVERAGE) run -m pytest -n 2 --dist loadfile -m "not alone"
+	-$(COVERAGE) run -m pytest -m alone
+	$(COVERAGE) combine --quiet
+	$(COVERAGE) report
 
 quick: lint
 	$(RUN) pytest -n 2 --dist loadfile -m "not slow and not gpu and not tensorflow"

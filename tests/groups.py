@@ -29,6 +29,8 @@ def in_group(size, function, folder):
             answers.append(receiver.recv())
         failed = [raised for _, raised in answers if raised]
         assert not failed, failed[0]
+        for child in children:
+            child.join(SECONDS)
         return [answer for answer, _ in answers]
     finally:
         for child in children:
