@@ -1,5 +1,6 @@
 """The experiment `scale`, small: every start in the table, what ends without a result, what is known."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT, own_config
 
-from benchmarks.experiments import scale
+from benchmarks.experiments import scale, scale_fits
 from benchmarks.study import study
 from benchmarks.study.config import ConfigError
 
@@ -98,3 +99,14 @@ def test_a_variant_of_the_dual_is_refused(here):
 def test_a_setting_that_cannot_be_is_named(here):
     with pytest.raises(ConfigError, match=r"scale\.settings: sigma must be"):
         scale.run(here, CONFIG | {"scale": ASKED | {"settings": {"sigma": -1}}})
+
+
+@pytest.mark.parametrize(("device", "few", "batch"), [("cpu", 304, 152), ("cuda", 100_000, 20_000)])
+def test_what_compiles_before_the_clock_starts_is_a_small_fit_of_the_same_kind(monkeypatch, device, few, batch):
+    """Of the sizes of a cell's first start: on CUDA the tiles of the problem itself; in batches if the fit is."""
+    fitted = []
+    monkeypatch.setattr(scale_fits, "_fitted", lambda cell, x, y, updates: fitted.append((cell.batch_size, *x.shape)))
+    asked = scale_fits.Fit("primal-fourier in batches", 10**6, 50, "", (), *([None] * 8), batch_size=20_000)
+    for n in (10**6, 200):
+        scale_fits._fit_few(dataclasses.replace(asked, n=n, device=device))
+    assert fitted == [(batch, few, 50), (None, 200, 50)]
