@@ -115,7 +115,7 @@ class Plan:
                 late = takes > min(limits)
                 if late and fits:
                     by, cut = _BUDGETS[limits.index(min(limits))], [*cut, n]
-                ended = (late and limits[0] <= limits[1]) or (study.stop_after_failure and (late or not fits))
+                ended = study.stop_after_failure and (late or not fits)
         return Forecast(seconds, too_large, tuple(cut), by)
 
     def seconds_left(self, devices: int = 1) -> float:
