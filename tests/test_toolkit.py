@@ -48,6 +48,7 @@ def bare(tmp_path, monkeypatch):
     monkeypatch.setattr(toolkit, "find_library", lambda name: None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(compiler, "why_not", lambda: None)  # which compiles
+    monkeypatch.delitem(sys.modules, "keopscore.config", raising=False)  # of a test before, which found no CUDA
     site = tmp_path / "site"
     monkeypatch.setattr(sys, "path", [str(site), *sys.path])
 
