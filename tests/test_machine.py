@@ -9,8 +9,9 @@ import types
 import psutil
 import pynvml
 import pytest
+import torch
 
-from benchmarks.measuring import guard, machine, memory, records
+from benchmarks.measuring import cell, guard, machine, memory, records
 from benchmarks.measuring.cell import Cell, Limits
 from mmdma_core import Settings
 
@@ -230,3 +231,18 @@ def test_the_guard_looks_at_every_rank_on_its_gpu(driver, limit, status):
     assert record.status == status, record.detail
     assert record.peak_device_bytes == 2 * memory.GIB
     assert status == "ok" or "device memory over the limit of 1.5 GiB during epochs" in record.detail
+
+
+@pytest.mark.parametrize(("gib", "held_gib", "part"), [(4, 0.5, 0.35), (4, 30, 0.3), (20, 0.5, 1.0), (None, 0.5, None)])
+def test_a_cell_on_a_gpu_gets_its_part_of_the_memory_less_the_context(gib, held_gib, part, monkeypatch):
+    """Of 10 GiB; the context is what is held, a GiB at most, for the rest is another process's."""
+    given, emptied = [], []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: ((10 - held_gib) * 2**30, 10 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", given.append)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("cache"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: emptied.append("peak"))
+    asked = types.SimpleNamespace(device="cuda", limits=types.SimpleNamespace(gpu_gib=gib))
+    cell._limit_memory(asked)
+    cell._reset_peaks(torch.device("cuda"))
+    assert given == ([] if part is None else [pytest.approx(part)])
+    assert emptied == ["cache", "peak"]
