@@ -122,7 +122,7 @@ def test_a_kill_by_the_kernel_is_out_of_memory(needy, command):
     read = needy("memory of the group", n=(200, 300), kernel="counts", keys={"host_memory_gib": 64})
     command("sweep")
     assert (read().status, read(300).status) == ("oom", "skipped")
-    assert read().detail == "killed by the kernel for want of memory during warm-up"
+    assert read().detail == "killed by the kernel for want of memory during first start"
 
 
 def test_a_kill_that_the_kernel_did_not_count_is_an_error(needy, command):

@@ -177,5 +177,5 @@ def test_a_cell_that_its_group_ends_is_out_of_memory(project, configure, monkeyp
     assert sweep.returncode == 0, sweep.stderr
     first, second, third = (records.read(records.record_path(root, *study["variants"], 10, n)) for n in study["n"])
     assert [first.status, second.status, third.status] == ["ok", "oom", "skipped"]
-    assert second.detail == "killed by the kernel for want of memory during warm-up"
+    assert second.detail == "killed by the kernel for want of memory during first start"
     assert 2**28 < second.ran_out_of["host"] < 2**30

@@ -184,6 +184,7 @@ def _start_small(cell: Cell, views: Simulated, device: torch.device) -> None:
     with suppress(Unsupported if world() else Exception):
         x, y = (_random_like(view, *few(cell.n, view.shape[1], device.type)) for view in (views.x, views.y))
         mmdma_core.start(cell.variant, x, y, cell.settings, device, cell.seed, group=world()).step()
+    _set_threads(cell.threads)  # a variant may have set its own, and does so again
 
 
 def _random_like(view: torch.Tensor, n: int, p: int) -> torch.Tensor:
