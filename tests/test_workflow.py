@@ -126,7 +126,7 @@ def test_a_typo_stops_snakemake_before_anything_runs(project):
     output = run_snakemake(project, "--config", "studdy=smoke", status=1)
     assert "unknown key 'studdy'; did you mean 'study'" in output
     with (project / "config.yaml").open("a") as file:
-        file.write("seed: 5\n")
+        file.write("seed: 4\nseed: 5\n")
     assert "column 1: the key 'seed' stands twice, first in line" in run_snakemake(project, *SMOKE, "-n", status=1)
     assert not (project / "results" / "here").exists()
 
