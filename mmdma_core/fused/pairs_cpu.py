@@ -28,7 +28,7 @@ from mmdma_core.fused.neighbours import kd_orders
 from mmdma_core.fused.pairs_tiles import ALL, APART, BOX, LANES, LOWEST, PANEL, PULLS, ROWS, all_pairs
 from mmdma_core.fused.run import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
-from mmdma_core.fused.threads import in_threads, threads
+from mmdma_core.fused.threads import alone, in_threads, threads
 from mmdma_core.objective.terms import squared_mmd
 from mmdma_core.ranks import Rows
 
@@ -158,7 +158,8 @@ class FusedMMD(MMD):
         outs = out_x, out_y
         e_x, e_y = (held.gather(e) for held, e in zip(self._held, (e_x, e_y), strict=True))
         out_x, out_y = (held.room(out) for held, out in zip(self._held, outs, strict=True))
-        centre = ((e_x.mean(0) + e_y.mean(0)) / 2).numpy()
+        with alone(e_x.device):
+            centre = ((e_x.mean(0) + e_y.mean(0)) / 2).numpy()
         # Of clouds of one size twice the mean square of the points is the mean square of their distances.
         mean, most = _squares(e_x.numpy(), e_y.numpy(), centre)
         lowest = _FAR if 2 * mean * self._scale < _FAR else ALL

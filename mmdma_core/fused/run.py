@@ -26,6 +26,7 @@ import torch
 
 from mmdma_core.fused.batches import Batches
 from mmdma_core.fused.parts import MMD, FusedView, Term
+from mmdma_core.fused.threads import alone
 from mmdma_core.objective.formulations import Formulation
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms, total_loss
@@ -129,7 +130,8 @@ class FusedRun(AdamRun):
     def _update(self, mmd: MMD) -> None:
         if not (self.takes_up_loss and mmd is self.mmd and self._gradient_of == self._moment()):
             self._evaluate(mmd)
-        self._adam.step([view.gradient for view in self.views])
+        with alone(self.parameters[0].device):
+            self._adam.step([view.gradient for view in self.views])
 
     def _moment(self) -> tuple[int, ...]:
         """Differs whenever the parameters may differ: PyTorch counts what writes to a tensor."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
@@ -22,6 +23,19 @@ _own = threading.local()  # of each thread that calls: `process` and its `worker
 def threads() -> int:
     """As many threads as PyTorch uses."""
     return torch.get_num_threads()
+
+
+@contextmanager
+def alone(device: torch.device) -> Iterator[None]:
+    """On a CPU, without PyTorch's own threads: they would spin on while those of the passes want to run."""
+    many = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if device.type == "cpu":
+            torch.set_num_threads(many)
 
 
 def in_threads(part: Part, many: int, *arguments: object) -> None:
