@@ -158,7 +158,7 @@ class FusedMMD(MMD):
         outs = out_x, out_y
         e_x, e_y = (held.gather(e) for held, e in zip(self._held, (e_x, e_y), strict=True))
         out_x, out_y = (held.room(out) for held, out in zip(self._held, outs, strict=True))
-        with alone(e_x.device):
+        with alone():
             centre = ((e_x.mean(0) + e_y.mean(0)) / 2).numpy()
         # Of clouds of one size twice the mean square of the points is the mean square of their distances.
         mean, most = _squares(e_x.numpy(), e_y.numpy(), centre)

@@ -130,7 +130,7 @@ class FusedRun(AdamRun):
     def _update(self, mmd: MMD) -> None:
         if not (self.takes_up_loss and mmd is self.mmd and self._gradient_of == self._moment()):
             self._evaluate(mmd)
-        with alone(self.parameters[0].device):
+        with alone():
             self._adam.step([view.gradient for view in self.views])
 
     def _moment(self) -> tuple[int, ...]:

@@ -26,16 +26,14 @@ def threads() -> int:
 
 
 @contextmanager
-def alone(device: torch.device) -> Iterator[None]:
-    """On a CPU, without PyTorch's own threads: they would spin on while those of the passes want to run."""
+def alone() -> Iterator[None]:
+    """Without PyTorch's own threads: they would spin on while those of the passes want to run."""
     many = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        if device.type == "cpu":
-            torch.set_num_threads(many)
+        torch.set_num_threads(many)
 
 
 def in_threads(part: Part, many: int, *arguments: object) -> None:
