@@ -8,9 +8,9 @@ import re
 import sys
 from pathlib import Path
 
-from mmdma_core import host
+from mmdma_core import caches
 
-host.wait_passively()  # before PyTorch is loaded
+caches.wait_passively()  # before PyTorch is loaded
 
 from mmdma_core.files import streams  # noqa: E402
 from mmdma_core.matching import commands, joined  # noqa: E402

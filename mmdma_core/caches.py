@@ -171,3 +171,15 @@ def _new_folder() -> str:
     places = [tempfile.gettempdir(), "/tmp", "/var/tmp"]
     place = next((place for place in places if is_plain(place) and is_writable(place)), places[0])
     return tempfile.mkdtemp(prefix="mmdma-", dir=place)
+
+
+WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what GNU's and Intel's OpenMP read about it
+
+
+def wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the environment says how; before a library loads OpenMP.
+
+    Threads that spin take each other's time as soon as another process computes, and an epoch takes many times as long.
+    """
+    if not any(name in os.environ for name in WAITS):
+        os.environ.update(OMP_WAIT_POLICY="passive", KMP_BLOCKTIME="0")

@@ -47,18 +47,6 @@ def cores(root: Path = _ROOT) -> int:
     return max(1, int(min([len(os.sched_getaffinity(0)), *given, *quotas])))
 
 
-WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what GNU's and Intel's OpenMP read about it
-
-
-def wait_passively() -> None:
-    """Let OpenMP's threads sleep while they wait, unless the environment says how; before a library loads OpenMP.
-
-    Threads that spin take each other's time as soon as another process computes, and an epoch takes many times as long.
-    """
-    if not any(name in os.environ for name in WAITS):
-        os.environ.update(OMP_WAIT_POLICY="passive", KMP_BLOCKTIME="0")
-
-
 def kills(root: Path = _ROOT) -> dict[Path, float]:
     """How many processes the kernel has killed for want of memory, as each group of this process has counted.
 

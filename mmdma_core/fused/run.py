@@ -28,9 +28,9 @@ from mmdma_core.fused.batches import Batches
 from mmdma_core.fused.parts import MMD, FusedView, Term
 from mmdma_core.fused.threads import alone
 from mmdma_core.objective.formulations import Formulation
+from mmdma_core.objective.inputs import Rows
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms, total_loss
-from mmdma_core.ranks import Rows
 from mmdma_core.training.run import AdamRun, Pair
 
 

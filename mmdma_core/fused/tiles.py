@@ -23,7 +23,7 @@ from triton.runtime.errors import OutOfResources
 from mmdma_core.errors import Unsupported
 from mmdma_core.files.atomic import atomically
 from mmdma_core.fused.pairs_cuda import FusedMMD, Tile, candidates
-from mmdma_core.ranks import Rows
+from mmdma_core.objective.inputs import Rows
 
 _TIMED_POINTS = 16_384  # 10^9 pairs, about a millisecond
 _RUNS = 5

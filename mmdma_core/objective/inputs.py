@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import scipy.sparse
 import torch
 
-from mmdma_core.objective.sparse import csr
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,67 @@ class Kernel:
 View: TypeAlias = torch.Tensor | Kernel  # a checked view: dense (n, p), sparse CSR (n, p), or a kernel (n, n)
 _DEVICE = re.compile(r"cpu(?::0)?|cuda(?::(0|[1-9]\d*))?")  # of a GPU the index
 Given: TypeAlias = torch.Tensor | np.ndarray | scipy.sparse.sparray | scipy.sparse.spmatrix | Kernel
+
+
+class Rows:
+    """All n rows of a view, in one process.
+
+    n      rows of the view, over all ranks
+    first  which of them is the first here
+    own    how many are here
+    rank, size, share   0, 1, 1 / size
+    """
+
+    rank, size, share = 0, 1, 1.0
+
+    def __init__(self, n: int) -> None:
+        self.n, self.first, self.own = n, 0, n
+
+    def taken(self, rows: np.ndarray) -> np.ndarray:
+        """Of rows of the whole view, in order, those that are here, counted from `first`."""
+        return rows
+
+    def sum(self, values: Array) -> Array:
+        """values, float64, in place: the sum over the ranks."""
+        return values
+
+    def sum_of_graph(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks of what autograd follows: each rank's gradient is the part of its own rows."""
+        return values
+
+    def sum_of_sparse(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks of a matrix, sparse or dense; a dense one of several."""
+        return matrix
+
+    def of_first(self, value: Any) -> Any:
+        """What rank 0 gives, a plain value or tensors on the CPU."""
+        return value
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """All rows (n, d) of a matrix of which (own, d) are here."""
+        return rows
+
+    def to_first(self, rows: torch.Tensor) -> torch.Tensor:
+        """At rank 0 all rows (n, d) of a matrix of which (own, d) are here; elsewhere these."""
+        return rows
+
+    def room(self, rows: torch.Tensor) -> torch.Tensor:
+        """A matrix (n, d) to fill with this rank's part of a sum, for `give`."""
+        return rows
+
+    def give(self, part: torch.Tensor, rows: torch.Tensor) -> None:
+        """rows (own, d) = those rows of the sum of the parts (n, d) over the ranks."""
+
+    def others(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The rows of other ranks, dense or CSR, such that each unordered pair of ranks meets once."""
+        yield from ()
+
+
+def csr(begins: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A sparse matrix in CSR, its structure checked; without PyTorch's greeting that this layout is young."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        return torch.sparse_csr_tensor(begins, columns, values, size=size, check_invariants=True)
 
 
 def as_device(device: str | torch.device) -> torch.device:

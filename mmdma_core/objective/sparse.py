@@ -10,14 +10,13 @@ has more, and on CUDA two sparse matrices are never multiplied: the first term c
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 
 from mmdma_core.errors import Unsupported
 from mmdma_core.objective import terms
-from mmdma_core.ranks import Rows
+from mmdma_core.objective.inputs import Rows, csr
 
 _LIMIT = 2**31  # of entries, in libraries that count in 32 bits
 _SPARSE_ENTRIES = 2**24  # that a sparse block of a product may have at most
@@ -25,13 +24,6 @@ _DENSE_ENTRIES = 2**27  # that a dense block of a product may have at most; a qu
 _AGREE = 1e-10  # to which ways to a quadratic form agree; rounding alone leaves 1e-16
 
 Blocks = Iterator[tuple[slice, torch.Tensor]]
-
-
-def csr(begins: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A sparse matrix in CSR, its structure checked; without PyTorch's greeting that this layout is young."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-        return torch.sparse_csr_tensor(begins, columns, values, size=size, check_invariants=True)
 
 
 class _Product(torch.autograd.Function):

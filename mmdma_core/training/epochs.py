@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import DAMAGED, reading
+from mmdma_core.objective.inputs import Rows
 from mmdma_core.objective.terms import LossTerms
-from mmdma_core.ranks import Rows
 from mmdma_core.training.run import AdamRun, Run
 
 Callback = Callable[[Run, LossTerms], object]  # called whenever the loss is recorded but for the start

@@ -12,11 +12,10 @@ import torch
 
 from mmdma_core.gaussian import Sums
 from mmdma_core.objective.formulations import Formulation
-from mmdma_core.objective.inputs import View
+from mmdma_core.objective.inputs import Rows, View
 from mmdma_core.objective.settings import Settings
 from mmdma_core.objective.terms import LossTerms, squared_mmd, total_loss
 from mmdma_core.own_state import own_state
-from mmdma_core.ranks import Rows
 from mmdma_core.training.adam import Adam
 
 Pair = tuple[torch.Tensor, torch.Tensor]
