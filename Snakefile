@@ -1,8 +1,7 @@
 """The scaling study: sweeps -> table -> figures -> report. One job measures one variant at one p, along n."""
 
-from benchmarks import figures
-from benchmarks.study import config as configuration
-from benchmarks.study import study
+from benchmarks import config as configuration
+from benchmarks import figures, study
 
 for file in ("config.yaml", *workflow.overwrite_configfiles):
     configuration.mapping(Path(file))  # what Snakemake would take in silence, such as a key that stands twice

@@ -11,8 +11,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from benchmarks.measuring import machine
-from benchmarks.study import config as configuration
-from mmdma_core import caches
+from benchmarks import config as configuration
+from mmdma_core import compilers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,16 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
             _set_environment(options.values.get("cpu_threads", "auto"))
     except ValueError as error:
         return _refuse(error)
-    from mmdma_core.files import streams  # imports PyTorch, which reads the number of threads
+    from mmdma_core.files import stdio  # imports PyTorch, which reads the number of threads
 
-    return streams.run(lambda: _run(options), 2 if options.run is _compare else 1)
+    return stdio.run(lambda: _run(options), 2 if options.run is _compare else 1)
 
 
 def _run(options: argparse.Namespace) -> int:
     try:
         if options.run is _compare:
             return _compare(options)
-        from benchmarks.study import plugins, study
+        from benchmarks import plugins, study
 
         with closing(plugins):
             asked = study.load(options.values)
@@ -60,15 +60,15 @@ def _refuse(error: Exception) -> int:
 
 
 def _check(study, options) -> None:  # noqa: ANN001
-    from benchmarks.reading import contents
+    from benchmarks.analysis import contents
 
     print(f"{options.config} is valid; it asks for the study {study.name!r} on {study.device}")
     print(*contents.describe(study), sep="\n")
 
 
 def _plan(study, options) -> None:  # noqa: ANN001
-    from benchmarks.reading import contents
-    from benchmarks.study import plan
+    from benchmarks.analysis import contents
+    from benchmarks import plan
 
     if options.gpus < 1:
         raise ValueError(f"--gpus must be at least 1, got {options.gpus}")
@@ -78,8 +78,8 @@ def _plan(study, options) -> None:  # noqa: ANN001
 
 
 def _rates(study, like: str):  # noqa: ANN001, ANN202
-    from benchmarks.reading import predict
-    from mmdma_core.models.costs import NOMINAL
+    from benchmarks.analysis import predict
+    from mmdma_core.costs import NOMINAL
 
     if study.device != "cuda" and like != predict.V100:
         raise ValueError(f"--like is about a GPU, and the study runs on {study.device}")
@@ -87,13 +87,13 @@ def _rates(study, like: str):  # noqa: ANN001, ANN202
 
 
 def _sweep(study, options) -> None:  # noqa: ANN001
-    from benchmarks.study import sweep
+    from benchmarks import sweep
 
     sweep.run_sweeps(study, options.variant, options.p, options.n, options.budget_s, options.retry)
 
 
 def _table(study, options) -> None:  # noqa: ANN001
-    from benchmarks.reading import agreement, selection, table
+    from benchmarks.analysis import agreement, selection, table
 
     summary = table.write_summary(study.root)
     print(table.count_statuses(summary))
@@ -110,7 +110,7 @@ def _figures(study, options) -> None:  # noqa: ANN001
 
 
 def _advise(study, options) -> None:  # noqa: ANN001
-    from benchmarks.reading import advise
+    from benchmarks.analysis import advise
 
     print(advise.describe(study, options.n, options.p, options.gpu_memory_gib, options.devices, options.like))
 
@@ -142,14 +142,14 @@ def _report(study, options) -> None:  # noqa: ANN001
 
 
 def _frontier(study, options) -> None:  # noqa: ANN001
-    from benchmarks.paper import frontier
+    from benchmarks.analysis import frontier
 
     print(frontier.describe(options.gpu_memory_gib))
 
 
 def _predict(study, options) -> None:  # noqa: ANN001
     from benchmarks import figures
-    from benchmarks.reading import predict
+    from benchmarks.analysis import predict
 
     known, gib = predict.card(options.like), options.gpu_memory_gib
     table = predict.predicted(known, gib)
@@ -170,7 +170,7 @@ def _gpu_check(study, options) -> None:  # noqa: ANN001
 
 
 def _compare(options) -> int:  # noqa: ANN001
-    from benchmarks.reading import compare
+    from benchmarks.analysis import compare
 
     found = compare.compare(options.a, options.b, options.threshold)
     if options.out:
@@ -272,7 +272,7 @@ def _set_environment(threads: int | str) -> None:
     """What OpenMP, Numba and CUDA read when they are loaded; Snakemake exports 1 thread under --cores 1."""
     given = isinstance(threads, int) and threads > 0  # the configuration is not checked yet
     os.environ.update(machine.threads_environment(threads if given else machine.available_threads()))
-    caches.wait_passively()
+    compilers.wait_passively()
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as the driver counts
 
 
@@ -291,6 +291,6 @@ if __name__ == "__main__":
     with suppress(OSError, AttributeError):
         sys.stdout.flush()
         sys.stderr.flush()
-    if "mmdma_core.caches" in sys.modules:
-        sys.modules["mmdma_core.caches"].discard()
+    if "mmdma_core.compilers" in sys.modules:
+        sys.modules["mmdma_core.compilers"].discard()
     os._exit(status)  # PyTorch would take half a second to be torn down, in each of a study's many sweeps

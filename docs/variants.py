@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import mmdma_core
-from benchmarks.reading.exponents import dominating, term
+from benchmarks.analysis.exponents import dominating, term
 
 PAGE = Path(__file__).with_name("variants.md")
 _BLOCK = re.compile(r"(<!-- registry: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

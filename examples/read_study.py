@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.reading import table
+from benchmarks.analysis import table
 
 root = Path(sys.argv[1])
 cells = table.read_summary(root)

@@ -22,22 +22,21 @@ from __future__ import annotations
 import pkgutil
 from typing import Any
 
-from mmdma_core import caches
+from mmdma_core import compilers
 
 # Imported when they are asked for: PyTorch takes a second, scikit-learn and pandas would slow every measuring process,
 # and who measures says first how threads are to wait, which is read when they are loaded.
 _WHERE = {
     "errors": ("MissingDependency", "Unsupported"),
-    "families.registry": ("Variant", "register", "start", "variant", "variants"),
+    "formulations": ("Dual", "Primal"),
+    "inputs": ("Kernel",),
     "matching.estimator": ("MMDMA",),
     "matching.scverse": ("match",),
-    "objective.formulations": ("Dual", "Primal"),
-    "objective.inputs": ("Kernel",),
-    "objective.reference": ("reference_gradients", "reference_loss"),
-    "objective.settings": ("Settings",),
-    "objective.terms": ("LossTerms",),
-    "simulation.simulate": ("Simulated", "simulate"),
-    "training.run": ("Run", "TorchRun", "compose"),
+    "objective": ("LossTerms", "reference_gradients", "reference_loss"),
+    "registry": ("Variant", "register", "start", "variant", "variants"),
+    "run": ("Run", "TorchRun", "compose"),
+    "settings": ("Settings",),
+    "simulation": ("Simulated", "simulate"),
 }
 _LATE = {name: f"mmdma_core.{module}:{name}" for module, names in _WHERE.items() for name in names}
 
@@ -45,7 +44,7 @@ __all__ = sorted(_LATE)
 
 _LATE |= {"io": "mmdma_core.files.io", "metrics": "mmdma_core.matching.metrics"}
 
-caches.prepare()  # before a variant that runs imports Numba, KeOps or Triton, which look where they may write
+compilers.prepare()  # before a variant that runs imports Numba, KeOps or Triton, which look where they may write
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from mmdma_core import caches, toolkit
+from mmdma_core import compilers, toolkit
 from mmdma_core.errors import OUT_OF_MEMORY, MissingDependency, Unsupported, words_of
 
 _OF_KEOPS = re.compile(r"/(pykeops|keopscore)/|'pykeops_(cpp|nvrtc)")
@@ -60,10 +60,10 @@ def why_not() -> str | None:
         named = os.environ.get("CXX")
         found = f"CXX names {named!r}, which is not there, and there is no g++" if named else "there is none"
         return f"KeOps needs a C++ compiler, and {found}: {_INSTALL['g++']}, or name one in CXX"
-    if not caches.is_plain(compiler):
+    if not compilers.is_plain(compiler):
         return f"KeOps cannot call CXX={compiler!r}, which has a blank, a quote or the like: name one without"
     for path in (sys.executable, importlib.util.find_spec("keopscore").origin):
-        if not caches.is_plain(path):
+        if not compilers.is_plain(path):
             return (
                 f"KeOps cannot compile in {os.path.dirname(path)!r}, a path with a blank, a quote or the like: "
                 "make the environment of Python in a folder without"

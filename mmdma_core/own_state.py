@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from mmdma_core import caches
+from mmdma_core import compilers
 
 _CPU = torch.device("cpu")
 _LEAST_NORMAL = sys.float_info.min
@@ -74,7 +74,7 @@ def brief_waits() -> Iterator[None]:
     They do where OpenMP has more threads than cores (GOMP_SPINCOUNT in its manual), and a pool of a second thread's
     makes them more. Else an epoch takes many times as long beside another process that computes.
     """
-    if any(name in os.environ for name in caches.WAITS):
+    if any(name in os.environ for name in compilers.WAITS):
         yield
         return
     has_pool, done = threading.Event(), threading.Event()

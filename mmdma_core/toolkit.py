@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from mmdma_core import caches
+from mmdma_core import compilers
 
 # What KeOps compiles against and loads, and the extra of NVIDIA's package cuda-toolkit that brings it.
 PARTS = {
@@ -181,7 +181,7 @@ def _driver() -> Path | None:
 
 def _linked(links: dict[str, Path]) -> Path | None:
     """A folder with these links, named by what they say, so that it is made once; None where none can be made."""
-    base = caches.place(plain=True)
+    base = compilers.place(plain=True)
     if base is None:
         return None
     said = "\n".join(f"{name} {path}" for name, path in sorted(links.items()))

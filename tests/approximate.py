@@ -3,8 +3,8 @@
 import torch
 
 from mmdma_core import Primal, TorchRun, register
-from mmdma_core.gaussian import sampled
-from mmdma_core.gaussian.dense import sums
+from mmdma_core import sampled
+from mmdma_core.dense import sums
 
 
 def nonsense(e_x, e_y, sigma):

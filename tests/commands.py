@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.__main__ import main
 from benchmarks.measuring import guard, others
-from benchmarks.reading import table  # noqa: F401
+from benchmarks.analysis import table  # noqa: F401
 
 
 def run(folder: str, arguments: list[str], output: str) -> None:

@@ -13,18 +13,9 @@ import scipy.sparse
 import torch
 
 from benchmarks.experiments import correctness
-from benchmarks.experiments.correctness import (  # noqa: F401  (some for other tests)
-    CASES,
-    GRADIENT_TOLERANCE,
-    MMD_TOLERANCE,
-    NORM_TOLERANCE,
-    ONE_P,
-    formulation_of,
-    informative_parameters,
-    tolerances,
-)
+from benchmarks.experiments.correctness import CASES, GRADIENT_TOLERANCE, MMD_TOLERANCE, NORM_TOLERANCE, ONE_P, formulation_of, informative_parameters, tolerances
 from mmdma_core import Kernel, Settings, reference_gradients, reference_loss, simulate, start
-from mmdma_core.objective import reference
+from mmdma_core import objective
 
 
 def check_loss_and_gradients(name, case, device="cpu"):
@@ -130,7 +121,7 @@ def check_mmd(make, n_x, n_y, settings, spread, offset=0.0, rank=None):
         out_x, out_y = torch.empty_like(x), torch.empty_like(y)
         found = float(make(n_x, n_y, settings)(x, y, out_x, out_y))
         e_x, e_y = x.double().requires_grad_(), y.double().requires_grad_()
-        means = reference.gaussian_means(e_x, e_y, settings)
+        means = objective.gaussian_means(e_x, e_y, settings)
         mmd = means[0] + means[1] - 2 * means[2]
         assert found == approximately(mmd.item(), MMD_TOLERANCE * sum(means).item())
         parts = [torch.autograd.grad(mean, (e_x, e_y), retain_graph=True, allow_unused=True) for mean in means]

@@ -292,7 +292,7 @@ def pretend():
     torch.random.fork_rng = lambda *given, **options: contextlib.nullcontext()
     JITFunction.run = launched
     from mmdma_core.fused import compose
-    from mmdma_core.objective import formulations, sparse
+    from mmdma_core import formulations, sparse
 
     pykeops.torch.LazyTensor = Lazy
     compose.is_sparse = formulations.is_sparse = lambda view: isinstance(view, Sparse)
@@ -307,7 +307,7 @@ def watched(job):
     fault  one of FAULTS, planted first
     """
     import mmdma_core
-    from mmdma_core.families import published
+    from mmdma_core.external import published
     from mmdma_core.fused import compose, views_cuda
 
     compose.EXACT_UP_TO, views_cuda.CAPTURED_POINTS = (20_000, 60_000) if job["small"] else (0, 0)
@@ -361,19 +361,19 @@ def view_on(device, job):
 
 
 def of_cpu_in_a_term(patch):
-    from mmdma_core.objective import terms
+    from mmdma_core import terms
 
     patch.setattr(terms, "penalty", lambda gram, p: (gram - torch.eye(len(gram))).norm())
 
 
 def of_another_gpu(patch):
-    from mmdma_core.training.adam import Adam
+    from mmdma_core.adam import Adam
 
     patch.setattr(Adam, "step", lambda adam, gradients: gradients[0] + gradients[0].to("cuda:0"))
 
 
 def value_in_an_epoch(patch):
-    from mmdma_core.training.adam import Adam
+    from mmdma_core.adam import Adam
 
     step = Adam.step
     patch.setattr(Adam, "step", lambda adam, gradients: gradients[0].sum().item() and step(adam, gradients))
@@ -384,7 +384,7 @@ def copy_in_an_epoch(patch):
 
 
 def import_in_start(patch):
-    from mmdma_core.training.run import AdamRun
+    from mmdma_core.run import AdamRun
 
     make = AdamRun.__init__
     patch.delitem(sys.modules, "wave", raising=False)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pynvml
 import torch
 
-from benchmarks.measuring import cell, machine, memory, others, usable
+from benchmarks.measuring import measurement, machine, memory, others, device as usable
 
 MODELS = {"g1": "Fake 9000", "g2": "Fake 8000"}  # node -> model; other nodes have no driver
 
@@ -49,5 +49,5 @@ torch.cuda.is_available = lambda: platform.node() in MODELS
 usable._compute = lambda devices: [
     usable.Seen(MODELS[platform.node()], 16 * memory.GIB, machine.gpu_uuid(k)) for k in range(devices)
 ]
-cell.torch = _Torch()
+measurement.torch = _Torch()
 others.AGAIN = 1.0  # the other tests are no reason to measure a cell once more

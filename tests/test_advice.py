@@ -10,12 +10,12 @@ from conftest import ROOT, own_config
 
 import mmdma_core
 from benchmarks.measuring import records
-from benchmarks.reading import advise
-from benchmarks.study import study
-from benchmarks.study.plan import Plan, describe
+from benchmarks.analysis import advise
+from benchmarks import study
+from benchmarks.plan import Plan, describe
 from mmdma_core import MissingDependency
-from mmdma_core.families import advice, registry
-from mmdma_core.families.advice import Measured
+from mmdma_core import advice, registry
+from mmdma_core.advice import Measured
 
 LAPTOP = ROOT / "results" / "laptop-amd-epyc-2-cores"
 RECORDS = records.read_all(LAPTOP)

@@ -7,8 +7,8 @@ import pytest
 from test_records import record
 
 from benchmarks.figures import against_paper as figure
-from benchmarks.paper import against_paper, discrepancies, published
-from benchmarks.reading.table import to_frame
+from benchmarks.analysis import against_paper, discrepancies, published
+from benchmarks.analysis.table import to_frame
 
 PAPER = ("primal", "primal-keops", "dual", "dual-keops")
 # What no panel of the published plot tells: near dual with KeOps, as the hidden markers are, or slower.

@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, own_config
 
 from benchmarks.measuring import alone, machine, records
-from benchmarks.study import study
-from benchmarks.study.config import ConfigError
+from benchmarks import study
+from benchmarks.config import ConfigError
 
 CONFIG = own_config()
 HOLD = """

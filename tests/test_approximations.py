@@ -13,10 +13,10 @@ import mmdma_core
 from benchmarks import figures
 from benchmarks.experiments import correctness
 from benchmarks.measuring import records
-from benchmarks.reading import compare, maps
-from benchmarks.reading.table import to_frame
+from benchmarks.analysis import compare, maps
+from benchmarks.analysis.table import to_frame
 from benchmarks.report import evidence, facts, verdict
-from mmdma_core.families import registry
+from mmdma_core import registry
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from test_records import record
 from benchmarks.experiments import citeseq, citeseq_data
 from benchmarks.experiments.citeseq_data import Real, StandIn
 from benchmarks.measuring import records
-from benchmarks.study import config as configuration
-from benchmarks.study import study
-from benchmarks.study.config import ConfigError
+from benchmarks import config as configuration
+from benchmarks import study
+from benchmarks.config import ConfigError
 from mmdma_core.matching.metrics import foscttm
 
 CONFIG = own_config()

@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 
 from mmdma_core import MMDMA, simulate
-from mmdma_core.__main__ import main
+from mmdma_core.matching.command_line import main
 from mmdma_core.matching import sampling
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from benchmarks.__main__ import main
 from benchmarks.figures import comparison
 from benchmarks.figures.style import PAGE
 from benchmarks.measuring import records
-from benchmarks.reading import compare
+from benchmarks.analysis import compare
 
 MACHINE = {
     "gpu": {"name": "H100", "driver": "550", "sm_clock_mhz": 1980},

@@ -11,9 +11,10 @@ from triton.runtime.errors import OutOfResources
 
 import mmdma_core
 from benchmarks.measuring import guard, machine
-from benchmarks.measuring.cell import Cell, Limits
-from mmdma_core import MMDMA, MissingDependency, Settings, Unsupported, __main__, compiler, simulate
-from mmdma_core.families import registry
+from benchmarks.measuring.measurement import Cell, Limits
+from mmdma_core import MMDMA, MissingDependency, Settings, Unsupported, compiler, simulate
+from mmdma_core.matching import command_line
+from mmdma_core import registry
 
 FAILED = "No module named 'pykeops_cpp_3a524a5946'"  # what KeOps says when its compiler did
 
@@ -164,7 +165,7 @@ def test_a_fit_without_a_compiler_says_what_to_install(tools, monkeypatch, tmp_p
     with pytest.raises(MissingDependency, match=r"install g\+\+"):
         MMDMA(variant="primal-keops", n_starts=1).fit(x, y)
     simulated = ["--simulate", "branch", "--n", "20", "--p", "5", "--quiet"]
-    assert __main__.main(["fit", *simulated, "--variant", "primal-keops", "--out", str(tmp_path / "out")]) == 2
+    assert command_line.main(["fit", *simulated, "--variant", "primal-keops", "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: KeOps needs a C++ compiler")
 
 

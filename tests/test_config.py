@@ -12,9 +12,9 @@ import mmdma_core
 from benchmarks import __main__ as commands
 from benchmarks.experiments import gpu_check
 from benchmarks.experiments.gpu_check_steps import FULL
-from benchmarks.study import config as configuration
-from benchmarks.study import study
-from benchmarks.study.config import ConfigError
+from benchmarks import config as configuration
+from benchmarks import study
+from benchmarks.config import ConfigError
 
 CONFIG = own_config()
 

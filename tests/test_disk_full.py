@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmdma_core import MMDMA
-from mmdma_core.__main__ import main
+from mmdma_core.matching.command_line import main
 from mmdma_core.files import io
 from mmdma_core.files.atomic import Unwritten, atomically
 

@@ -7,7 +7,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from benchmarks.measuring import guard, machine
-from benchmarks.measuring.cell import Cell, Limits
+from benchmarks.measuring.measurement import Cell, Limits
 from mmdma_core import Settings, compiler, host
 
 RAN_OUT = [

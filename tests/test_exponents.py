@@ -7,7 +7,7 @@ from scipy.stats import linregress
 
 import mmdma_core
 from benchmarks.figures import exponents as figure
-from benchmarks.reading import exponents as measured
+from benchmarks.analysis import exponents as measured
 
 NS, PS = (1000, 3000, 10_000, 30_000, 100_000, 300_000), (10, 30, 100)
 

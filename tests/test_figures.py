@@ -17,10 +17,10 @@ from test_records import record
 import mmdma_core
 from benchmarks import figures
 from benchmarks.figures import curves, heatmap, ratios, style
-from benchmarks.paper.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS, winner, winners
-from benchmarks.reading.scaling import scaled
-from benchmarks.reading.table import to_frame
-from benchmarks.study import study
+from benchmarks.analysis.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS, winner, winners
+from benchmarks.figures.scaled import scaled
+from benchmarks.analysis.table import to_frame
+from benchmarks import study
 from mmdma_core.matching import lettering
 
 
@@ -285,8 +285,8 @@ PEOPLES = ["$x_1_2$ mine", r"\frac", "_mine", "a_b^c $", "\u6d3b\u6027\u5316 min
 @pytest.mark.filterwarnings("error")
 def test_text_of_people_stands_in_figures_as_it_is(monkeypatch, tmp_path):
     """Labels of plugins, names of machines."""
-    registered = dict(mmdma_core.families.registry._VARIANTS)
-    monkeypatch.setattr(mmdma_core.families.registry, "_VARIANTS", registered)
+    registered = dict(mmdma_core.registry._VARIANTS)
+    monkeypatch.setattr(mmdma_core.registry, "_VARIANTS", registered)
     for k, label in enumerate(PEOPLES):
         mmdma_core.register(f"_plugin{k}", label=label, reference="a test", exact=bool(k % 2))(None)
     values = own_config()
@@ -303,7 +303,7 @@ def test_text_of_people_stands_in_figures_as_it_is(monkeypatch, tmp_path):
         one.machine = {"cpu": "A $CPU_1_2$ of " + 30 * "many words, "}
         one.peak_host_bytes = 2**20 * one.n
     made += [dataclasses.replace(one, devices=2) for one in made]
-    monkeypatch.setattr("benchmarks.reading.scaling.read_scaling", lambda root: scaled(made))
+    monkeypatch.setattr("benchmarks.figures.scaled.read_scaling", lambda root: scaled(made))
     table = to_frame(made[: len(made) // 2])
     found = dict(zip(figures.NAMES, figures._figures(asked, table), strict=True))
     found[figures.SEVERAL] = figures._of_several_devices(asked, table)

@@ -17,10 +17,10 @@ import torch
 from conftest import ROOT
 from test_groups_of_cells import CELL, WHO
 
-from benchmarks.measuring import cell, guard
-from benchmarks.measuring.cell import FEW, few
+from benchmarks.measuring import measurement, guard
+from benchmarks.measuring.measurement import FEW, few
 from mmdma_core import simulate, start, variant
-from mmdma_core.families import registry
+from mmdma_core import registry
 from mmdma_core.fused import compose, pairs_cuda, tiles, views_cuda
 
 pytestmark = pytest.mark.slow
@@ -85,7 +85,7 @@ def test_the_small_run_is_of_the_same_kind(plugin):
     cpu = torch.device("cpu")
     for data, y_shape, layout in ((None, (316, 380), torch.strided), (Sparse(), (316, 5), torch.sparse_csr)):
         asked = slow(n=700, p=900, data=data)
-        cell._start_small(asked, cell._views(asked, cpu), cpu)
+        measurement._start_small(asked, measurement._views(asked, cpu), cpu)
         x, y = plugin.STARTED[-1]
         assert x == ((316, 380), layout, torch.float32)
         assert y == (y_shape, torch.strided, torch.float32)

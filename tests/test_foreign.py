@@ -9,9 +9,10 @@ import pytest
 from test_records import load, record
 
 from benchmarks.measuring import records
-from benchmarks.reading import compare, contents, scaling, table
+from benchmarks.analysis import compare, contents, table
+from benchmarks.figures import scaled
 from benchmarks.report.evidence import gather
-from benchmarks.study import running
+from benchmarks import running
 
 FOREIGN = [
     "primal/p100/n1000.sync-conflict-20261130-101010-ABCDEFG.json",
@@ -81,7 +82,7 @@ def test_a_file_of_another_name_is_not_opened(tmp_path, name):
 def test_a_copy_of_a_folder_of_several_devices_is_not_read(tmp_path):
     for name, devices in (("", 1), ("devices2", 2), ("devices2 copy", 3), ("devices2.sync-conflict-1", 4)):
         put(tmp_path / name, devices=devices)
-    assert list(scaling.read_scaling(tmp_path)["devices"]) == [1, 2]
+    assert list(scaled.read_scaling(tmp_path)["devices"]) == [1, 2]
 
 
 def test_what_runs_is_told_by_files_of_the_harness_alone(tmp_path):

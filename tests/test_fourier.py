@@ -12,9 +12,9 @@ from mmdma_core import Kernel, Settings, Unsupported, simulate
 from mmdma_core.fused.compose import compose, exact_mmd, fourier_mmd
 from mmdma_core.fused.fourier import Frequencies
 from mmdma_core.fused.fourier_cuda import CudaFourierMMD
-from mmdma_core.objective import reference
-from mmdma_core.objective.inputs import as_views
-from mmdma_core.training.epochs import train
+from mmdma_core import objective
+from mmdma_core.inputs import as_views
+from mmdma_core.epochs import train
 
 pytestmark = pytest.mark.slow
 
@@ -116,7 +116,7 @@ def test_the_mean_over_epochs_is_the_exact_gradient(unbiased):
     x, y = clouds(40, 30, 3)
     drawn = gradients_over_epochs(x, y, settings, 400)
     e_x, e_y = x.double().requires_grad_(), y.double().requires_grad_()
-    means = reference.gaussian_means(e_x, e_y, settings)
+    means = objective.gaussian_means(e_x, e_y, settings)
     exact = torch.cat(torch.autograd.grad(means[0] + means[1] - 2 * means[2], (e_x, e_y)))
     errors = (drawn.mean(0) - exact).abs() / (drawn.std(0) / 20)
     assert errors.max() < 4
@@ -131,7 +131,7 @@ def test_the_mean_over_epochs_is_the_exact_gradient_of_the_parameters(formulatio
     for run.epoch in range(400):  # no step: the parameters stay, the frequencies do not
         drawn.append(torch.cat([gradient.double() for gradient in run.gradients()]))
     drawn = torch.stack(drawn)
-    exact = torch.cat(reference.reference_gradients(formulation, x, y, *run.parameters, settings))
+    exact = torch.cat(objective.reference_gradients(formulation, x, y, *run.parameters, settings))
     errors = (drawn.mean(0) - exact).abs() / (drawn.std(0) / 20)
     assert errors.max() < 4
 

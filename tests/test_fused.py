@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from benchmarks.measuring import records
 from mmdma_core import Settings, Unsupported, simulate, start
-from mmdma_core.objective import reference
+from mmdma_core import objective
 
 FUSED = ["primal-fused", "dual-fused"]
 CPU_FLAGS = set(Path("/proc/cpuinfo").read_text().split())
@@ -109,7 +109,7 @@ def test_means_that_come_from_far_pairs_alone():
     out = torch.empty_like(x), torch.empty_like(y)
     found = on_cpu(600, 500, settings)(x, y, *out)
     points = x.double().requires_grad_(), y.double().requires_grad_()
-    means = reference.gaussian_means(*points, settings)
+    means = objective.gaussian_means(*points, settings)
     mmd = means[0] + means[1] - 2 * means[2]
     assert found == pytest.approx(mmd.item(), rel=1e-4, abs=0)
     for gradient, right in zip(out, torch.autograd.grad(mmd, points), strict=True):

@@ -15,8 +15,8 @@ import pytest
 import scipy.sparse
 import torch
 
-from benchmarks.study.config import read
-from benchmarks.study.study import load
+from benchmarks.config import read
+from benchmarks.study import load
 from mmdma_core import MMDMA, Kernel, Settings, metrics, simulate, start, variant
 from mmdma_core.files import io
 

@@ -19,8 +19,8 @@ from test_faults import wait_until
 from benchmarks.experiments import checks, gpu_check
 from benchmarks.experiments.correctness import Deviation
 from benchmarks.measuring import guard, records
-from benchmarks.study import study
-from benchmarks.study.answers import known_at
+from benchmarks import study
+from benchmarks.answers import known_at
 
 SMALL = ("gpu-check", "--device", "cpu", "--small", "--set", "machine=here")
 WRITTEN_ANEW = {"steps.json", "machine.json"}

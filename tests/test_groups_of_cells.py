@@ -13,9 +13,9 @@ import pytest
 
 from benchmarks.figures import scaling
 from benchmarks.measuring import guard, machine
-from benchmarks.measuring.cell import Cell, Limits
-from benchmarks.reading.scaling import scaled
-from benchmarks.reading.table import to_frame
+from benchmarks.measuring.measurement import Cell, Limits
+from benchmarks.figures.scaled import scaled
+from benchmarks.analysis.table import to_frame
 from mmdma_core import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]  # beside others, threads that wait spin

@@ -7,8 +7,8 @@ import torch
 
 import mmdma_core
 from mmdma_core import Kernel, MissingDependency, Settings, simulate, start
-from mmdma_core.objective import inputs
-from mmdma_core.objective.inputs import as_device
+from mmdma_core import inputs
+from mmdma_core.inputs import as_device
 
 X, Y, _ = simulate("branch", 20, 12)
 
@@ -122,7 +122,7 @@ def test_a_gpu_that_does_not_compute_is_one_line(monkeypatch):
 
 @pytest.mark.parametrize("device", ["cuda:7", "cuda:-1", "cuda:x", "mps"])
 def test_the_command_fit_refuses_a_device_before_it_reads(device, tmp_path, capsys):
-    from mmdma_core.__main__ import main
+    from mmdma_core.matching.command_line import main
 
     assert main(["fit", "--x", "no.npy", "--y", "no.npy", "--device", device, "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith("error: device ")
@@ -156,7 +156,7 @@ def test_a_missing_dependency_says_what_to_install():
         with pytest.raises(ValueError, match="registered already"):
             mmdma_core.register("needs-nothing-known", label="", reference="")(None)
     finally:
-        del mmdma_core.families.registry._VARIANTS["needs-nothing-known"]
+        del mmdma_core.registry._VARIANTS["needs-nothing-known"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_names_that_differ_in_capitals_alone_are_refused(name):
 
 @pytest.mark.parametrize("name", ["x", "_x", "7", "a.b-C_d", "x" * 100])
 def test_other_names_are_taken(name, monkeypatch):
-    monkeypatch.setattr(mmdma_core.families.registry, "_VARIANTS", {})
+    monkeypatch.setattr(mmdma_core.registry, "_VARIANTS", {})
     mmdma_core.register(name, label="", reference="")(None)
     assert mmdma_core.variants() == [name]
 

@@ -11,8 +11,8 @@ import pynvml
 import pytest
 import torch
 
-from benchmarks.measuring import cell, guard, machine, memory, records
-from benchmarks.measuring.cell import Cell, Limits
+from benchmarks.measuring import measurement, guard, machine, memory, records
+from benchmarks.measuring.measurement import Cell, Limits
 from mmdma_core import Settings
 
 
@@ -201,7 +201,7 @@ def test_a_copy_in_another_repository_has_no_commit(tmp_path, commit_of, place, 
 
 def _two_ranks(cell, report, work):
     """In place of a group on CUDA: each rank waits, and says where it is."""
-    ranks = [os.fork() for _ in range(cell.devices)]
+    ranks = [os.fork() for _ in range(measurement.devices)]
     if 0 in ranks:
         time.sleep(60)
     report({"stage": "epochs", "ranks": [{"pid": pid} for pid in ranks]})
@@ -226,8 +226,8 @@ def test_the_guard_looks_at_every_rank_on_its_gpu(driver, limit, status):
     driver.setattr(pynvml, "nvmlDeviceGetUUID", str)
     driver.setattr(guard.ranks, "in_ranks", _two_ranks)
     limits = Limits(1.0, 30.0, None, limit)
-    cell = Cell("primal", 9, 2, "", (), Settings(), "branch", 0, "fast", 1, "cuda", 1, limits, devices=2)
-    record = guard.measure_cell(cell, machine.describe("cuda", 1), 30)
+    measurement = Cell("primal", 9, 2, "", (), Settings(), "branch", 0, "fast", 1, "cuda", 1, limits, devices=2)
+    record = guard.measure_cell(measurement, machine.describe("cuda", 1), 30)
     assert record.status == status, record.detail
     assert record.peak_device_bytes == 2 * memory.GIB
     assert status == "ok" or "device memory over the limit of 1.5 GiB during epochs" in record.detail
@@ -242,7 +242,7 @@ def test_a_cell_on_a_gpu_gets_its_part_of_the_memory_less_the_context(gib, held_
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("cache"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: emptied.append("peak"))
     asked = types.SimpleNamespace(device="cuda", limits=types.SimpleNamespace(gpu_gib=gib))
-    cell._limit_memory(asked)
-    cell._reset_peaks(torch.device("cuda"))
+    measurement._limit_memory(asked)
+    measurement._reset_peaks(torch.device("cuda"))
     assert given == ([] if part is None else [pytest.approx(part)])
     assert emptied == ["cache", "peak"]

@@ -10,14 +10,14 @@ from test_records import known, load
 
 import mmdma_core
 from benchmarks.measuring import sources
-from benchmarks.paper import frontier
-from benchmarks.study import plan
-from benchmarks.study.study import Further
+from benchmarks.analysis import frontier
+from benchmarks import plan
+from benchmarks.study import Further
 from mmdma_core import Settings, start, variant
-from mmdma_core.families import advice
+from mmdma_core import advice
 from mmdma_core.fused import compose, fourier_cuda, views_cuda
-from mmdma_core.models import memory
-from mmdma_core.models.memory import ORIGINALS, PUBLISHED_PACKAGE
+from mmdma_core import models
+from mmdma_core.models import ORIGINALS, PUBLISHED_PACKAGE
 
 D = Settings().n_components
 LAST = {"primal": 20_000, "dual": 15_000, "dual-keops": 25_000}  # at every p, on 16 GB
@@ -107,7 +107,7 @@ def test_the_model_of_the_cuda_code_is_what_that_allocates(name, n, p, at_once, 
     monkeypatch.setattr(compose, "on_gpu", lambda device: True)
     monkeypatch.setattr(views_cuda, "_BLOCK_ELEMENTS", at_once)
     monkeypatch.setattr(fourier_cuda, "_BLOCK_ELEMENTS", at_once)
-    monkeypatch.setattr(memory, "_AT_ONCE", at_once)
+    monkeypatch.setattr(models, "_AT_ONCE", at_once)
     assert variant(name).needs_bytes(n, p, D, device="cuda") == pytest.approx(peak(name, n, p, tmp_path), rel=0.1)
 
 
@@ -146,10 +146,10 @@ def test_a_model_of_memory_is_no_part_of_a_variants_source(monkeypatch):
     parsed, real = [], sources._parse
     sources.source_digest.cache_clear()
     monkeypatch.setattr(sources, "_parse", lambda module: parsed.append(module) or real(module))
-    sources.source_digest("mmdma_core.families.paper")
+    sources.source_digest("mmdma_core.compositions")
     sources.source_digest.cache_clear()
-    assert "mmdma_core.objective.formulations" in parsed
-    assert memory.__name__ not in parsed
+    assert "mmdma_core.formulations" in parsed
+    assert models.__name__ not in parsed
 
 
 def test_the_plan_names_what_will_not_fit_and_runs_it_all_the_same(tmp_path):
@@ -250,4 +250,4 @@ def test_the_frontier_is_a_command(capsys, config_file):
     ],
 )
 def test_a_size_in_words(size, words):
-    assert memory.in_words(size) == words
+    assert models.in_words(size) == words

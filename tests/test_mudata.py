@@ -9,7 +9,7 @@ import mudata
 import numpy as np
 import pytest
 
-from mmdma_core.__main__ import main
+from mmdma_core.matching.command_line import main
 from mmdma_core.files import io
 
 N = 30

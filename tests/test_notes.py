@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmdma_core import MMDMA, simulate
-from mmdma_core.__main__ import main
+from mmdma_core.matching.command_line import main
 
 FIT = ["--n-epochs", "2", "--n-starts", "1", "--loss-every", "1", "--random-state", "0", "--n-components", "2"]
 

@@ -9,10 +9,10 @@ import torch._dynamo  # before TensorFlow: Triton, which it imports, has been se
 
 from benchmarks.measuring import records
 from mmdma_core import Settings, Unsupported, simulate, start
-from mmdma_core.families import original_2019
-from mmdma_core.gaussian import sampled
-from mmdma_core.objective import reference
-from mmdma_core.training.adam import Adam
+from mmdma_core.external import original_2019
+from mmdma_core import sampled
+from mmdma_core import objective
+from mmdma_core.adam import Adam
 
 CPU = torch.device("cpu")
 with_tensorflow = pytest.mark.tensorflow
@@ -34,7 +34,7 @@ def test_the_mapping_of_the_weights(name):
         k = view @ view.T
         embeddings.append(k @ alpha)
         expected += l1 * (alpha.T @ k @ alpha - torch.eye(10)).norm() + l2 * (k - k @ alpha @ alpha.T @ k).norm()
-    means = reference.gaussian_means(*embeddings, Settings(unbiased=False))
+    means = objective.gaussian_means(*embeddings, Settings(unbiased=False))
     expected += means[0] + means[1] - 2 * means[2]
     assert run.loss().total == pytest.approx(expected.item(), rel=1e-5)
 
@@ -122,7 +122,7 @@ def test_estimates_are_right_on_average_over_the_order_of_the_rows(sums):
     e_x, e_y = torch.randn(60, 2, generator=generator), torch.randn(60, 2, generator=generator) + 0.7
     e_x, e_y = (e[e[:, 0].sort()[1]] for e in (e_x, e_y))  # sorted, as the rows of data are
     settings = Settings(n_components=2)
-    exact = reference._squared_mmd(e_x.double(), e_y.double(), settings).item()
+    exact = objective._squared_mmd(e_x.double(), e_y.double(), settings).item()
     found = []
     for _ in range(2000):
         orders = (torch.randperm(60, generator=generator) for _ in range(2))

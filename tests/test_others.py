@@ -16,11 +16,11 @@ from test_machine import driver  # noqa: F401
 from test_records import load, record, with_study
 
 from benchmarks.measuring import guard, machine, others, records
-from benchmarks.measuring.cell import Cell, Limits
-from benchmarks.reading import compare, table
+from benchmarks.measuring.measurement import Cell, Limits
+from benchmarks.analysis import compare, table
 from benchmarks.report import evidence, noise
-from benchmarks.study import sweep
-from benchmarks.study.plan import Plan
+from benchmarks import sweep
+from benchmarks.plan import Plan
 from mmdma_core import Settings
 
 

@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse
 
 from mmdma_core import MMDMA
-from mmdma_core.__main__ import main
+from mmdma_core.matching.command_line import main
 from mmdma_core.files.atomic import Unwritten, atomically, check_writable
 
 N = 40

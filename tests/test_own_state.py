@@ -14,23 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.measuring import cell
-from mmdma_core import (
-    MMDMA,
-    Settings,
-    metrics,
-    own_state,
-    reference_gradients,
-    reference_loss,
-    simulate,
-    start,
-    variants,
-)
+from benchmarks.measuring import measurement
+from mmdma_core import MMDMA, Settings, metrics, own_state, reference_gradients, reference_loss, simulate, start, variants
 from mmdma_core import variant as known
-from mmdma_core.families import original_2019, registry
+from mmdma_core.external import original_2019
+from mmdma_core import registry
 from mmdma_core.fused import compose, views_cuda
 from mmdma_core.own_state import own_state as in_own_state
-from mmdma_core.training.run import AdamRun
+from mmdma_core.run import AdamRun
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(n_components=2, learning_rate=1e-3)
@@ -462,4 +453,4 @@ def test_a_record_says_what_products_kept(kept, bits, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
     with SET["all at once"]():
-        assert cell._float32_bits(CPU) == bits
+        assert measurement._float32_bits(CPU) == bits

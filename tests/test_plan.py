@@ -9,11 +9,11 @@ from test_records import known, load, record
 
 import mmdma_core
 from benchmarks.measuring import guard
-from benchmarks.paper.fastest import PAPER_VARIANTS
-from benchmarks.reading import predict
-from benchmarks.study import plan, sweep
-from benchmarks.study.plan import Forecast, Plan
-from mmdma_core.models.costs import NOMINAL
+from benchmarks.analysis.fastest import PAPER_VARIANTS
+from benchmarks.analysis import predict
+from benchmarks import plan, sweep
+from benchmarks.plan import Forecast, Plan
+from mmdma_core.costs import NOMINAL
 
 V100 = predict.card("v100").rates()
 # An H200 beside a V100, by their data sheets: 60.3 and 14 float32 Tflop/s, 4.8 and 0.9 TB/s, 132 and 80

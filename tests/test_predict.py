@@ -11,15 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmdma_core
 from benchmarks.__main__ import main
 from benchmarks.measuring import records
-from benchmarks.paper import published
-from benchmarks.reading import advise, predict
-from benchmarks.study import study
-from benchmarks.study.plan import Plan
-from mmdma_core.families import advice, calibration
-from mmdma_core.families.advice import Measured
-from mmdma_core.families.published import load
-from mmdma_core.models.costs import NOMINAL, Rates
-from mmdma_core.objective.formulations import Primal
+from benchmarks.analysis import published
+from benchmarks.analysis import advise, predict
+from benchmarks import study
+from benchmarks.plan import Plan
+from mmdma_core import advice, calibration
+from mmdma_core.advice import Measured
+from mmdma_core.external.published import load
+from mmdma_core.costs import NOMINAL, Rates
+from mmdma_core.formulations import Primal
 
 RATES = Rates(products=2e13, passes=3e11, evaluated=4e13, compiled=5e12, filled_by=50_000, epoch_s=2e-3)
 SIZES = [(1000, 10), (4000, 10), (30_000, 10), (400_000, 10), (1000, 9000), (40_000, 9000)]

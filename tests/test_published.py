@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from mmdma_core import Settings, Unsupported, simulate, start, variant
-from mmdma_core.families import published
-from mmdma_core.objective import reference
+from mmdma_core.external import published
+from mmdma_core import objective
 
 pytestmark = pytest.mark.slow
 
@@ -50,12 +50,12 @@ def test_terms_and_gradients_are_the_published_ones(name, n, p, where):
     for term in ("pen_x", "pen_y", "dis_x", "dis_y"):
         assert getattr(a, term) == pytest.approx(getattr(b, term), rel=1e-5), term
     problem = (formulation, x, y, *parameters, settings)
-    embeddings = reference.reference_embeddings(*problem[:-1])
+    embeddings = objective.reference_embeddings(*problem[:-1])
     largest = max(float(e.square().sum(1).max()) for e in embeddings)
     exponent = 0.0 if name.endswith("keops") else 4 * largest * ROUNDING / (2 * settings.sigma)
     allowed = common.tolerances(*problem)
     # It adds the diagonals and takes them off again: the means with them bound the rounding.
-    means = reference.gaussian_means(*embeddings, replace(settings, unbiased=False))
+    means = objective.gaussian_means(*embeddings, replace(settings, unbiased=False))
     assert abs(a.mmd - b.mmd) <= (common.MMD_TOLERANCE + exponent) * float(means[0] + means[1] + 2 * means[2])
     for ga, gb, most in zip(ours.gradients(), theirs.gradients(), allowed["gradients"], strict=True):
         assert (ga - gb).norm() <= most * (1 + exponent / common.GRADIENT_TOLERANCE)
@@ -128,7 +128,7 @@ def test_the_loss_of_cases_whose_value_is_known(name):
     biased = start(name, x, x, replace(settings, unbiased=False), parameters=same).loss()
     assert biased.mmd == pytest.approx(0, abs=1e-6)
     unbiased = start(name, x, x, settings, parameters=same).loss().mmd
-    mean = reference.gaussian_means(x.double(), x.double(), replace(settings, unbiased=False))[2].item()
+    mean = objective.gaussian_means(x.double(), x.double(), replace(settings, unbiased=False))[2].item()
     assert unbiased == pytest.approx(2 * ((50 * mean - 1) / 49 - mean), abs=2e-6)
 
 
@@ -136,7 +136,7 @@ def test_the_loss_of_cases_whose_value_is_known(name):
 @pytest.mark.parametrize("guarded", [True, False])
 def test_keops_cache_survives_the_import(guarded, tmp_path):
     """The package wipes it; not when it is loaded here."""
-    do = "from mmdma_core.families.published import load, _stand_ins\n"
+    do = "from mmdma_core.external.published import load, _stand_ins\n"
     do += "load('lsmmdma.train')" if guarded else "with _stand_ins(): import lsmmdma.train"
     code = f"import pykeops, pathlib\nmark = pathlib.Path(pykeops.get_build_folder()) / 'mark'\nmark.touch()\n{do}\n"
     code += "print('kept' if mark.exists() else 'wiped')"
@@ -149,7 +149,7 @@ def test_keops_cache_survives_the_import(guarded, tmp_path):
 def test_it_loads_where_what_it_reads_files_with_is_absent():
     """PyTorch looks for TensorFlow when it is trained with; it must not find what stands in for it."""
     hide = "import sys\nfor name in ('scanpy', 'tensorflow', 'tensorboard'): sys.modules[name] = None\n"
-    code = hide + "from mmdma_core.families.published import load\nprint(load('lsmmdma').__name__)"
+    code = hide + "from mmdma_core.external.published import load\nprint(load('lsmmdma').__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["lsmmdma.train"], done.stderr
 

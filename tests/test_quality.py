@@ -11,7 +11,7 @@ import yaml
 from conftest import REAL_DATA, ROOT, own_config
 
 from benchmarks.experiments import quality
-from benchmarks.study.config import ConfigError
+from benchmarks.config import ConfigError
 from mmdma_core import MMDMA, simulate
 
 OPTIONS = own_config()["quality"]

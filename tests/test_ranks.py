@@ -14,11 +14,11 @@ from mmdma_core.fused.compose import in_batches
 from mmdma_core.fused.fourier_cuda import CudaFourierMMD
 from mmdma_core.fused.pairs_cuda import FusedMMD
 from mmdma_core.fused.views_cuda import CudaRun, CudaView
-from mmdma_core.matching.preparing import digest
-from mmdma_core.objective import sparse
-from mmdma_core.objective.inputs import as_views
-from mmdma_core.objective.sparse import SparsePrimal
-from mmdma_core.ranks import shared
+from mmdma_core.matching.preprocess import digest
+from mmdma_core import sparse
+from mmdma_core.inputs import as_views
+from mmdma_core.sparse import SparsePrimal
+from mmdma_core.fused.ranks import shared
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ from conftest import ROOT, own_config
 import mmdma_core
 from benchmarks.measuring import records, sources
 from benchmarks.measuring.records import Record, UnreadableRecord
-from benchmarks.reading import table
-from benchmarks.study import study
-from benchmarks.study.plan import Plan, describe, duration
+from benchmarks.analysis import table
+from benchmarks import study
+from benchmarks.plan import Plan, describe, duration
 
 
 def record(variant="primal", n=1000, p=100, status="ok", **fields):
@@ -89,9 +89,9 @@ def test_the_digest_follows_the_code_of_a_variant_and_nothing_else(tmp_path, mon
         sources.source_digest.cache_clear()
         return sources.source_digest("one_variant")
 
-    first = digest('"""A variant."""\nfrom mmdma_core.gaussian import dense\n\nx = 1\n')
-    assert first == digest('"""Another word."""\n# a comment\nfrom mmdma_core.gaussian import dense\nx = 1\n')
-    assert first != digest("from mmdma_core.gaussian import dense\nx = 2\n")
+    first = digest('"""A variant."""\nfrom mmdma_core.sums_types import dense\n\nx = 1\n')
+    assert first == digest('"""Another word."""\n# a comment\nfrom mmdma_core.sums_types import dense\nx = 1\n')
+    assert first != digest("from mmdma_core.sums_types import dense\nx = 2\n")
     without = digest("x = 1\n")
     assert first != without  # dense.py counts
 
@@ -99,10 +99,10 @@ def test_the_digest_follows_the_code_of_a_variant_and_nothing_else(tmp_path, mon
     import ast
 
     def changed(module):
-        return ast.parse("y = 2") if module == "mmdma_core.gaussian.dense" else real(module)
+        return ast.parse("y = 2") if module == "mmdma_core.dense" else real(module)
 
     monkeypatch.setattr(sources, "_parse", changed)
-    assert first != digest("from mmdma_core.gaussian import dense\nx = 1\n")
+    assert first != digest("from mmdma_core.sums_types import dense\nx = 1\n")
     assert without == digest("x = 1\n")
 
 
@@ -185,7 +185,7 @@ def test_the_plan_counts_and_estimates(small, monkeypatch):
     assert plan.forecasts()["primal", 10].seconds == pytest.approx(7 * 0.04 + 0.7, rel=0.01)
     assert plan.forecasts()["dual", 10].seconds == 0
     costless = dataclasses.replace(mmdma_core.variant("dual"), cost_model=None)
-    monkeypatch.setitem(mmdma_core.families.registry._VARIANTS, "dual", costless)
+    monkeypatch.setitem(mmdma_core.registry._VARIANTS, "dual", costless)
     assert plan.forecasts()["dual", 150].seconds == pytest.approx(2 * (small.cell_budget_s + 0.7), rel=0.01)
     assert f"{total} cells, 2 known, {total - 2} to run" in describe(small)
 
@@ -227,9 +227,9 @@ def test_the_digest_reaches_what_a_plugin_takes_from_the_core(tmp_path, monkeypa
     real = sources._parse
     monkeypatch.setattr(sources, "_parse", lambda module: parsed.append(module) or real(module))
     sources.source_digest("some_plugin")
-    assert {"some_plugin", "helper_of_it", "mmdma_core.objective.formulations"} <= set(parsed)
-    assert "mmdma_core.objective.terms" in parsed
-    assert not {"mmdma_core", "mmdma_core.objective.reference", "mmdma_core.families.paper", "torch"} & set(parsed)
+    assert {"some_plugin", "helper_of_it", "mmdma_core.formulations"} <= set(parsed)
+    assert "mmdma_core.terms" in parsed
+    assert not {"mmdma_core", "mmdma_core.objective", "mmdma_core.compositions", "torch"} & set(parsed)
 
 
 def test_the_digest_follows_a_submodule_that_is_imported_only_when_it_runs():

@@ -10,8 +10,8 @@ from reports import LOSSES, MACHINE, RUNTIMES, grid, planted, study_of, written
 
 import mmdma_core
 from benchmarks import figures
-from benchmarks.reading import agreement
-from benchmarks.reading.table import to_frame
+from benchmarks.analysis import agreement
+from benchmarks.analysis.table import to_frame
 from benchmarks.report import evidence, facts, nodes, noise, page, verdict
 from benchmarks.report.words import at, listing, number, percent, spans
 from mmdma_core import Settings

@@ -13,8 +13,8 @@ import yaml
 from conftest import ROOT, own_config
 
 from benchmarks.experiments import scale, scale_fits
-from benchmarks.study import study
-from benchmarks.study.config import ConfigError
+from benchmarks import study
+from benchmarks.config import ConfigError
 
 CONFIG = own_config() | {"device": "cpu", "study": "smoke", "machine": "here"}
 ASKED = CONFIG["scale"] | {

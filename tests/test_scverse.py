@@ -13,7 +13,7 @@ import zarr
 from refusals import refused
 
 from mmdma_core import MMDMA, match
-from mmdma_core.__main__ import main
+from mmdma_core.matching.command_line import main
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:mudata"),

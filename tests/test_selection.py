@@ -7,7 +7,7 @@ from test_records import load, record
 
 from benchmarks import figures
 from benchmarks.measuring import records
-from benchmarks.reading import selection, table
+from benchmarks.analysis import selection, table
 
 
 def of(machine, variant="primal", n=100, p=10, device="cpu"):

@@ -11,9 +11,9 @@ import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdma_core import compiler, simulate
-from mmdma_core.simulation import rows_cuda
-from mmdma_core.simulation import simulate as simulating
-from mmdma_core.simulation.philox import normal_rows, philox
+from mmdma_core import rows_cuda
+from mmdma_core import simulation as simulating
+from mmdma_core.philox import normal_rows, philox
 
 
 def published(n, p, seed, p_y):
@@ -66,7 +66,7 @@ def test_both_views_come_from_the_same_points(shape, noise):
 
 def test_triangle_has_three_groups():
     """A half of the cells lies along the bottom, a quarter along each side; standardising only stretches that."""
-    from mmdma_core.simulation.simulate import manifold
+    from mmdma_core.simulation import manifold
 
     points = manifold("triangle", 4001, np.random.RandomState(5))
     assert points.shape == (4001, 2)

@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measuring import memory
 from mmdma_core.errors import Unsupported
-from mmdma_core.objective import sparse
-from mmdma_core.objective.inputs import as_views
+from mmdma_core import sparse
+from mmdma_core.inputs import as_views
 
 
 def view(n, p, density=0.1, scale=None):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from mmdma_core.__main__ import main
-from mmdma_core.files import streams
+from mmdma_core.matching.command_line import main
+from mmdma_core.files import stdio
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def stream(monkeypatch):
 )
 def test_stdout_that_cannot_be_written(stream, capsys, kind, status, said, length):
     stream("stdout", kind)
-    assert streams.run(lambda: print("x" * length)) == status
+    assert stdio.run(lambda: print("x" * length)) == status
     assert capsys.readouterr().err == said
 
 
@@ -59,18 +59,18 @@ def test_what_stderr_cannot_take_is_dropped(stream, kind):
         done.append(True)
         return 7
 
-    assert streams.run(command) == 7
+    assert stdio.run(command) == 7
     assert done == [True]
 
 
 def test_letters_that_the_encoding_lacks_are_escaped(stream, tmp_path):
     stream("stdout", tmp_path / "printed")
-    assert streams.run(lambda: print("MMD² \udce9")) == 0
+    assert stdio.run(lambda: print("MMD² \udce9")) == 0
     assert (tmp_path / "printed").read_text() == "MMD\\xb2 \\udce9\n"
 
 
 def test_a_warning_is_one_line_without_its_place(capsys):
-    streams.run(lambda: print(warnings.formatwarning(UserWarning("one\n  line"), UserWarning, "file.py", 123), end=""))
+    stdio.run(lambda: print(warnings.formatwarning(UserWarning("one\n  line"), UserWarning, "file.py", 123), end=""))
     assert capsys.readouterr().out == "warning: one line\n"
     assert "file.py" in warnings.formatwarning(UserWarning("one"), UserWarning, "file.py", 123)
 

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from mmdma_core import MMDMA, Settings, caches, simulate, start
+from mmdma_core import MMDMA, Settings, compilers, simulate, start
 from mmdma_core.fused.threads import in_threads
 
 ON_OWN_THREADS = ("primal-fused", "dual-fused", "primal-fourier", "dual-fourier")
@@ -136,7 +136,7 @@ with brief_waits():
         used += time.process_time() - begin
 print(used, threading.active_count() - before)
 """
-    environment = {key: value for key, value in os.environ.items() if key not in caches.WAITS}
+    environment = {key: value for key, value in os.environ.items() if key not in compilers.WAITS}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     used, left = done.stdout.split()
     assert float(used) < 0.02  # a third of the time that was slept

@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT
 
 from benchmarks.measuring import lacking
-from mmdma_core import caches, compiler, toolkit
-from mmdma_core.gaussian import keops
+from mmdma_core import compilers, compiler, toolkit
+from mmdma_core import kernels
 
 ALL = ("nvrtc.h", "cuda.h", "cuda_fp16.h", "crt/host_defines.h", "nv/target")
 # version of CUDA -> what each of its packages has, below the folder nvidia
@@ -185,13 +185,13 @@ def test_whatever_keops_raises_on_a_gpu_is_what_it_lacks(bare, monkeypatch, erro
         raise error
 
     bare("13.0", but=["libcudart"])
-    monkeypatch.setattr(keops, "_sum", fails)
-    reason = keops._runs_on_gpu(torch.ones(2, 3))
+    monkeypatch.setattr(kernels, "_sum", fails)
+    reason = kernels._runs_on_gpu(torch.ones(2, 3))
     assert words in reason
     assert "/a/b.py" not in reason
     assert f'pip install "cuda-toolkit[{remedy}]==13.0.*"' in reason
     bare("13.0")
-    assert "update the GPU's driver" in keops._runs_on_gpu(torch.ones(2, 3))
+    assert "update the GPU's driver" in kernels._runs_on_gpu(torch.ones(2, 3))
 
 
 def test_a_keops_that_was_imported_without_cuda_is_told(bare, monkeypatch):
@@ -211,14 +211,14 @@ def test_an_engine_of_another_cuda_is_to_be_removed(bare, monkeypatch):
         raise OSError("libnvrtc.so.12: cannot open shared object file")
 
     bare("13.0")
-    monkeypatch.setattr(keops, "_sum", fails)
+    monkeypatch.setattr(kernels, "_sum", fails)
     monkeypatch.setattr(toolkit, "_imported_without", lambda: None)
-    assert f"remove {caches.keops_folder()}" in keops._runs_on_gpu(torch.ones(2, 3))
+    assert f"remove {compilers.keops_folder()}" in kernels._runs_on_gpu(torch.ones(2, 3))
 
 
 def wheels(version):
     """The folder of the wheels that a user is told to install, kept in the user's cache from one run to the next."""
-    folder = Path(caches.place()) / "wheels" / f"cuda-{version}"
+    folder = Path(compilers.place()) / "wheels" / f"cuda-{version}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as part, pytest.MonkeyPatch.context() as patch:
@@ -238,7 +238,7 @@ TRY = """
 import torch
 torch.version.cuda = {version!r}
 from mmdma_core import toolkit
-from mmdma_core.gaussian import keops
+from mmdma_core.sums_types import keops
 toolkit._USUAL = ()
 try:
     print(keops._runs_on_gpu(torch.arange(12.0).reshape(4, 3) / 10))

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks.measuring import locks, machine, usable
-from benchmarks.measuring.usable import BUILDS
+from benchmarks.measuring import locks, machine, device as usable
+from benchmarks.measuring.device import BUILDS
 
 TOO_OLD = (
     "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver by downloading "

@@ -92,7 +92,7 @@ def test_wsl_is_said_and_the_card_is_the_limit(vanishing, project, command, aske
     (project / "wsl").touch()
     assert command(asked).count(note) == 1
     if asked == "check":
-        from benchmarks.study import study
+        from benchmarks import study
 
         card = {"memory_bytes": 16 * 2**30}
         with pytest.MonkeyPatch.context() as here:

@@ -12,8 +12,8 @@ import yaml
 from conftest import ROOT
 
 from mmdma_core import Kernel, Settings, Unsupported, simulate, start, variant, variants
-from mmdma_core.families import registry
-from mmdma_core.gaussian import keops
+from mmdma_core import registry
+from mmdma_core import kernels
 
 CPU = torch.device("cpu")
 _WITHOUT_PLUGINS = dict(registry._VARIANTS)
@@ -144,14 +144,14 @@ def test_primal_is_dual_at_w_equals_x_transposed_alpha(primal, dual, unbiased):
 def test_keops_without_cuda_is_a_missing_dependency_on_a_gpu():
     """The proof that KeOps runs on the GPU fails here, in words, and does not fall back to the CPU."""
     pytest.importorskip("pykeops")
-    assert "KeOps does not run on the GPU" in keops._runs_on_gpu(torch.ones(4, 3))
+    assert "KeOps does not run on the GPU" in kernels._runs_on_gpu(torch.ones(4, 3))
 
 
 def test_a_keops_that_computes_elsewhere_or_wrongly_is_found_out(monkeypatch):
-    monkeypatch.setattr(keops, "_sum", lambda *arguments, **options: torch.tensor(3.0, dtype=torch.float64))
-    assert "KeOps gives 3.0 on cpu where 16.0" in keops._runs_on_gpu(torch.ones(4, 3))
-    monkeypatch.setattr(keops, "_sum", lambda *arguments, **options: torch.tensor(16.0, dtype=torch.float64))
-    assert keops._runs_on_gpu(torch.ones(4, 3)) is None
+    monkeypatch.setattr(kernels, "_sum", lambda *arguments, **options: torch.tensor(3.0, dtype=torch.float64))
+    assert "KeOps gives 3.0 on cpu where 16.0" in kernels._runs_on_gpu(torch.ones(4, 3))
+    monkeypatch.setattr(kernels, "_sum", lambda *arguments, **options: torch.tensor(16.0, dtype=torch.float64))
+    assert kernels._runs_on_gpu(torch.ones(4, 3)) is None
 
 
 def test_that_keops_has_no_cuda_is_said_where_a_gpu_is_asked_for_alone(tmp_path, monkeypatch, capsys):
@@ -165,7 +165,7 @@ def test_that_keops_has_no_cuda_is_said_where_a_gpu_is_asked_for_alone(tmp_path,
     for gpu, kept in ((False, said[2:]), (True, said)):
         monkeypatch.delitem(sys.modules, "says", raising=False)
         monkeypatch.delitem(sys.modules, "keopscore", raising=False)
-        assert keops.load("says", gpu).__name__ == "says"
+        assert kernels.load("says", gpu).__name__ == "says"
         assert capsys.readouterr().out.splitlines() == kept
 
 

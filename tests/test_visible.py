@@ -8,10 +8,10 @@ import pynvml
 import pytest
 import torch
 
-from benchmarks.measuring import machine, usable, visible
+from benchmarks.measuring import machine, device as usable, visible
 from benchmarks.measuring.memory import GIB
-from benchmarks.study import study
-from benchmarks.study.config import ConfigError
+from benchmarks import study
+from benchmarks.config import ConfigError
 
 A, B, C = (
     "GPU-af7b61d8-21af-baea-6a19-42a1f9f7c3cb",

@@ -13,7 +13,7 @@ import fake_gpus
 import pynvml
 
 import mmdma_core
-from benchmarks.measuring import machine, usable
+from benchmarks.measuring import machine, device as usable
 from mmdma_core import register
 
 fake_gpus.MODELS[platform.node()] = "Fake 9000"

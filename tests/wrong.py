@@ -3,7 +3,7 @@
 import ctypes
 
 from mmdma_core import Primal, TorchRun, register
-from mmdma_core.gaussian.dense import sums
+from mmdma_core.dense import sums
 
 
 class WrongGradient(TorchRun):

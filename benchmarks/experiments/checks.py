@@ -20,12 +20,12 @@ import mmdma_core
 from benchmarks.experiments import correctness
 from benchmarks.experiments.correctness import CASES, Deviation
 from benchmarks.measuring import guard, records
-from benchmarks.measuring.cell import Cell, Report, Work
+from benchmarks.measuring.measurement import Cell, Report, Work
 from benchmarks.measuring.records import Record
 from benchmarks.measuring.sources import source_digest
-from benchmarks.study.study import Study
+from benchmarks.study import Study
 from mmdma_core import MissingDependency
-from mmdma_core.gaussian import keops
+from mmdma_core import kernels
 
 _SHOWN = 3  # deviations of a variant in words; the record has the largest of every case
 
@@ -63,7 +63,7 @@ def lacks(asked: Check, report: Report) -> None:
 
 def runs_keops(asked: Check, report: Report) -> None:
     """The work of asking KeOps for a sum on the device."""
-    why_not = keops.works_on(torch.device(asked.device))
+    why_not = kernels.works_on(torch.device(asked.device))
     if why_not:
         raise MissingDependency(why_not)
     _done(report, {})

@@ -20,12 +20,12 @@ from benchmarks.figures.style import PAGE, SMALL, label, save, style
 from benchmarks.measuring import records
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
-from benchmarks.reading.agreement import matches_apart
-from benchmarks.study import sweep
-from benchmarks.study.config import ConfigError
-from benchmarks.study.study import Study, chosen_variants
+from benchmarks.analysis.agreement import matches_apart
+from benchmarks import sweep
+from benchmarks.config import ConfigError
+from benchmarks.study import Study, chosen_variants
 from mmdma_core.matching.lettering import shortened
-from mmdma_core.models.memory import in_words
+from mmdma_core.models import in_words
 
 Row = dict[str, Any]  # of the table
 

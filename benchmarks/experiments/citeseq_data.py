@@ -18,7 +18,7 @@ import scipy.sparse
 from scipy.optimize import brentq
 from sklearn.preprocessing import normalize
 
-from mmdma_core.simulation.simulate import manifold
+from mmdma_core.simulation import manifold
 
 Views = tuple[scipy.sparse.csr_array, np.ndarray, np.ndarray]
 

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmdma_core import LossTerms, Run, Settings, Variant, reference_gradients, reference_loss, simulate, start, variant
-from mmdma_core.objective import reference
+from mmdma_core import objective
 
 MMD_TOLERANCE = 1e-6
 NORM_TOLERANCE = 1e-5
@@ -126,7 +126,7 @@ def deviations(name: str, case: Case, device: str) -> Iterator[Deviation]:
     if not variant(name).exact and device != "cpu":  # the same estimate as there
         own = start(name, x, y, settings, "cpu", parameters=parameters)
         yield from _of_gradients(run, own.gradients(), [2 * most for most in tolerances(*problem)["gradients"]])
-    for view, e, right in zip("xy", run.embeddings(), reference.reference_embeddings(*problem[:-1]), strict=True):
+    for view, e, right in zip("xy", run.embeddings(), objective.reference_embeddings(*problem[:-1]), strict=True):
         off = float((e.cpu() - right).norm())
         yield Deviation(f"embedding of {view}", off, EMBEDDING_TOLERANCE * float(right.norm()))
 
@@ -195,7 +195,7 @@ def informative_parameters(
     raw = [torch.randn(row, settings.n_components, generator=generator) for row in rows]
     if torch.equal(x + 0.01, y):
         raw[1] = raw[0]
-    embeddings = reference.reference_embeddings(formulation, x, y, *raw)
+    embeddings = objective.reference_embeddings(formulation, x, y, *raw)
     return tuple(
         theta * float((settings.sigma * len(e)) ** 0.5 / e.norm()) for theta, e in zip(raw, embeddings, strict=True)
     )
@@ -212,8 +212,8 @@ def tolerances(
     """The absolute tolerance of each term and of each gradient's norm, see the module's docstring."""
     thetas = [theta.double().requires_grad_() for theta in (theta_x, theta_y)]
     views = [view.double() for view in (x, y)]
-    each = [reference._VIEWS[formulation](view, theta) for view, theta in zip(views, thetas, strict=True)]
-    means = reference.gaussian_means(each[0][0], each[1][0], settings)
+    each = [objective._VIEWS[formulation](view, theta) for view, theta in zip(views, thetas, strict=True)]
+    means = objective.gaussian_means(each[0][0], each[1][0], settings)
     parts = [*means, *(settings.lambda1 * pen for _, pen, _ in each), *(settings.lambda2 * dis for _, _, dis in each)]
     allowed = {"mmd": MMD_TOLERANCE * (means[0] + means[1] + 2 * means[2]).item(), "gradients": []}
     for theta in thetas:

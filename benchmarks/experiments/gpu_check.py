@@ -20,10 +20,10 @@ from benchmarks.experiments import gpu_check_steps as steps
 from benchmarks.experiments.gpu_check_steps import FULL, SMALL, Outcome, Visit
 from benchmarks.measuring import records
 from benchmarks.measuring.alone import alone
-from benchmarks.study import study as studies
-from benchmarks.study.config import ConfigError
-from benchmarks.study.plan import duration
-from benchmarks.study.study import Study
+from benchmarks import study as studies
+from benchmarks.config import ConfigError
+from benchmarks.plan import duration
+from benchmarks.study import Study
 from mmdma_core.files.atomic import atomically
 
 # name -> (the part of the budget by whose end it has to be done, what it does, what it is in words). What a step does

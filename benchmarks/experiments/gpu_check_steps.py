@@ -21,9 +21,9 @@ from benchmarks.experiments.correctness import CASES
 from benchmarks.measuring import guard, lacking, machine, records
 from benchmarks.measuring.alone import alone
 from benchmarks.measuring.records import Record
-from benchmarks.study import sweep
-from benchmarks.study.answers import known_at
-from benchmarks.study.study import Study
+from benchmarks import sweep
+from benchmarks.answers import known_at
+from benchmarks.study import Study
 from mmdma_core import toolkit
 
 FOLDER = "gpu-check"
@@ -230,7 +230,7 @@ def overview(visit: Visit) -> Outcome:
 def table_figures_report(visit: Visit) -> Outcome:
     """Step 6, on: what the survey shows; drawn again only after something was measured."""
     from benchmarks import figures
-    from benchmarks.reading import agreement, table
+    from benchmarks.analysis import agreement, table
 
     study = visit.overview
     page, newest = study.root / "report.html", _newest(study.root)

@@ -28,11 +28,11 @@ from benchmarks.experiments.scale import known_or_measured, style_of
 from benchmarks.experiments.scale_fits import Fit
 from benchmarks.figures.style import PAGE, UNLIKE, save
 from benchmarks.measuring import machine
-from benchmarks.measuring.cell import Limits
+from benchmarks.measuring.measurement import Limits
 from benchmarks.measuring.records import Record, write_atomically
 from benchmarks.measuring.sources import source_digest
-from benchmarks.reading.agreement import matches_apart
-from benchmarks.study.config import ConfigError
+from benchmarks.analysis.agreement import matches_apart
+from benchmarks.config import ConfigError
 from mmdma_core import MMDMA, MissingDependency, Settings
 from mmdma_core.files import views
 from mmdma_core.matching import metrics
@@ -63,7 +63,7 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class Published:
-    """The views of a data set as a source of data for a fit, see benchmarks.measuring.cell.DataSource."""
+    """The views of a data set as a source of data for a fit, see benchmarks.measuring.measurement.DataSource."""
 
     folder: str
     dataset: str

@@ -23,33 +23,21 @@ import mmdma_core
 from benchmarks.experiments import scale_fits
 from benchmarks.experiments.peers import PEERS, absent
 from benchmarks.experiments.scale_fits import BATCHED, Fit
-from benchmarks.figures.style import (
-    SMALL,
-    UNLIKE,
-    Style,
-    above_legend,
-    count,
-    halves,
-    heading,
-    key_of_unlike,
-    save,
-    short_label,
-    style,
-)
+from benchmarks.figures.style import SMALL, UNLIKE, Style, above_legend, count, halves, heading, key_of_unlike, save, short_label, style
 from benchmarks.measuring import guard, machine, records
 from benchmarks.measuring.alone import alone
-from benchmarks.measuring.cell import Limits
+from benchmarks.measuring.measurement import Limits
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
 from benchmarks.measuring.sources import source_digest
-from benchmarks.reading.agreement import matches_apart
-from benchmarks.study.answers import known_at
-from benchmarks.study.config import ConfigError
-from benchmarks.study.study import Study, chosen_variants, gpu_limit_gib
+from benchmarks.analysis.agreement import matches_apart
+from benchmarks.answers import known_at
+from benchmarks.config import ConfigError
+from benchmarks.study import Study, chosen_variants, gpu_limit_gib
 from mmdma_core import Settings
 from mmdma_core.fused.compose import EXACT_UP_TO
 from mmdma_core.matching.lettering import shortened
-from mmdma_core.models.memory import in_words
+from mmdma_core.models import in_words
 
 _PEER_STYLES = (("#D62728", "X", ":"), ("#7F7F7F", "P", ":"))
 

@@ -11,7 +11,7 @@ import torch
 import mmdma_core
 from benchmarks.experiments.peers import PEERS, missing
 from benchmarks.measuring import memory
-from benchmarks.measuring.cell import Cell, Report, few
+from benchmarks.measuring.measurement import Cell, Report, few
 from mmdma_core import MMDMA, MissingDependency
 from mmdma_core.fused.batches import LEAST
 from mmdma_core.matching.sampling import EXACT_UP_TO
@@ -35,7 +35,7 @@ class Fit(Cell):
 
 
 def fit_and_evaluate(cell: Fit, report: Report) -> None:
-    """The work of a fit in a child of the guard, see benchmarks.measuring.cell.measure."""
+    """The work of a fit in a child of the guard, see benchmarks.measuring.measurement.measure."""
     peer = PEERS.get(cell.variant)
     if peer and missing(peer):
         raise MissingDependency(missing(peer))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from benchmarks.study.study import Study
+    from benchmarks.study import Study
 
 NAMES = (
     "figure_1a",
@@ -49,8 +49,8 @@ def draw_all(study: Study) -> list[Path]:
     Raises ValueError if the table is missing or has no cell of the study.
     """
     from benchmarks.figures.style import save
-    from benchmarks.reading.selection import of_study
-    from benchmarks.reading.table import read_summary
+    from benchmarks.analysis.selection import of_study
+    from benchmarks.analysis.table import read_summary
 
     table, left_out = of_study(read_summary(study.root), study)
     for sentence in left_out:
@@ -72,8 +72,8 @@ def draw_all(study: Study) -> list[Path]:
 def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     import mmdma_core
     from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios
-    from benchmarks.paper.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS
-    from benchmarks.reading import agreement
+    from benchmarks.analysis.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS
+    from benchmarks.analysis import agreement
 
     apart = {name for name, _, _ in agreement.apart(table, study.settings)}
     where = _where(study, table)
@@ -108,14 +108,14 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
 def _of_several_devices(study: Study, table: pd.DataFrame) -> Figure | None:
     """Speed-up and memory where cells were measured on several devices; None where none were."""
     from benchmarks.figures import scaling
-    from benchmarks.reading.scaling import read_scaling
+    from benchmarks.figures.scaled import read_scaling
 
     several = read_scaling(study.root if study.devices == 1 else study.root.parent)
     return None if several.empty else scaling.draw(several, f"Several devices, {_where(study, table)}")
 
 
 def draw_predicted(table: pd.DataFrame, where: str, folder: Path, against: pd.DataFrame | None = None) -> list[Path]:
-    """Figure 1A and A1 of a table that benchmarks.reading.predict gives, each marked as predicted.
+    """Figure 1A and A1 of a table that benchmarks.analysis.predict gives, each marked as predicted.
 
     where    which card, in words
     against  its `winners`, for a map against the published one; A1 then has the published runtimes behind it
@@ -124,8 +124,8 @@ def draw_predicted(table: pd.DataFrame, where: str, folder: Path, against: pd.Da
 
     from benchmarks.figures import against_paper, curves, heatmap
     from benchmarks.figures.style import mark, save
-    from benchmarks.paper import published
-    from benchmarks.paper.fastest import PAPER_VARIANTS
+    from benchmarks.analysis import published
+    from benchmarks.analysis.fastest import PAPER_VARIANTS
 
     (ns, ps), seconds = published.grid(), f"seconds for {published.EPOCHS} epochs"
     variants, behind = list(dict.fromkeys(table["variant"])), None if against is None else published.PUBLISHED
@@ -152,7 +152,7 @@ def draw_predicted(table: pd.DataFrame, where: str, folder: Path, against: pd.Da
 
 
 def _where(study: Study, table: pd.DataFrame) -> str:
-    from benchmarks.reading.selection import machine_name
+    from benchmarks.analysis.selection import machine_name
     from mmdma_core.matching.lettering import shortened
 
     row = next(table.itertuples())
@@ -163,7 +163,7 @@ def _published(study: Study, ns: Sequence[int]) -> pd.DataFrame | None:
     """The published runtimes within the study's grid at these n; None if they have nothing there."""
     import pandas as pd
 
-    from benchmarks.paper.published import PUBLISHED
+    from benchmarks.analysis.published import PUBLISHED
 
     published = pd.read_csv(PUBLISHED)
     within = published["n"].between(ns[0], ns[-1]) & published["p"].isin(study.p)

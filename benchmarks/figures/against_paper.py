@@ -14,9 +14,9 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.figures.style import PAGE, SMALL, TIGHT, factor, grid_axes, legend, style
-from benchmarks.paper import against_paper, published
-from benchmarks.paper.fastest import PAPER_VARIANTS
-from benchmarks.paper.published import NOTHING_FITS
+from benchmarks.analysis import against_paper, published
+from benchmarks.analysis.fastest import PAPER_VARIANTS
+from benchmarks.analysis.published import NOTHING_FITS
 
 _PALE = 0.22  # of the published winner's colour where it could not be tested
 _LINE = 82  # characters of a title
@@ -45,7 +45,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 def draw_map(cells: pd.DataFrame, title: str) -> Figure:
-    """The upper part alone, of cells as benchmarks.paper.against_paper.winners gives them."""
+    """The upper part alone, of cells as benchmarks.analysis.against_paper.winners gives them."""
     figure = Figure(figsize=(PAGE, _MAP), layout="constrained")
     _draw_map(figure.subfigures(), cells)
     figure.suptitle("\n".join(textwrap.wrap(title, _LINE)), x=0.01, ha="left")

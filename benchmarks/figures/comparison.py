@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from benchmarks.figures.style import PAGE, SMALL, TIGHT, grid_axes, legend, short_label
-from benchmarks.reading.compare import VERDICTS, WORDS, Comparison
+from benchmarks.analysis.compare import VERDICTS, WORDS, Comparison
 from mmdma_core.matching import lettering
 
 SUFFIXES = (".png", ".svg", ".pdf")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.figures.style import PAGE, SMALL, TIGHT, UNLIKE, key_of_unlike, legend, short_label, style
-from benchmarks.reading.exponents import FLOOR, exponents
+from benchmarks.analysis.exponents import FLOOR, exponents
 
 _SHOWN = (-0.7, 3.7)  # an interval that is wider ends at the frame
 _QUANTITIES = {"runtime": "runtime of an epoch", "memory": "peak memory"}

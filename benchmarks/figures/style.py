@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import mmdma_core
-from benchmarks.paper.fastest import PAPER_VARIANTS
+from benchmarks.analysis.fastest import PAPER_VARIANTS
 from mmdma_core.matching import lettering
 
 
@@ -40,7 +40,7 @@ SMALL = 9  # points, where 10 leave no room
 APPROXIMATE = " (approximate)"  # at the end of the label of such a variant
 ANOTHER = " (another objective)"
 UNLIKE = (
-    "\u2260 "  # before the label of a variant that does not agree with its family, see benchmarks.reading.agreement
+    "\u2260 "  # before the label of a variant that does not agree with its family, see benchmarks.analysis.agreement
 )
 GROUPS = ("paper", "published package", "originals", "fused", "approximate", "others", "another objective")
 LEGEND_ROW = 0.2  # inches

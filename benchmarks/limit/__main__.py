@@ -1,6 +1,6 @@
 import sys
 
 from benchmarks.limit.limit import main
-from mmdma_core.files import streams
+from mmdma_core.files import stdio
 
-sys.exit(streams.run(main))
+sys.exit(stdio.run(main))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measuring import locks, machine, records
-from benchmarks.measuring.usable import why_no_gpu
+from benchmarks.measuring.device import why_no_gpu
 
 
 class WrongDevice(RuntimeError):

@@ -26,16 +26,17 @@ from typing import IO, Any
 import psutil
 
 import mmdma_core
-from benchmarks.measuring import cell as cell_module
-from benchmarks.measuring import memory, ranks, usable
-from benchmarks.measuring.cell import Cell, Limits, Work
+from benchmarks.measuring import measurement as cell_module
+from benchmarks.measuring.device import check_not_gone
+from benchmarks.measuring import memory, ranks
+from benchmarks.measuring.measurement import Cell, Limits, Work
 from benchmarks.measuring.lacking import lacking
 from benchmarks.measuring.others import Others
 from benchmarks.measuring.records import Record
 from mmdma_core import host
 from mmdma_core.errors import OUT_OF_MEMORY as _OUT_OF_MEMORY
 from mmdma_core.errors import words_of
-from mmdma_core.models.memory import in_words
+from mmdma_core.models import in_words
 
 POLL_S = 0.05
 _GRACE_S = 2.0
@@ -88,7 +89,7 @@ def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Wo
     """The record of a cell, measured in a child of this process. Whatever the variant does, this returns.
 
     The child is ended after timeout_s, and with this process, if that is interrupted or ended. It does the
-    work within the cell's limits, see benchmarks.measuring.cell.measure.
+    work within the cell's limits, see benchmarks.measuring.measurement.measure.
 
     Raises DeviceGone where the GPU no longer computes: that says nothing of the variant.
     """
@@ -114,7 +115,7 @@ def measure_cell(cell: Cell, machine: dict[str, Any], timeout_s: float, work: Wo
     killed = struck and not watch.ended_for and host.killed_since(kills)
     status, detail = _status_and_detail(watch, child.exitcode, said, limited, killed)
     if cell.device == "cuda" and status != "ok":
-        usable.check_not_gone(cell.devices, f"{detail}\n{said}", ask=status in ("error", "timeout"))
+        check_not_gone(cell.devices, f"{detail}\n{said}", ask=status in ("error", "timeout"))
     record = replace(_record(cell, watch, status, detail, seconds, machine), **shares)
     if status == "oom":
         kind = "device" if cell.device == "cuda" and not killed else "host"

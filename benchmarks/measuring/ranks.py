@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import distributed, multiprocessing
 
-from benchmarks.measuring.cell import Cell, Report, Work, measure
+from benchmarks.measuring.measurement import Cell, Report, Work, measure
 
 _ENDED = ("missing_dependency", "unsupported")
 _LARGEST = ("data_s", "first_start_s", "prepare_s", "warmup_s", "peak_torch_bytes", "threads")

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from mmdma_core.families.advice import Measured
+from mmdma_core.advice import Measured
 from mmdma_core.files.atomic import atomically, is_partial
 
 SCHEMA = 1
@@ -36,7 +36,7 @@ class Record:
     key               digest of what was asked for: a record is used again only for the same question
     ran_out_of        of an oom: the bytes that it could take of what ran out, {'host': bytes} or {'device': bytes}
     missing           of an error or a missing dependency: the modules and compilers that were not there
-    limits            time and memory it was given, see benchmarks.measuring.cell.Limits, and sweep_budget_s
+    limits            time and memory it was given, see benchmarks.measuring.measurement.Limits, and sweep_budget_s
     status, detail    how the cell ended, and why in words (the last lines of stderr for an error)
     implied_by        the smaller n that a skipped cell is skipped for, if it is for that
     data_mode         'exact': the published random numbers; 'fast': the counter-based ones; of an experiment, the
@@ -123,7 +123,7 @@ class Record:
 
     @property
     def measured(self) -> Measured:
-        """The cell as mmdma_core.families.advice takes it; of one that is ok."""
+        """The cell as mmdma_core.advice takes it; of one that is ok."""
         return Measured(self.variant, self.n, self.p, self.d, self.median_epoch_s)
 
     def set_runtime(self) -> None:

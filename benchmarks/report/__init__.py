@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.report import facts, losses, measured, nodes, noise, overview, reading, status
 from benchmarks.report.evidence import Evidence, gather
 from benchmarks.report.page import Section, render
-from benchmarks.study.study import Study
+from benchmarks.study import Study
 from mmdma_core.files.atomic import atomically
 
 # In the order of the page. Each takes the evidence and gives a Section, or None where it has nothing to say.

@@ -10,11 +10,11 @@ import pandas as pd
 
 import mmdma_core
 from benchmarks.measuring.records import Record, foreign_in_words, read_folder
-from benchmarks.paper.fastest import PAPER_VARIANTS
-from benchmarks.reading.selection import machine_name, of_study, one_machine
-from benchmarks.reading.table import read_summary, to_frame
+from benchmarks.analysis.fastest import PAPER_VARIANTS
+from benchmarks.analysis.selection import machine_name, of_study, one_machine
+from benchmarks.analysis.table import read_summary, to_frame
 from benchmarks.report.words import cells, listing
-from benchmarks.study.study import Study
+from benchmarks.study import Study
 
 _KEY = ["variant", "n", "p"]
 
@@ -24,7 +24,7 @@ class Evidence:
     """What lies in the folder of a study and counts.
 
     records  of one machine
-    table    benchmarks.reading.table.to_frame of them
+    table    benchmarks.analysis.table.to_frame of them
     grid     the rows of the table that the study asks for: what its figures show
     notes    a sentence for each kind of thing that is left out or does not fit
     """

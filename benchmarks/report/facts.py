@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import mmdma_core
-from benchmarks.paper import against_paper
+from benchmarks.analysis import against_paper
 from benchmarks.report import losses, noise, verdict
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, anchor, part

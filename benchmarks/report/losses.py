@@ -6,8 +6,8 @@ import pandas as pd
 from markupsafe import Markup
 
 import mmdma_core
-from benchmarks.reading import agreement
-from benchmarks.reading.agreement import MMD_TOLERANCE, NORM_TOLERANCE, losses
+from benchmarks.analysis import agreement
+from benchmarks.analysis.agreement import MMD_TOLERANCE, NORM_TOLERANCE, losses
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, paragraph, table
 from benchmarks.report.words import percent
@@ -35,7 +35,7 @@ def section(evidence: Evidence) -> Section | None:
 
 
 def apart(evidence: Evidence) -> tuple[dict[agreement.Point, agreement.Apart], int]:
-    """The losses that stand apart, see benchmarks.reading.agreement, and how many losses there are."""
+    """The losses that stand apart, see benchmarks.analysis.agreement, and how many losses there are."""
     found = agreement.apart(evidence.grid, evidence.study.settings)
     return found, int((evidence.grid["status"] == "ok").sum())
 

@@ -13,7 +13,7 @@ from benchmarks.measuring.records import Record
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, download, paragraph, part, table
 from benchmarks.report.words import cells, listing, number
-from mmdma_core.models.memory import in_words
+from mmdma_core.models import in_words
 
 
 def machine(evidence: Evidence) -> Section | None:

@@ -10,7 +10,7 @@ from benchmarks.measuring.records import Record
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, paragraph, table
 from benchmarks.report.words import cells, listing, number
-from mmdma_core.families import advice
+from mmdma_core import advice
 
 
 def section(evidence: Evidence) -> Section | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from benchmarks.study.study import Study
+from benchmarks.study import Study
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv", "parquet": "application/octet-stream"}

@@ -7,8 +7,8 @@ from markupsafe import Markup
 
 from benchmarks.figures import SEVERAL
 from benchmarks.figures.style import style
-from benchmarks.paper import against_paper, discrepancies
-from benchmarks.reading import exponents as growth
+from benchmarks.analysis import against_paper, discrepancies
+from benchmarks.analysis import exponents as growth
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, figure, paragraph, table
 

@@ -26,7 +26,7 @@ class Mark:
 
 NO_RECORD = Mark("·", "none", "no record")
 NOT_ASKED = Mark("", "none", "not part of the study")
-MARKS = {  # (status, outcome) of benchmarks.reading.table.to_frame
+MARKS = {  # (status, outcome) of benchmarks.analysis.table.to_frame
     ("ok", "ok"): Mark("●", "ok", "came to an end"),
     ("oom", "oom"): Mark("M", "memory", "out of memory"),
     ("skipped", "oom"): Mark("m", "memory", "not tried: out of memory at a smaller n"),

@@ -10,14 +10,14 @@ from statistics import median
 
 import mmdma_core
 from benchmarks.figures import heatmap
-from benchmarks.paper.fastest import Winners, winners_over
+from benchmarks.analysis.fastest import Winners, winners_over
 from benchmarks.report import losses
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.words import at, cells, grouped, listing, number
 
 PATTERN = ("dual", "dual-keops", "primal-keops")  # Figure 1A of the paper: who wins as n grows, at every p
 
-OUTCOMES = {  # an outcome of benchmarks.reading.table.to_frame -> what one says of a cell that ended so
+OUTCOMES = {  # an outcome of benchmarks.analysis.table.to_frame -> what one says of a cell that ended so
     "ok": "came to an end",
     "oom": "ran out of memory there or at a smaller n",
     "timeout": "ran out of time there or at a smaller n",

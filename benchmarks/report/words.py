@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-from benchmarks.study.plan import runs
+from benchmarks.plan import runs
 
 
 def number(value: float | None) -> str:

@@ -24,7 +24,7 @@ import torch
 from mmdma_core.errors import MissingDependency
 from mmdma_core.files.standins import check_is_itself, check_is_there
 from mmdma_core.files.text import opened
-from mmdma_core.objective.inputs import on_host
+from mmdma_core.inputs import on_host
 
 # What the libraries raise on damaged files, seen by damaging files at random.
 DAMAGED = (OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, AttributeError, TypeError)

@@ -17,7 +17,7 @@ from mmdma_core.files.annotated import ANNOTATED, Keys, read_annotated
 from mmdma_core.files.formats import Table, existing, place, reading, suffix
 from mmdma_core.files.shares import of_share
 from mmdma_core.files.standins import check_is_there
-from mmdma_core.objective.inputs import canonical, unmasked
+from mmdma_core.inputs import canonical, unmasked
 
 READERS = formats.READERS | tables.READERS
 # Key of read_view -> the kinds that it is for, and in words.

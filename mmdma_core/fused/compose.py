@@ -16,12 +16,12 @@ from mmdma_core.errors import Unsupported
 from mmdma_core.fused.batches import Batches
 from mmdma_core.fused.parts import MMD, FusedView
 from mmdma_core.fused.run import FormulationView, FusedRun
-from mmdma_core.objective.formulations import Dual
-from mmdma_core.objective.inputs import Kernel, Rows, View, is_sparse
-from mmdma_core.objective.settings import Settings
-from mmdma_core.objective.sparse import SparsePrimal
+from mmdma_core.formulations import Dual
+from mmdma_core.inputs import Kernel, Rows, View, is_sparse
+from mmdma_core.settings import Settings
+from mmdma_core.sparse import SparsePrimal
 from mmdma_core.own_state import own_state
-from mmdma_core.ranks import shared
+from mmdma_core.fused.ranks import shared
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from mmdma_core.fused.parts import MMD, Term
-from mmdma_core.objective.inputs import Rows
-from mmdma_core.objective.settings import Settings
+from mmdma_core.inputs import Rows
+from mmdma_core.settings import Settings
 
 Means = np.ndarray | torch.Tensor
 

@@ -22,8 +22,8 @@ from mmdma_core.fused.fourier import FourierMMD, Frequencies
 from mmdma_core.fused.parts import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
 from mmdma_core.fused.threads import in_threads, threads
-from mmdma_core.objective.inputs import Rows
-from mmdma_core.objective.settings import Settings
+from mmdma_core.inputs import Rows
+from mmdma_core.settings import Settings
 
 ROWS = 4
 PANEL = 256  # frequencies at a time

@@ -14,8 +14,8 @@ import torch
 
 from mmdma_core.fused.fourier import FourierMMD, Frequencies
 from mmdma_core.fused.parts import MMD
-from mmdma_core.objective.inputs import Rows
-from mmdma_core.objective.settings import Settings
+from mmdma_core.inputs import Rows
+from mmdma_core.settings import Settings
 
 _BLOCK_ELEMENTS = 2**24  # phases that are held at a time
 

@@ -29,8 +29,8 @@ from mmdma_core.fused.pairs_tiles import ALL, APART, BOX, LANES, LOWEST, PANEL, 
 from mmdma_core.fused.run import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
 from mmdma_core.fused.threads import alone, in_threads, threads
-from mmdma_core.objective.inputs import Rows
-from mmdma_core.objective.terms import squared_mmd
+from mmdma_core.inputs import Rows
+from mmdma_core.terms import squared_mmd
 
 _F = np.float32
 _ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)

@@ -20,8 +20,8 @@ import triton
 from mmdma_core.fused.neighbours_cuda import kd_order
 from mmdma_core.fused.pair_kernels import arrange, compact_blocks, wide_blocks
 from mmdma_core.fused.run import MMD
-from mmdma_core.objective.inputs import Rows
-from mmdma_core.objective.terms import squared_mmd
+from mmdma_core.inputs import Rows
+from mmdma_core.terms import squared_mmd
 
 SORTED_EVERY = 50  # epochs
 _PROGRAMS = 4096  # so many that the last ones leave few multiprocessors idle

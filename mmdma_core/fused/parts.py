@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from mmdma_core.objective.inputs import Rows
+from mmdma_core.inputs import Rows
 
 Term = float | torch.Tensor
 

@@ -27,11 +27,11 @@ import torch
 from mmdma_core.fused.batches import Batches
 from mmdma_core.fused.parts import MMD, FusedView, Term
 from mmdma_core.fused.threads import alone
-from mmdma_core.objective.formulations import Formulation
-from mmdma_core.objective.inputs import Rows
-from mmdma_core.objective.settings import Settings
-from mmdma_core.objective.terms import LossTerms, total_loss
-from mmdma_core.training.run import AdamRun, Pair
+from mmdma_core.formulations import Formulation
+from mmdma_core.inputs import Rows
+from mmdma_core.settings import Settings
+from mmdma_core.terms import LossTerms, total_loss
+from mmdma_core.run import AdamRun, Pair
 
 
 class FormulationView:
@@ -57,7 +57,7 @@ class FormulationView:
 
 
 class FusedRun(AdamRun):
-    """A run of full-batch Adam on written-out gradients, see mmdma_core.training.run.Run. Float32 views.
+    """A run of full-batch Adam on written-out gradients, see mmdma_core.run.Run. Float32 views.
 
     takes_up_loss  whether a step that follows `loss` takes the gradient that this has formed, where MMD2 is exact. What
                    is measured does not: each of its epochs is a whole one. On CUDA a sort may come in between.

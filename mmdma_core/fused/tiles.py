@@ -23,7 +23,7 @@ from triton.runtime.errors import OutOfResources
 from mmdma_core.errors import Unsupported
 from mmdma_core.files.atomic import atomically
 from mmdma_core.fused.pairs_cuda import FusedMMD, Tile, candidates
-from mmdma_core.objective.inputs import Rows
+from mmdma_core.inputs import Rows
 
 _TIMED_POINTS = 16_384  # 10^9 pairs, about a millisecond
 _RUNS = 5
@@ -105,7 +105,7 @@ def _times(n: int, d: int, device: torch.device) -> dict[Tile, float]:
 
 
 def _kept_in() -> Path:
-    """Triton's folder, as mmdma_core.caches names it."""
+    """Triton's folder, as mmdma_core.compilers names it."""
     return Path(os.environ.get("TRITON_CACHE_DIR") or triton.knobs.cache.dir)
 
 

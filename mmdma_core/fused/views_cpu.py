@@ -14,8 +14,8 @@ import torch
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.fused.tall_skinny import TallSkinnyProducts, add_product, inner
 from mmdma_core.fused.threads import threads
-from mmdma_core.objective.inputs import Rows
-from mmdma_core.objective.settings import Settings
+from mmdma_core.inputs import Rows
+from mmdma_core.settings import Settings
 
 _CANCELLED = 0.02  # below this fraction of |X X^T|^2 float32 leaves fewer than five digits
 _FEW = 6  # rows below which TallSkinnyProducts takes a copy

@@ -20,9 +20,9 @@ import torch
 
 from mmdma_core.fused.parts import MMD, FusedView
 from mmdma_core.fused.run import FusedRun
-from mmdma_core.objective import terms
-from mmdma_core.objective.inputs import Rows
-from mmdma_core.objective.settings import Settings
+from mmdma_core import terms
+from mmdma_core.inputs import Rows
+from mmdma_core.settings import Settings
 
 _BLOCK_ELEMENTS = 2**24  # of X that are taken at a time; before the first epoch, converted to float64
 _COLUMNS = 512  # of X whose products are summed in float32

@@ -7,7 +7,7 @@ import numbers
 from sklearn.base import BaseEstimator
 
 from mmdma_core.fused.batches import LEAST
-from mmdma_core.objective.settings import is_whole, plain
+from mmdma_core.settings import is_whole, plain
 
 
 def check_parameters(model: BaseEstimator) -> None:

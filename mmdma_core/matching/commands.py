@@ -1,4 +1,4 @@
-"""The commands of mmdma_core.__main__: each takes the parsed options and returns the exit status."""
+"""The commands of mmdma_core.matching.command_line: each takes the parsed options and returns the exit status."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from mmdma_core.matching.estimator import MMDMA
 from mmdma_core.matching.joined import joined
 from mmdma_core.matching.outputs import Outputs
 from mmdma_core.matching.taking import check_features
-from mmdma_core.objective.inputs import as_device
-from mmdma_core.objective.settings import is_whole, plain
-from mmdma_core.ranks import in_world
-from mmdma_core.simulation.simulate import simulate as simulate_views
+from mmdma_core.inputs import as_device
+from mmdma_core.settings import is_whole, plain
+from mmdma_core.fused.ranks import in_world
+from mmdma_core.simulation import simulate as simulate_views
 
 _LOG = logging.getLogger("mmdma_core")
 _INTERRUPTED = 130

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from mmdma_core.matching.watching import Watcher
-from mmdma_core.objective.inputs import as_device
+from mmdma_core.inputs import as_device
 
 PATIENCE_S = 40.0  # for the others to come, or to be heard of
 _LONG = timedelta(days=7)  # that a rank waits in a sum: the watchers know sooner why nothing comes

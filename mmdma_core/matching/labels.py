@@ -16,7 +16,7 @@ from mmdma_core.matching.blocks import distances, in_blocks
 from mmdma_core.matching.match_ranks import Undefined, Vector, as_array
 from mmdma_core.matching.sampling import Estimate
 from mmdma_core.matching.voting import transfer
-from mmdma_core.objective.settings import is_whole, plain
+from mmdma_core.settings import is_whole, plain
 
 _WORKING_MEMORY_MIB = 32  # of scikit-learn, for its own blocks of distances
 

@@ -23,8 +23,8 @@ import torch
 
 from mmdma_core.matching import sampling
 from mmdma_core.matching.blocks import distances, in_blocks, rounding
-from mmdma_core.objective.inputs import unmasked
-from mmdma_core.objective.settings import is_whole, plain
+from mmdma_core.inputs import unmasked
+from mmdma_core.settings import is_whole, plain
 
 Matrix = np.ndarray | torch.Tensor
 Vector = np.ndarray | torch.Tensor | Sequence

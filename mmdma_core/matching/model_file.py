@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import DAMAGED
 from mmdma_core.files.standins import check_is_itself
-from mmdma_core.objective.settings import plain
+from mmdma_core.settings import plain
 
 _ARRAYS = ("embedding_x_", "embedding_y_", "weights_x_", "weights_y_")
 _MEANS = ("mean_x_", "mean_y_")  # None without `center`

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import norm
 
-from mmdma_core.objective.settings import is_whole, plain
+from mmdma_core.settings import is_whole, plain
 
 EXACT_UP_TO = 50_000  # cells of the larger view
 SAMPLED_CELLS = 2_000  # of each view, beyond

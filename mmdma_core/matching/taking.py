@@ -10,7 +10,7 @@ import torch
 from pyarrow.interchange import from_dataframe
 
 from mmdma_core.files.annotated import Keys, chosen
-from mmdma_core.objective.inputs import on_host, unmasked
+from mmdma_core.inputs import on_host, unmasked
 
 Pair = str | tuple[str | None, str | None] | None  # of both views, or of each
 

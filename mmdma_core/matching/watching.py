@@ -22,7 +22,7 @@ from datetime import timedelta
 import psutil
 from torch import distributed
 
-from mmdma_core import ranks
+from mmdma_core.fused import ranks
 
 _BEAT_S = 1.0
 HANGING_S = 30.0  # that a rank may do nothing while the others wait for it

@@ -1,0 +1,304 @@
+"""From config.yaml to cells: the configuration, the study that it asks for, its sweeps, and the plan of what is left.
+
+A new key goes into config.yaml with its comment, into config.schema.json, and into `study.load`.
+
+From a checked configuration to a study: its grid, its sweeps, and what is asked of each cell.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+import torch
+import mmdma_core
+from benchmarks.measuring import machine, records, visible
+from benchmarks.measuring.measurement import Cell, DataSource, Limits
+from benchmarks.measuring.memory import GIB
+from benchmarks.measuring.records import Record, UnreadableRecord
+from benchmarks.measuring.sources import source_digest
+from benchmarks.measuring.device import why_no_gpu
+from benchmarks import plugins
+from benchmarks.answers import answers, asked_again
+from benchmarks.config import ConfigError, check, closest
+from mmdma_core import Settings
+
+
+
+
+ENDS_A_SWEEP = ("oom", "timeout")  # after one of these, larger n are skipped
+_AROUND_A_SWEEP_S = 300.0
+
+
+@dataclass(frozen=True)
+class Further:
+    """What some variants are asked beyond the grid of a study: n, at some p; host_gib in the place of the study's."""
+
+    variants: tuple[str, ...]
+    n: tuple[int, ...]
+    p: tuple[int, ...]
+    host_gib: float | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of variants, n and p, and how each cell is measured; see config.yaml for the meaning of each field.
+
+    notes  what is to be known of this machine's GPU, a sentence each
+    """
+
+    name: str
+    root: Path
+    n: tuple[int, ...]
+    p: tuple[int, ...]
+    variants: tuple[str, ...]
+    epochs: int
+    cell_budget_s: float
+    cell_timeout_s: float
+    sweep_budget_s: float
+    device: str
+    threads: int
+    gpu_gib: float | None
+    host_gib: float | None
+    stop_after_failure: bool
+    shape: str
+    seed: int
+    exact_data_below: float
+    settings: Settings
+    figure_1b_p: tuple[int, ...]
+    published: bool
+    data: DataSource | None = None
+    further: tuple[Further, ...] = ()
+    devices: int = 1
+    notes: tuple[str, ...] = ()
+
+    @property
+    def every_n(self) -> tuple[int, ...]:
+        """The n of the grid, and those beyond it that some variants are asked."""
+        return tuple(sorted({*self.n, *(n for more in self.further for n in more.n)}))
+
+    def ns(self, variant: str, p: int) -> tuple[int, ...]:
+        """The n of a sweep."""
+        return tuple(n for n in self.every_n if n in self.n or self._beyond(variant, n, p))
+
+    def _beyond(self, variant: str, n: int, p: int) -> Further | None:
+        asked = (more for more in self.further if variant in more.variants and p in more.p and n in more.n)
+        return None if n in self.n else next(asked, None)
+
+    def host_limit_gib(self, variant: str, n: int, p: int) -> float | None:
+        """Host memory that a cell may add; None: what the guard finds free."""
+        beyond = self._beyond(variant, n, p)
+        return (beyond and beyond.host_gib) or self.host_gib
+
+    def cells(self) -> Iterator[tuple[str, int, int]]:
+        """(variant, p, n) of each cell, in the order in which they run."""
+        for variant, p in self.sweeps():
+            for n in self.ns(variant, p):
+                yield variant, p, n
+
+    def sweeps(self) -> Iterator[tuple[str, int]]:
+        """(variant, p) of each sweep."""
+        for variant in self.variants:
+            for p in self.p:
+                yield variant, p
+
+    def cell(self, variant: str, n: int, p: int) -> Cell:
+        """What is asked at one point of the grid."""
+        registered = mmdma_core.variant(variant)
+        host_gib = self.host_limit_gib(variant, n, p)
+        return Cell(
+            variant=variant,
+            n=n,
+            p=p,
+            source=source_digest(registered.module),
+            absent=registered.absent(),
+            settings=self.settings,
+            shape=self.shape,
+            seed=self.seed,
+            data_mode=self.data.name if self.data else "exact" if n * p <= self.exact_data_below else "fast",
+            epochs=self.epochs,
+            device=self.device,
+            threads=self.threads,
+            limits=Limits(self.cell_budget_s, self.cell_timeout_s, host_gib, self.gpu_gib),
+            data=self.data,
+            devices=self.devices,
+        )
+
+    def path(self, variant: str, n: int, p: int) -> Path:
+        """The file of a cell's record."""
+        return records.record_path(self.root, variant, p, n)
+
+    def known(self, variant: str, n: int, p: int) -> Record | None:
+        """The record that answers what is asked at this point now, if there is one; an unreadable one does not."""
+        record = self._record(variant, n, p)
+        if record is None:
+            return None
+        if record.status == "skipped":
+            cell = self.cell(variant, n, p)
+            return record if record.key == cell.key and self._still_skipped(record) else None
+        return record if answers(record, self.cell(variant, n, p)) else None
+
+    def asked_again(self, variant: str, n: int, p: int) -> str | None:
+        """Why a cell is measured again that has a record for the same question, in words; None where it is not."""
+        record = self._record(variant, n, p)
+        return record and asked_again(record, self.cell(variant, n, p))
+
+    def _record(self, variant: str, n: int, p: int) -> Record | None:
+        path = self.path(variant, n, p)
+        try:
+            return records.read(path) if path.exists() else None
+        except UnreadableRecord:
+            return None
+
+    def _still_skipped(self, record: Record) -> bool:
+        if record.implied_by is None:
+            return self.sweep_budget_s <= record.limits["sweep_budget_s"]
+        reason = self.known(record.variant, record.implied_by, record.p)
+        return self.stop_after_failure and reason is not None and reason.status in ENDS_A_SWEEP
+
+    @property
+    def minutes_of_a_sweep(self) -> int:
+        """What to ask of a cluster for a sweep: its budget, and as much as imports and KeOps' compiler may take."""
+        return math.ceil((self.sweep_budget_s + _AROUND_A_SWEEP_S) / 60)
+
+    def stamp(self, variant: str, p: int | str, turn: int | str) -> Path:
+        """The file that says that a sweep has run to its end, for the turn-th time."""
+        return self.root / "sweeps" / str(variant) / f"p{p}.{turn}.done"
+
+    def wanted_stamp(self, variant: str, p: int) -> Path:
+        """The last stamp of a sweep; the next, which is not there, if a cell of it is not known.
+
+        A cell is not known if it is deleted, unreadable, or asked for differently now.
+        """
+        turns = itertools.count()
+        absent = next(turn for turn in turns if not self.stamp(variant, p, turn).exists())
+        known = all(self.known(variant, n, p) for n in self.ns(variant, p))
+        return self.stamp(variant, p, max(0, absent - 1) if known else absent)
+
+
+def load(config: dict[str, Any]) -> Study:
+    """The study that a configuration asks for. Raises ConfigError for what is not allowed, an absent GPU included."""
+    config = check(config)
+    plugins.take(config.get("plugins", []))
+    folder = config.get("machine", "auto")
+    asked = config.get("device", "auto")
+    device = _device(asked, folder)
+    name = config["study"]
+    if name == "auto":
+        name = "paper" if device == "cuda" else "laptop"
+    if name not in config["studies"]:
+        raise ConfigError(f"study: unknown study {name!r}; {closest(name, ['auto', *config['studies']])}")
+    study = config["studies"][name]
+    devices = int(study.get("devices", 1))
+    if device == "cuda" and devices > 1:
+        _device("cuda", folder, devices)
+    threads = config.get("cpu_threads", "auto")
+    figures = config.get("figures", {})
+    return Study(
+        name=name,
+        root=_root(config, device, folder, devices),
+        devices=devices,
+        n=tuple(sorted(map(int, study["n"]))),
+        p=tuple(sorted(map(int, study["p"]))),
+        variants=chosen_variants(f"studies.{name}.variants", study["variants"]),
+        epochs=int(study["epochs"]),
+        cell_budget_s=study["cell_budget_s"],
+        cell_timeout_s=study["cell_timeout_s"],
+        sweep_budget_s=study["sweep_budget_s"],
+        device=device,
+        threads=machine.available_threads() if threads == "auto" else threads,
+        gpu_gib=gpu_limit_gib(device, config.get("gpu_memory_gib") or study.get("gpu_memory_gib")),
+        host_gib=config.get("host_memory_gib") or study.get("host_memory_gib"),
+        stop_after_failure=config.get("stop_after_failure", True),
+        shape=config.get("shape", "branch"),
+        seed=config.get("seed", 4),
+        exact_data_below=config.get("exact_data_below", 2e7),
+        settings=_settings(config.get("settings", {})),
+        figure_1b_p=tuple(figures.get("figure_1b_p", study["p"])),
+        published=figures.get("published", True),
+        further=tuple(_further(name, k, config) for k in range(len(study.get("further", [])))),
+        notes=(*_notes(asked, device), *plugins.notes()),
+    )
+
+
+def gpu_limit_gib(device: str, asked: float | None) -> float | None:
+    """Device memory that a cell may take: what is asked for; None: all. Under WSL2 all is a limit, too."""
+    total = machine.gpu()["memory_bytes"] if device == "cuda" and machine.wsl() and machine.gpu() else None
+    return asked or (total / GIB if total else None)
+
+
+def _notes(asked: str, device: str) -> Iterator[str]:
+    """What is to be known of the GPU before anything is measured."""
+    if asked == "auto" and device == "cpu" and (machine.gpu() is not None or visible.trouble()):
+        yield f"device: 'auto' takes the CPU here: {why_no_gpu()}"
+    if device == "cuda" and machine.wsl():
+        yield (
+            "WSL2: the driver may move memory of the GPU into the host's, and a cell then gets slow where it would be "
+            "out of memory; gpu_memory_gib limits PyTorch to what it says, without it to the memory of the card"
+        )
+
+
+def _root(config: dict[str, Any], device: str, folder: str, devices: int) -> Path:
+    """results/MACHINE; of studies on several devices a folder below it, so that no figure mixes them with others."""
+    root = Path(config.get("results", "results")) / (machine.default_name(device) if folder == "auto" else folder)
+    return root if devices == 1 else root / f"devices{devices}"
+
+
+def _further(name: str, k: int, config: dict[str, Any]) -> Further:
+    asked = config["studies"][name]["further"][k]
+    return Further(
+        chosen_variants(f"studies.{name}.further.{k}.variants", asked["variants"]),
+        tuple(map(int, asked["n"])),
+        tuple(map(int, asked["p"])),
+        None if config.get("host_memory_gib") else asked.get("host_memory_gib"),
+    )
+
+
+def _device(device: str, folder: str = "auto", devices: int = 1) -> str:
+    """'cuda' if it is asked for, or 'auto' where a GPU computes.
+
+    'cuda' on a host without one, such as a login node, needs the name of the folder. A GPU that does not compute with
+    a PyTorch for CUDA is an error, and not a CPU in silence.
+    """
+    if device == "cpu":
+        return "cpu"
+    try:
+        why_not = why_no_gpu(devices)
+    except ValueError as error:
+        raise ConfigError(f"device: {device!r}, but {error}") from None
+    if device == "cuda" and why_not and folder == "auto":
+        raise ConfigError(
+            f"device: 'cuda' is asked for, but {why_not}; allowed: auto, cpu, or a name in `machine` where other "
+            "nodes measure"
+        )
+    if device == "auto" and why_not and machine.gpu() is not None and torch.version.cuda:
+        raise ConfigError(f"device: 'auto', but {why_not}; to measure on the CPU, set device to cpu")
+    return "cuda" if device == "cuda" or not why_not else "cpu"
+
+
+def chosen_variants(key: str, names: list[str]) -> tuple[str, ...]:
+    """Those named, or `all`; a pattern behind `!` takes some out again. Raises ConfigError that names the key."""
+    left_out = [name[1:] for name in names if name.startswith("!")]
+    named = [name for name in names if not name.startswith("!")]
+    try:
+        chosen = mmdma_core.variants() if "all" in named else [mmdma_core.variant(name).name for name in named]
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
+    for pattern in left_out:
+        if not fnmatch.filter(mmdma_core.variants(), pattern):
+            raise ConfigError(f"{key}: no variant matches {pattern!r}")
+    kept = tuple(name for name in chosen if not any(fnmatch.fnmatch(name, pattern) for pattern in left_out))
+    if not kept:
+        raise ConfigError(f"{key}: {names!r} leaves no variant")
+    return kept
+
+
+def _settings(changed: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**changed)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"settings: {error}") from None

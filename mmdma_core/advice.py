@@ -1,0 +1,261 @@
+"""Which variant to take for a problem, and about how long an epoch takes: from models of cost, and measured cells.
+
+An epoch of a variant is estimated from its nearest measured cell, times the ratio of the costs
+(mmdma_core.costs). Without a cell of its own it is the cost itself, at the speed that the measured cells of
+other variants show for the machine; without any, at nominal rates, which is enough to rank. The costs are weighed
+with `rates`: the nominal ones, or those of a machine (mmdma_core.calibration).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Literal, NamedTuple
+
+import torch
+
+from mmdma_core import host
+from mmdma_core.errors import MissingDependency, Unsupported
+from mmdma_core.registry import variant, variants
+from mmdma_core.costs import NOMINAL, Rates
+from mmdma_core.models import in_words
+
+_FACTOR_OF_OTHERS = 3.0  # 9 of 10 cells of the laptop study are nearer, if predicted from the other variants
+_FACTOR_OF_NOMINAL_RATES = 10.0  # and at nominal rates, on a machine that nothing is known of
+_LEAST_FACTOR = 1.2  # machines are seldom steadier
+PATIENCE_S = 600.0  # that a whole fit by an exact variant may be predicted to take
+_GPU_SPEED = 100.0  # assumed: a GPU beside the nominal rates, where nothing is measured
+# What stands in for the exact ones, for each form of views.
+LINEAR_IN_N = {"dense": "primal-fourier", "sparse": "primal-fourier", "kernel": "dual-fourier"}
+
+
+class Measured(NamedTuple):
+    """A measured cell: seconds per epoch of a variant at n, p and d."""
+
+    variant: str
+    n: int
+    p: int
+    d: int
+    epoch_s: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds per epoch, within about times or divided by `factor`, and what that rests on, in words."""
+
+    epoch_s: float
+    factor: float
+    basis: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A variant, its estimated epoch, the bytes that it needs (None: no model), and why.
+
+    reason       in words
+    passed_over  why others were passed over
+    """
+
+    variant: str
+    estimate: Estimate
+    needs_bytes: int | None
+    reason: str
+    passed_over: dict[str, str]
+
+    def __str__(self) -> str:
+        memory = "" if self.needs_bytes is None else f"; about {in_words(self.needs_bytes)}"
+        return f"{self.variant}: {self.reason}{memory}"
+
+
+def choose_for_fit(
+    n: int,
+    p: int,
+    d: int,
+    epochs: int,
+    device: torch.device,
+    memory_bytes: int | None = None,
+    form: Literal["dense", "sparse", "kernel"] = "dense",
+    measured: Sequence[Measured] = (),
+    ranks: int = 1,
+) -> Choice:
+    """What `choose` takes, if that is predicted to end within PATIENCE_S, else the variant that is linear in n.
+
+    epochs  of all starts together; the other arguments are those of `choose`
+    ranks   processes that share the rows: then of the variants that can, each with its part of the time and of memory
+
+    Raises MissingDependency if no variant is left.
+    """
+    free = free_bytes(device) // (ranks if device.type == "cpu" else 1) if memory_bytes is None else memory_bytes
+    linear = LINEAR_IN_N[form]
+    able = _obstacle(linear, n, p, d, device, free, form, ranks) is None
+    try:
+        exact = choose(n, p, d, device, free, form, measured, ranks=ranks)
+    except MissingDependency as error:
+        if not able:
+            raise
+        why = str(error)
+    else:
+        speed = _GPU_SPEED if device.type == "cuda" and not measured else 1.0
+        minutes = epochs * exact.estimate.epoch_s / speed / ranks / 60
+        if not able or minutes <= PATIENCE_S / 60:
+            return exact
+        why = (
+            f"{exact.variant}, the fastest exact variant, is predicted to take {minutes:,.0f} min for {epochs:,} "
+            f"epochs (by {exact.estimate.basis}); variant={exact.variant!r} insists on it"
+        )
+    needs = variant(linear).needs_bytes(n, p, d, ranks, device.type) if form == "dense" else None
+    return Choice(linear, estimate(linear, n, p, d, measured), needs, f"linear in n. {why}", {})
+
+
+def choose(
+    n: int,
+    p: int,
+    d: int,
+    device: torch.device | None,
+    memory_bytes: int | None = None,
+    form: Literal["dense", "sparse", "kernel"] = "dense",
+    measured: Sequence[Measured] = (),
+    rates: Rates = NOMINAL,
+    ranks: int = 1,
+) -> Choice:
+    """The exact variant with the shortest estimated epoch for n cells, p features, d components.
+
+    device        where it runs; None: on a GPU of another machine, so that nothing is asked of this one
+    memory_bytes  what it may take; by default what is free on the device. Its model of memory decides whether it
+                  fits; of sparse views and kernels the part that one feature would take
+    form          of the views
+    measured      cells of the machine in question
+    ranks         processes that share the cells; memory_bytes and the model of memory are of each
+    rates         of that machine
+
+    Raises MissingDependency if no variant is left, with the reason for each.
+    """
+    free = free_bytes(device) if memory_bytes is None else memory_bytes
+    estimates = {name: estimate(name, n, p, d, measured, rates) for name in variants() if variant(name).cost_model}
+    passed_over = {}
+    for name in sorted(estimates, key=lambda name: estimates[name].epoch_s):
+        reason = why_not(name, n, p, d, device, free, form, ranks)
+        if reason is None:
+            needs = variant(name).needs_bytes(n, p, d, ranks, _kind(device)) if form == "dense" else None
+            why = f"the fastest exact variant that runs here and fits, by {estimates[name].basis}"
+            return Choice(name, estimates[name], needs, why, passed_over)
+        passed_over[name] = reason
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
+    raise MissingDependency(f"no exact variant is left for n = {n}, p = {p} on {device}: {reasons}")
+
+
+def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = (), rates: Rates = NOMINAL) -> Estimate:
+    """About how long an epoch of the variant takes; see the module's docstring.
+
+    The factor is how far this rule is off when it predicts each measured cell of the variant from its nearest other
+    (9 of 10 cells are nearer). Raises ValueError for a variant that states no cost.
+    """
+    if variant(name).cost_model is None:
+        raise ValueError(f"variant {name!r} states no cost")
+    own = [cell for cell in measured if cell.variant == name]
+    speed = machine_speed(measured, rates)
+    seconds = epoch_seconds(name, n, p, d, own, speed, rates)
+    if own:
+        cell = _nearest(own, n, p)
+        if (cell.n, cell.p, cell.d) == (n, p, d):
+            return Estimate(seconds, _LEAST_FACTOR, f"its measured cell at n = {n}, p = {p}")
+        factor = _prediction_factor(own, rates)
+        return Estimate(seconds, factor, f"its nearest measured cell, n = {cell.n}, p = {cell.p}")
+    if speed is not None:
+        return Estimate(seconds, _FACTOR_OF_OTHERS, "its cost, at the speed of the other variants measured")
+    if rates != NOMINAL:
+        return Estimate(seconds, _FACTOR_OF_OTHERS, "its cost, at the rates of a machine like it")
+    return Estimate(seconds, _FACTOR_OF_NOMINAL_RATES, "its cost, at nominal rates: nothing is measured")
+
+
+def epoch_seconds(
+    name: str, n: int, p: int, d: int, own: Sequence[Measured], speed: float | None, rates: Rates = NOMINAL
+) -> float:
+    """The seconds of `estimate` alone, from the variant's own cells, else from the machine's speed."""
+    if own:
+        return _scaled_seconds(_nearest(own, n, p), n, p, d, rates)
+    return _seconds(name, n, p, d, rates) * (speed or 1.0)
+
+
+def machine_speed(measured: Sequence[Measured], rates: Rates = NOMINAL) -> float | None:
+    """The median of measured seconds over those at `rates`, of variants that state a cost; None without such cells."""
+    costed = {name for name in variants() if variant(name).cost_model}
+    ratios = [cell.epoch_s / _seconds(*cell[:4], rates) for cell in measured if cell.variant in costed]
+    return median(ratios) if ratios else None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device, or for a CPU on the host, see mmdma_core.host."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host.free_bytes()
+
+
+def _seconds(name: str, n: int, p: int, d: int, rates: Rates) -> float:
+    return variant(name).cost_model(n, p, d).seconds(rates)
+
+
+def _nearest(cells: Sequence[Measured], n: int, p: int) -> Measured:
+    return min(cells, key=lambda cell: abs(math.log(cell.n / n)) + abs(math.log(cell.p / p)))
+
+
+def _scaled_seconds(cell: Measured, n: int, p: int, d: int, rates: Rates) -> float:
+    return cell.epoch_s * _seconds(cell.variant, n, p, d, rates) / _seconds(*cell[:4], rates)
+
+
+def _prediction_factor(own: Sequence[Measured], rates: Rates) -> float:
+    """The factor within which 9 of 10 measured cells of a variant are predicted from their nearest other one."""
+    if len(own) < 3:
+        return _FACTOR_OF_OTHERS
+    ratios = []
+    for cell in own:
+        others = [other for other in own if (other.n, other.p) != (cell.n, cell.p)]
+        if others:
+            predicted = _scaled_seconds(_nearest(others, cell.n, cell.p), cell.n, cell.p, cell.d, rates)
+            ratios.append(abs(math.log(predicted / cell.epoch_s)))
+    return (
+        max(_LEAST_FACTOR, math.exp(quantiles(ratios, n=10, method="inclusive")[-1]))
+        if len(ratios) > 1
+        else _FACTOR_OF_OTHERS
+    )
+
+
+def why_not(
+    name: str,
+    n: int,
+    p: int,
+    d: int,
+    device: torch.device | None,
+    memory_bytes: int,
+    form: Literal["dense", "sparse", "kernel"] = "dense",
+    ranks: int = 1,
+) -> str | None:
+    """The reason to pass over a variant, in words, or None; the arguments are those of `choose`."""
+    known = variant(name)
+    kind = known.remark or (f"{known.estimator} MMD alone" if known.estimator else "")
+    obstacle = _obstacle(name, n, p, d, device, memory_bytes, form, ranks)
+    return "; ".join(filter(None, (obstacle, kind))) or None
+
+
+def _obstacle(
+    name: str, n: int, p: int, d: int, device: torch.device | None, memory_bytes: int, form: str, ranks: int
+) -> str | None:
+    """Why a variant cannot treat the problem here, in words, or None."""
+    known = variant(name)
+    if form not in known.accepts:
+        return f"takes no {form} views"
+    if ranks > 1 and not known.several_ranks:
+        return "runs in one process"
+    if known.memory_model is not None:
+        # of sparse views what does not depend on p
+        needs = known.needs_bytes(n, p if form == "dense" else 1, d, ranks, _kind(device))
+        if needs > memory_bytes:
+            return f"needs {in_words(needs)} of {in_words(memory_bytes)}"
+    try:
+        return known.missing(device) if device is not None else None
+    except Unsupported as error:
+        return str(error)
+
+
+def _kind(device: torch.device | None) -> str:
+    return "cuda" if device is None else device.type

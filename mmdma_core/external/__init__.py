@@ -1,0 +1,1 @@
+"""The implementations of others, run as they are: the published package and the original of 2019."""

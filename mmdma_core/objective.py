@@ -1,0 +1,191 @@
+"""The objective of MMD-MA: its settings, its terms, the two formulations, and the float64 reference they are held to.
+
+A change here changes what every variant computes: the reference and the paper decide, not a variant's speed.
+
+The loss in float64, written as the paper writes it and for legibility alone: what every variant is checked against.
+
+Everything is formed in full, n x n x d differences included, so it is meant for a few hundred cells.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+import torch
+from mmdma_core.settings import Settings
+from mmdma_core.terms import LossTerms
+from mmdma_core.own_state import own_state
+
+
+
+
+FormulationName = Literal["primal", "dual"]
+
+
+@own_state()
+def reference_loss(
+    formulation: FormulationName,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    theta_x: torch.Tensor,
+    theta_y: torch.Tensor,
+    settings: Settings,
+) -> LossTerms:
+    """The loss and its terms in float64, written as the paper writes it.
+
+    With E = X W in the primal, and E = K alpha with K = X X^T in the dual::
+
+        loss = MMD2(E_x, E_y) + lambda1 (pen_x + pen_y) + lambda2 (dis_x + dis_y)
+        pen  = |W^T W - I| / sqrt(p), in the dual |alpha^T K alpha - I| / sqrt(p)
+        dis  = |X X^T - E E^T| / (n sqrt(p))
+
+    Norms are Frobenius norms, not squared. Everything is formed in full, n x n x d differences included: for a few
+    hundred cells.
+
+    Parameters
+    ----------
+    formulation : {'primal', 'dual'}
+        Of the parameters.
+    x : torch.Tensor
+        X, (n_x, p_x), rows are cells.
+    y : torch.Tensor
+        Y, (n_y, p_y).
+    theta_x : torch.Tensor
+        W, (p_x, d), or alpha, (n_x, d), of the first view.
+    theta_y : torch.Tensor
+        The same of the second view.
+    settings : Settings
+        Hyper-parameters.
+
+    Returns
+    -------
+    LossTerms
+        The loss and its terms.
+
+    References
+    ----------
+    Meng-Papaxanthos et al., LSMMD-MA, equation 1.
+
+    Examples
+    --------
+    The loss of a run is the reference's, up to float32.
+
+    >>> from mmdma_core import Settings, reference_loss, simulate, start
+    >>> x, y, _ = simulate("branch", n=20, p=5)
+    >>> run = start("primal", x, y, Settings(n_components=2))
+    >>> loss = reference_loss("primal", x, y, *run.parameters, Settings(n_components=2))
+    >>> abs(run.loss().total - loss.total) < 1e-4
+    True
+    """
+    terms = _terms(formulation, *_doubles(x, y, theta_x, theta_y), settings)
+    return LossTerms(*(term.item() for term in terms))
+
+
+@own_state()
+def reference_gradients(
+    formulation: FormulationName,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    theta_x: torch.Tensor,
+    theta_y: torch.Tensor,
+    settings: Settings,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of the loss with respect to the parameters, in float64 by automatic differentiation.
+
+    Parameters
+    ----------
+    formulation : {'primal', 'dual'}
+        Of the parameters.
+    x : torch.Tensor
+        X, (n_x, p_x), rows are cells.
+    y : torch.Tensor
+        Y, (n_y, p_y).
+    theta_x : torch.Tensor
+        W, (p_x, d), or alpha, (n_x, d), of the first view.
+    theta_y : torch.Tensor
+        The same of the second view.
+    settings : Settings
+        Hyper-parameters.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        In the shapes of theta_x and theta_y.
+    """
+    x, y, theta_x, theta_y = _doubles(x, y, theta_x, theta_y)
+    theta_x.requires_grad_()
+    theta_y.requires_grad_()
+    total = _terms(formulation, x, y, theta_x, theta_y, settings)[0]
+    return torch.autograd.grad(total, (theta_x, theta_y))
+
+
+@own_state()
+def reference_embeddings(
+    formulation: FormulationName, x: torch.Tensor, y: torch.Tensor, theta_x: torch.Tensor, theta_y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """E_x (n_x, d) and E_y (n_y, d): X W in the primal, X X^T alpha in the dual."""
+    x, y, theta_x, theta_y = _doubles(x, y, theta_x, theta_y)
+    view = _VIEWS[formulation]
+    return view(x, theta_x)[0], view(y, theta_y)[0]
+
+
+def _terms(
+    formulation: FormulationName,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    theta_x: torch.Tensor,
+    theta_y: torch.Tensor,
+    settings: Settings,
+) -> tuple[torch.Tensor, ...]:
+    view = _VIEWS[formulation]
+    e_x, pen_x, dis_x = view(x, theta_x)
+    e_y, pen_y, dis_y = view(y, theta_y)
+    mmd = _squared_mmd(e_x, e_y, settings)
+    total = mmd + settings.lambda1 * (pen_x + pen_y) + settings.lambda2 * (dis_x + dis_y)
+    return total, mmd, pen_x, pen_y, dis_x, dis_y
+
+
+def _primal_view(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    n, p = x.shape
+    identity = torch.eye(w.shape[1], dtype=w.dtype)
+    penalty = torch.linalg.matrix_norm(w.T @ w - identity) / math.sqrt(p)
+    distortion = torch.linalg.matrix_norm(x @ x.T - x @ w @ w.T @ x.T) / (n * math.sqrt(p))
+    return x @ w, penalty, distortion
+
+
+def _dual_view(x: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    n, p = x.shape
+    k = x @ x.T
+    identity = torch.eye(alpha.shape[1], dtype=alpha.dtype)
+    penalty = torch.linalg.matrix_norm(alpha.T @ k @ alpha - identity) / math.sqrt(p)
+    distortion = torch.linalg.matrix_norm(k - k @ alpha @ alpha.T @ k) / (n * math.sqrt(p))
+    return k @ alpha, penalty, distortion
+
+
+_VIEWS = {"primal": _primal_view, "dual": _dual_view}
+
+
+def _squared_mmd(e_x: torch.Tensor, e_y: torch.Tensor, settings: Settings) -> torch.Tensor:
+    mean_xx, mean_yy, mean_xy = gaussian_means(e_x, e_y, settings)
+    mmd = mean_xx + mean_yy - 2 * mean_xy
+    return mmd if settings.unbiased else mmd.clamp(min=0)
+
+
+def gaussian_means(
+    e_x: torch.Tensor, e_y: torch.Tensor, settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The three means of exp(-|a - b|^2 / (2 sigma)): within x, within y (without diagonals if unbiased), across."""
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        difference = a[:, None, :] - b[None, :, :]
+        return torch.exp(-difference.square().sum(-1) / (2 * settings.sigma))
+
+    def within(e: torch.Tensor) -> torch.Tensor:
+        k, n = kernel(e, e), len(e)
+        return (k.sum() - k.trace()) / (n * (n - 1)) if settings.unbiased else k.mean()
+
+    return within(e_x), within(e_y), kernel(e_x, e_y).mean()
+
+
+def _doubles(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [torch.as_tensor(t).detach().to("cpu", torch.float64, copy=True) for t in tensors]
