@@ -10,8 +10,9 @@ import sys
 from contextlib import closing, suppress
 from pathlib import Path
 
-from benchmarks.measuring import machine
 from benchmarks import config as configuration
+from benchmarks.analysis.table import of_study
+from benchmarks.measuring import machine
 from mmdma_core import compilers
 
 
@@ -60,26 +61,26 @@ def _refuse(error: Exception) -> int:
 
 
 def _check(study, options) -> None:  # noqa: ANN001
-    from benchmarks.analysis import contents
+    from benchmarks.analysis import compare
 
     print(f"{options.config} is valid; it asks for the study {study.name!r} on {study.device}")
-    print(*contents.describe(study), sep="\n")
+    print(*compare.describe_contents(study), sep="\n")
 
 
 def _plan(study, options) -> None:  # noqa: ANN001
-    from benchmarks.analysis import contents
     from benchmarks import plan
+    from benchmarks.analysis import compare
 
     if options.gpus < 1:
         raise ValueError(f"--gpus must be at least 1, got {options.gpus}")
     print(plan.describe(study, options.gpus, _rates(study, options.like)))
-    for sentence in contents.left_out(study):
+    for sentence in compare.left_out(study):
         print(f"left out: {sentence}", file=sys.stderr)
 
 
 def _rates(study, like: str):  # noqa: ANN001, ANN202
     from benchmarks.analysis import predict
-    from mmdma_core.costs import NOMINAL
+    from mmdma_core.models import NOMINAL
 
     if study.device != "cuda" and like != predict.V100:
         raise ValueError(f"--like is about a GPU, and the study runs on {study.device}")
@@ -93,11 +94,11 @@ def _sweep(study, options) -> None:  # noqa: ANN001
 
 
 def _table(study, options) -> None:  # noqa: ANN001
-    from benchmarks.analysis import agreement, selection, table
+    from benchmarks.analysis import agreement, table
 
     summary = table.write_summary(study.root)
     print(table.count_statuses(summary))
-    for sentence in selection.of_study(summary, study)[1]:
+    for sentence in of_study(summary, study)[1]:
         print(f"in the table, but in no figure: {sentence}", file=sys.stderr)
     print(f"which variants agree in their loss, cell by cell: {agreement.write_losses(summary, study.root)}")
 

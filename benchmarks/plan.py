@@ -1,22 +1,76 @@
-"""What a study has still to measure, about how long that takes, what will not fit, and what a budget will cut."""
+"""Which cells are measured now, told in the folder of results, so that any node can read it.
+
+What a study has still to measure, about how long that takes, what will not fit, and what a budget will cut.
+"""
 
 from __future__ import annotations
 
 import heapq
+import json
 import math
+import os
+import re
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import mmdma_core
-from benchmarks.measuring import machine, memory
+from benchmarks.measuring import machine, memory, records
 from benchmarks.measuring.measurement import EARLY_EPOCHS, few
 from benchmarks.measuring.records import Record, read_all
-from benchmarks import running
 from benchmarks.study import ENDS_A_SWEEP, Study
 from mmdma_core import advice
 from mmdma_core.advice import Measured
-from mmdma_core.costs import NOMINAL, Rates
+from mmdma_core.compositions import PAPER
+from mmdma_core.files.atomic import is_partial
+from mmdma_core.models import NOMINAL, Rates
+
+_LATE_S = 60.0  # beyond its time limit a cell that is still told has died with its node
+
+
+@contextmanager
+def told(study: Study, variant: str, p: int, n: int) -> Iterator[None]:
+    """Tell that this process measures a cell, for as long as it does."""
+    path = _folder(study) / f"{machine.node()}-{os.getpid()}.json"
+    cell = {"variant": variant, "p": p, "n": n, "node": machine.node(), "job": os.environ.get("SLURM_JOB_ID")}
+    records.write_atomically(path, json.dumps(cell))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def running_cells(study: Study) -> tuple[list[dict[str, Any]], list[Path]]:
+    """What is measured now: variant, p, n, node, job, and `seconds` since it began; and files that do not tell that.
+
+    These are of nodes that have died, or the harness has not written them.
+    """
+    found, others = [], []
+    for path in sorted(_folder(study).glob("*")):
+        if is_partial(path):
+            continue
+        try:
+            seconds = time.time() - path.stat().st_mtime
+            cell = json.loads(path.read_text(encoding="utf-8"))
+            told = re.fullmatch(re.escape(cell["node"]) + r"-\d+\.json", path.name) and path.is_file()
+            what = {name: cell[name] for name in ("variant", "p", "n", "node", "job")} | {"seconds": seconds}
+        except FileNotFoundError:  # it has just ended
+            continue
+        except (OSError, ValueError, TypeError, KeyError):
+            told = False
+        if told and seconds < study.cell_timeout_s + _LATE_S:
+            found.append(what)
+        else:
+            others.append(path)
+    return found, others
+
+
+def _folder(study: Study) -> Path:
+    return study.root / "running"
+
 
 # Most that the harness adds to a cell; on CUDA its context and what opens it on import are assumed, not measured yet.
 _OVERHEAD_S = {"cpu": 0.7, "cuda": 3.0}
@@ -24,7 +78,6 @@ _OVERHEAD_S = {"cpu": 0.7, "cuda": 3.0}
 _DRAWN = {"exact": 3.5e7, "cpu": 8e7, "cuda": 1e10}
 _SWEEP_OVERHEAD_S = 4.0  # what Snakemake's job and the imports take, on two cores
 _BUDGETS = ("sweep_budget_s", "cell_timeout_s")
-_PAPER = "mmdma_core.compositions"  # whose variants compete in Figure 1A
 Point = tuple[str, int, int]  # variant, p, n
 Points = dict[int, list[int]]  # p -> n
 Value = TypeVar("Value")
@@ -161,7 +214,7 @@ class Plan:
 
         At a point without a winner a budget leaves out every one of the paper's variants that fits.
         """
-        own = [variant for variant in self.study.variants if mmdma_core.variant(variant).module == _PAPER]
+        own = [variant for variant in self.study.variants if mmdma_core.variant(variant).reference == PAPER]
         without: Points = {}
         among_fewer: Points = {}
         for p in self.study.p:
@@ -274,7 +327,7 @@ def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
     lines += [
         f"running now: {cell['variant']}, n = {cell['n']}, p = {cell['p']}, on {cell['node']}"
         f"{' in job ' + cell['job'] if cell['job'] else ''} since {duration(cell['seconds'])}"
-        for cell in running.cells(study)[0]
+        for cell in running_cells(study)[0]
     ]
     return "\n".join(lines)
 

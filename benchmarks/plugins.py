@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measuring import guard, sources
 from benchmarks.config import ConfigError
+from benchmarks.measuring import fingerprint, guard
 from mmdma_core import registry
 from mmdma_core.registry import Variant
 
@@ -96,7 +96,7 @@ class _Plugin:
 
     def _stand_in(self, told: dict[str, Any], models: list[str], absent: tuple[str, ...], digest: str) -> Variant:
         name = told["name"]
-        sources.tell(told["module"], digest)
+        fingerprint.tell(told["module"], digest)
         return Variant(
             **told,
             requires=(*absent, lambda device: self._real(name).missing(device)),
@@ -188,7 +188,7 @@ def _told(variant: Variant) -> tuple[dict[str, Any], list[str], tuple[str, ...],
     values = {field.name: getattr(variant, field.name) for field in fields(Variant) if field.name != "requires"}
     plain = {name: value for name, value in values.items() if not callable(value)}
     models = [name for name in _MODELS if name not in plain]
-    return plain, models, variant.absent(), sources.source_digest(variant.module)
+    return plain, models, variant.absent(), fingerprint.source_digest(variant.module)
 
 
 def _state() -> dict[str, Any]:

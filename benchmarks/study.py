@@ -1,4 +1,6 @@
-"""From config.yaml to cells: the configuration, the study that it asks for, its sweeps, and the plan of what is left.
+"""Whether a record answers what is asked of a cell now, and in words why one is asked again that once did.
+
+From config.yaml to cells: the configuration, the study that it asks for, its sweeps, and the plan of what is left.
 
 A new key goes into config.yaml with its comment, into config.schema.json, and into `study.load`.
 
@@ -7,27 +9,89 @@ From a checked configuration to a study: its grid, its sweeps, and what is asked
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import itertools
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import torch
+
 import mmdma_core
-from benchmarks.measuring import machine, records, visible
-from benchmarks.measuring.measurement import Cell, DataSource, Limits
-from benchmarks.measuring.memory import GIB
-from benchmarks.measuring.records import Record, UnreadableRecord
-from benchmarks.measuring.sources import source_digest
-from benchmarks.measuring.device import why_no_gpu
 from benchmarks import plugins
-from benchmarks.answers import answers, asked_again
 from benchmarks.config import ConfigError, check, closest
+from benchmarks.measuring import machine, records
+from benchmarks.measuring.device import why_no_gpu
+from benchmarks.measuring.fingerprint import source_digest
+from benchmarks.measuring.machine import is_here
+from benchmarks.measuring.measurement import Cell, DataSource, Limits
+from benchmarks.measuring.memory import GIB, within_reach
+from benchmarks.measuring.records import Record, UnreadableRecord
 from mmdma_core import Settings
+from mmdma_core.models import in_words
+
+_MARGIN = 1.1  # so much more memory than ran out is worth another try; less is the coming and going of others
 
 
+def answers(record: Record, cell: Cell) -> bool:
+    """Whether a record is one of this cell, and would come out the same under the limits that are set now."""
+    now, then = cell.limits, Limits(**{f.name: record.limits.get(f.name) for f in dataclasses.fields(Limits)})
+    if record.key != cell.key or asked_again(record, cell):
+        return False
+    if record.status == "ok":
+        return _fits(record, now) and (not record.extrapolated or now.budget_s <= then.budget_s)
+    if record.status == "oom":
+        return (now.host_gib, now.gpu_gib) == (then.host_gib, then.gpu_gib)
+    if record.status == "timeout":
+        return now.timeout_s <= then.timeout_s
+    if record.status == "missing_dependency":
+        return bool(cell.absent or record.missing)
+    return True
+
+
+def known_at(path: Path, cell: Cell, retry: Collection[str] = ()) -> tuple[Record | None, str | None]:
+    """The record at a path, if it answers what is asked of the cell; else None, and why that is asked again, if it is.
+
+    retry  statuses that are no answer. A record that cannot be read is set aside, one that was skipped is no answer.
+    """
+    records.set_aside_if_unreadable(path)
+    record = records.read(path) if path.exists() else None
+    if record is None:
+        return None, None
+    if record.status in ("skipped", *retry) or not answers(record, cell):
+        return None, asked_again(record, cell)
+    return record, None
+
+
+def asked_again(record: Record, cell: Cell) -> str | None:
+    """Why the same question is worth asking again on this machine, None if it is not: memory, modules, compilers.
+
+    A record that does not say what ran out or was missing is not asked again for it. That of a job on a cluster is
+    asked again in a job alone.
+    """
+    if record.key != cell.key:
+        return None
+    if bool(record.machine.get("job")) != ("SLURM_JOB_ID" in os.environ):  # what a login node has, its jobs may lack
+        return None
+    where = f"{record.variant} n = {record.n} p = {record.p}: asked again"
+    limits = {"host": cell.limits.host_gib, "device": cell.limits.gpu_gib}
+    for kind, then in record.ran_out_of.items() if record.status == "oom" else ():
+        now = within_reach(kind, limits[kind], cell.devices)
+        if now is not None and now > _MARGIN * then:
+            return f"{where}, {in_words(then)} of {kind} memory ran out, {in_words(now)} are within reach now"
+    there = [name for name in record.missing if is_here(name)]
+    return f"{where}, {', '.join(there)} was missing and is here now" if there else None
+
+
+def _fits(record: Record, limits: Limits) -> bool:
+    """Whether what an ok cell held stays within the limits."""
+    held = ((record.peak_device_bytes, limits.gpu_gib), (record.peak_host_bytes, limits.host_gib))
+    used, limit = held[0] if record.device == "cuda" else held[1]
+    return limit is None or used is None or used <= limit * GIB
 
 
 ENDS_A_SWEEP = ("oom", "timeout")  # after one of these, larger n are skipped
@@ -233,7 +297,7 @@ def gpu_limit_gib(device: str, asked: float | None) -> float | None:
 
 def _notes(asked: str, device: str) -> Iterator[str]:
     """What is to be known of the GPU before anything is measured."""
-    if asked == "auto" and device == "cpu" and (machine.gpu() is not None or visible.trouble()):
+    if asked == "auto" and device == "cpu" and (machine.gpu() is not None or machine.trouble()):
         yield f"device: 'auto' takes the CPU here: {why_no_gpu()}"
     if device == "cuda" and machine.wsl():
         yield (

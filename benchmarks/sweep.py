@@ -1,4 +1,6 @@
-"""Sweeps: one variant at one p, along n. Takes known records, stops at the first n that does not fit.
+"""Sweeps in a terminal: one line for each finished cell, a bar over those that remain, the time left.
+
+Sweeps: one variant at one p, along n. Takes known records, stops at the first n that does not fit.
 
 A cell beside which others took more than half of the cores or of the GPU is measured once more when the sweep ends: at
 its last n, or at the first that does not fit. If that one fits then, the sweep goes on.
@@ -14,13 +16,56 @@ from collections.abc import Generator, Iterator, Sequence
 from tqdm import tqdm
 
 import mmdma_core
+from benchmarks import plan
 from benchmarks.measuring import guard, machine, others, records
-from benchmarks.measuring.alone import alone
+from benchmarks.measuring.device import alone
 from benchmarks.measuring.records import Record
-from benchmarks import running
-from benchmarks.plan import Plan
-from benchmarks.progress import Progress
+from benchmarks.plan import Plan, duration
 from benchmarks.study import ENDS_A_SWEEP, Study
+from mmdma_core.models import in_words
+
+tqdm.monitor_interval = 0  # no monitor thread: this process forks
+
+
+class Progress:
+    """The lines go to stdout, the bar to stderr, where it is shown in a terminal only."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._bar = tqdm(
+            total=plan.total,
+            initial=len(plan.known),
+            disable=None,
+            dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} cells |{bar}|{postfix}",
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def finished(self, record: Record) -> None:
+        """A cell has ended."""
+        self._plan.add(record)
+        self._bar.n = min(len(self._plan.known), self._plan.total)
+        self._bar.set_postfix_str(f"about {duration(self._plan.seconds_left())} left", refresh=True)
+        tqdm.write(line(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def line(record: Record) -> str:
+    """A finished cell in one line: status, seconds per epoch, memory."""
+    point = f"{record.variant:<24} n = {record.n:<8} p = {record.p:<6} {record.status:<8}"
+    if record.status != "ok":
+        return f"{point} {record.detail.splitlines()[-1] if record.detail else ''}"
+    held = record.peak_host_bytes if record.peak_device_bytes is None else record.peak_device_bytes
+    how = "extrapolated" if record.extrapolated else "measured"
+    return (
+        f"{point} {record.median_epoch_s:10.3e} s/epoch  {in_words(held):>10}"
+        f"  {record.epochs} epochs: {record.runtime_s:9.3g} s ({how})"
+    )
 
 
 def run_sweeps(
@@ -113,5 +158,5 @@ def _measure(study: Study, variant: str, n: int, p: int, limit: Record | None, e
     left = end - time.monotonic()
     if left <= 0:
         return guard.new_record(cell, "skipped", "no time left in the sweep's budget", who)
-    with running.told(study, variant, p, n):
+    with plan.told(study, variant, p, n):
         return guard.measure_within(cell, who, left)

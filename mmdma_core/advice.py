@@ -1,9 +1,11 @@
 """Which variant to take for a problem, and about how long an epoch takes: from models of cost, and measured cells.
 
 An epoch of a variant is estimated from its nearest measured cell, times the ratio of the costs
-(mmdma_core.costs). Without a cell of its own it is the cost itself, at the speed that the measured cells of
+(mmdma_core.models). Without a cell of its own it is the cost itself, at the speed that the measured cells of
 other variants show for the machine; without any, at nominal rates, which is enough to rank. The costs are weighed
-with `rates`: the nominal ones, or those of a machine (mmdma_core.calibration).
+with `rates`: the nominal ones, or those of a machine (mmdma_core.advice).
+
+The rates of a machine from a few measured cells: what turns models of cost into seconds on it.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from scipy.optimize import least_squares
 
 from mmdma_core import host
 from mmdma_core.errors import MissingDependency, Unsupported
+from mmdma_core.models import NOMINAL, Rates, in_words
 from mmdma_core.registry import variant, variants
-from mmdma_core.costs import NOMINAL, Rates
-from mmdma_core.models import in_words
 
 _FACTOR_OF_OTHERS = 3.0  # 9 of 10 cells of the laptop study are nearer, if predicted from the other variants
 _FACTOR_OF_NOMINAL_RATES = 10.0  # and at nominal rates, on a machine that nothing is known of
@@ -259,3 +262,31 @@ def _obstacle(
 
 def _kind(device: torch.device | None) -> str:
     return "cuda" if device is None else device.type
+
+
+# In order of magnitude, from the data sheet of a V100: 1.4e13 operations and 900 GB a second; 5,120 lanes, each of
+# which gives a result after four cycles. An epoch of some hundred launches: assumed.
+GPU = Rates(products=1e13, passes=2e11, evaluated=1e13, compiled=1e13, filled_by=20_000, epoch_s=5e-3)
+_PULL = 0.02  # what a rate that is off by e counts beside a cell that is off by e
+
+
+def calibrate(cells: Sequence[Measured], start: Rates = GPU) -> Rates:
+    """Rates that bring the models of cost nearest to the cells: least squares of log(predicted / measured).
+
+    cells  of one machine, of any variants that state a cost; a few of each kind of work and of small and large n
+    start  rates of a machine like it. Every rate is pulled to them a little, so that one that no cell tells stays
+
+    Raises ValueError where no cell is of a variant that states a cost.
+    """
+    models = {name: variant(name).cost_model for name in variants()}
+    known = [(models[cell.variant](cell.n, cell.p, cell.d), cell.epoch_s) for cell in cells if models.get(cell.variant)]
+    if not known:
+        raise ValueError("no cell of a variant that states a cost: rates cannot be calibrated")
+    measured = np.log([seconds for _, seconds in known])
+
+    def off(logs: np.ndarray) -> np.ndarray:
+        rates = Rates(*np.exp(logs))
+        predicted = np.log([cost.seconds(rates) for cost, _ in known])
+        return np.concatenate([predicted - measured, _PULL * (logs - np.log(start))])
+
+    return Rates(*map(float, np.exp(least_squares(off, np.log(start)).x)))

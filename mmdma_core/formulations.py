@@ -2,17 +2,27 @@
 
 A formulation of a view offers `rows` (the number of rows of its parameters), `embed(theta) -> E`,
 `penalty(theta, e)` and `distortion(theta, e)`. Each keeps the cost per epoch of the published package (Table A1).
+
+The primal of a sparse view, which is never made dense: O(nnz d) an epoch.
+
+With E = X W, T = X^T E (p, d) and B = E^T E (d, d), |X X^T - E E^T|^2 = |X X^T|^2 - 2 |T|^2 + |B|^2, the first term
+formed once. The three cancel near the optimum, so that all is held and summed in float64.
+
+Libraries count in 32 bits: MKL the entries of a matrix, cuSPARSE also the products that it adds up in a product of two
+sparse matrices, where it then fails or gives zeros. So a view has fewer than 2^31 entries, no dense matrix in a product
+has more, and on CUDA two sparse matrices are never multiplied: the first term comes from dense blocks there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 
-from mmdma_core import terms
-from mmdma_core.inputs import Kernel, View, is_sparse
-from mmdma_core.sparse import SparsePrimal
+from mmdma_core import objective
+from mmdma_core.errors import Unsupported
+from mmdma_core.inputs import Kernel, Rows, View, csr, is_sparse
 
 
 class Formulation(Protocol):
@@ -122,7 +132,7 @@ class Primal:
         torch.Tensor
             The penalty, a scalar.
         """
-        return terms.penalty(theta.T @ theta, self.rows)
+        return objective.penalty(theta.T @ theta, self.rows)
 
     def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         """Measure what the embedding changes of the inner products between cells.
@@ -150,7 +160,7 @@ class Primal:
             norm = torch.trace(r @ r).clamp(min=torch.finfo(r.dtype).tiny).sqrt()
         else:
             norm = torch.linalg.matrix_norm(self.x @ self.x.T - e @ e.T)
-        return terms.distortion(norm, n, p)
+        return objective.distortion(norm, n, p)
 
 
 class Dual:
@@ -205,7 +215,7 @@ class Dual:
         torch.Tensor
             The penalty, a scalar.
         """
-        return terms.penalty(theta.T @ e, self.p)
+        return objective.penalty(theta.T @ e, self.p)
 
     def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         """Measure what the embedding changes of the inner products between cells.
@@ -224,9 +234,147 @@ class Dual:
         torch.Tensor
             The distortion, a scalar.
         """
-        return terms.distortion(torch.linalg.matrix_norm(self.kernel - e @ e.T), self.rows, self.p)
+        return objective.distortion(torch.linalg.matrix_norm(self.kernel - e @ e.T), self.rows, self.p)
 
 
 def primal(x: torch.Tensor) -> Formulation:
     """The primal of a view, dense or sparse."""
     return SparsePrimal(x) if is_sparse(x) else Primal(x)
+
+
+_LIMIT = 2**31  # of entries, in libraries that count in 32 bits
+_SPARSE_ENTRIES = 2**24  # that a sparse block of a product may have at most
+_DENSE_ENTRIES = 2**27  # that a dense block of a product may have at most; a quarter of it is made dense at a time
+_AGREE = 1e-10  # to which ways to a quadratic form agree; rounding alone leaves 1e-16
+
+Blocks = Iterator[tuple[slice, torch.Tensor]]
+
+
+class _Product(torch.autograd.Function):
+    """A B for a sparse A, of which the transpose is given, and a dense B; differentiable in B."""
+
+    @staticmethod
+    def forward(ctx, a: torch.Tensor, a_t: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # noqa: ANN001
+        ctx.a_t = a_t
+        return _times(a, b)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[None, None, torch.Tensor]:  # noqa: ANN001
+        return None, None, _times(ctx.a_t, gradient.contiguous())
+
+
+class SparsePrimal:
+    """E = X W, with X (n, p) in CSR, see mmdma_core.formulations.Primal; X and X^T are held, in float64."""
+
+    def __init__(self, x: torch.Tensor, held: Rows | None = None) -> None:
+        if x.values().numel() >= _LIMIT:
+            raise Unsupported(
+                f"a sparse view may have fewer than 2^31 entries, this one has {x.values().numel():,}: share its rows "
+                "among more processes, or give it dense"
+            )
+        self._held = held or Rows(len(x))
+        self.n, self.rows = self._held.n, x.shape[1]
+        self._x = x.double()
+        self._x_t = self._x.t().to_sparse_csr()
+        self._constant = _squared_norm_of_kernel(self._x, self._x_t, self._held)
+
+    def embed(self, theta: torch.Tensor) -> torch.Tensor:
+        return _Product.apply(self._x, self._x_t, theta.double()).to(theta.dtype)
+
+    def penalty(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        return objective.penalty(theta.T @ theta, self.rows)
+
+    def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """In float64, from T and B."""
+        e = e.double()
+        t = self._held.sum_of_graph(_Product.apply(self._x_t, self._x, e))
+        b = self._held.sum_of_graph(e.T @ e)
+        squared = self._constant - 2 * t.square().sum() + b.square().sum()
+        norm = squared.clamp(min=torch.finfo(torch.float64).tiny).sqrt()
+        return objective.distortion(norm, self.n, self.rows)
+
+
+def _times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A B for a sparse A and a dense B, in panels of columns none of which has _LIMIT entries."""
+    width = max(1, (_LIMIT - 1) // max(a.shape))
+    if b.shape[1] <= width:
+        return a @ b
+    return torch.cat([a @ panel.contiguous() for panel in b.split(width, dim=1)], dim=1)
+
+
+def _squared_norm_of_kernel(x: torch.Tensor, x_t: torch.Tensor, held: Rows) -> torch.Tensor:
+    """|X X^T|^2 = |M|^2 for M = X^T X (p < n) or X X^T, over all ranks.
+
+    With it r^T M r is summed from the same blocks, for a random r, and compared with |A r|^2 and r^T A^T (A r), where
+    M = A^T A. RuntimeError where they differ: then a block is wrong somewhere, as one with zeros is, or A^T is.
+    """
+    blocks = _dense_blocks if x.is_cuda else _sparse_blocks
+    by_features = x.shape[1] < held.n
+    a, a_t = (x, x_t) if by_features else (x_t, x)
+    r = torch.rand(a.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(x.device)
+    image = a @ r
+    if by_features:
+        norm, form = _norm_and_form(blocks(a, a_t, a), r, r, held.sum_of_sparse)
+        own = image @ image
+    else:
+        norm_and_form = _norm_and_form(blocks(a, a_t, a), r, r)
+        of_others = list(held.others(r[:, None]))
+        for other, r_other in zip(held.others(x), of_others, strict=True):
+            norm_and_form += 2 * _norm_and_form(blocks(a, a_t, other.t().to_sparse_csr()), r, r_other[:, 0])
+        norm, form = held.sum(norm_and_form)
+        image = held.sum(image)
+        own = held.share * image @ image
+    expected = held.sum(torch.stack([own, r @ (a_t @ image)]))
+    bound = min(held.n, x.shape[1]) * norm.sqrt()  # |r|^2 |M|, which no form exceeds
+    if not (form - expected).abs().max() <= _AGREE * bound:
+        ways = ", ".join(f"{float(way):.12g}" for way in (form, *expected))
+        raise RuntimeError(
+            f"products of a sparse view are wrong on {x.device}, three ways to one number give {ways}: give it dense, "
+            "or take another device or version of PyTorch"
+        )
+    return norm
+
+
+def _norm_and_form(
+    blocks: Blocks, u: torch.Tensor, v: torch.Tensor, summed: Callable[[torch.Tensor], torch.Tensor] = lambda m: m
+) -> torch.Tensor:
+    """|M|^2 and u^T M v (2,) of a matrix M in blocks of rows; summed(block) is that over all ranks."""
+    total = u.new_zeros(2)
+    for rows, part in blocks:
+        block = summed(part)
+        entries = block if block.layout == torch.strided else block.values()
+        total += torch.stack([entries.square().sum(), u[rows] @ (block @ v)])
+        del part, block, entries  # before there is another
+    return total
+
+
+def _sparse_blocks(a: torch.Tensor, a_t: torch.Tensor, b: torch.Tensor) -> Blocks:
+    """A^T B (l, m) in blocks of rows, for sparse A (k, l), A^T and B (k, m): sparse blocks, for a CPU."""
+    for rows in _slices(a.shape[1], _SPARSE_ENTRIES // b.shape[1]):
+        yield rows, _rows(a_t, rows) @ b
+
+
+def _dense_blocks(a: torch.Tensor, a_t: torch.Tensor, b: torch.Tensor) -> Blocks:
+    """The same in dense blocks, each from some dense rows of A and B at a time: 2 k l m operations, for a GPU."""
+    (k, width), other = a.shape, b.shape[1]
+    for columns in _slices(width, _DENSE_ENTRIES // other):
+        block = a.values().new_zeros(columns.stop - columns.start, other)
+        for rows in _slices(k, _DENSE_ENTRIES // 4 // max(width, other)):
+            left = _rows(a, rows).to_dense()
+            right = left if b is a else _rows(b, rows).to_dense()
+            block.addmm_(left[:, columns].T, right)
+        yield columns, block
+        del block
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    for low in range(0, size, max(1, step)):
+        yield slice(low, min(size, low + max(1, step)))
+
+
+def _rows(matrix: torch.Tensor, rows: slice) -> torch.Tensor:
+    """Rows of a CSR matrix; its entries are not copied."""
+    begins = matrix.crow_indices()[rows.start : rows.stop + 1]
+    entries = slice(int(begins[0]), int(begins[-1]))
+    size = rows.stop - rows.start, matrix.shape[1]
+    return csr(begins - begins[0], matrix.col_indices()[entries], matrix.values()[entries], size)

@@ -1,7 +1,29 @@
-"""Gaussian kernel sums as symbolic KeOps reductions: O(n) memory, 3 forward and 6 gradient reductions per epoch.
+"""Sums of the Gaussian kernel over pairs of points, one file for each way to compute them; add a way as a file.
+
+Each file offers `sums(e_x, e_y, sigma) -> (sum_xx, sum_yy, sum_xy)`, `sampled` estimates of them: for e_x (n_x, d)
+and e_y (n_y, d), the sums of exp(-|a - b|^2 / (2 sigma)) over pairs of different points of x, of y, and over all pairs
+of a point of x with one of y, as float64 scalars that PyTorch can differentiate. Within a view the diagonal is left
+out.
+
+Gaussian kernel sums from n x n matrices, with |x|^2 + |y|^2 - 2 x.y as squared distance: O(n^2) memory.
+
+This is what the paper's variants without KeOps compute. Autograd keeps two n x n matrices of each of the three
+kernels. In float32 the squared distance has an absolute error of about 1e-7 times the squared norms, so the points
+are centred first, which changes no distance.
+
+Gaussian kernel sums from tensors of all coordinate differences, (n, d, n): O(n^2 d) memory.
+
+This is what the two original implementations of MMD-MA compute, three times per epoch. Differences lose nothing where
+the norms are large.
+
+Gaussian kernel sums as symbolic KeOps reductions: O(n) memory, 3 forward and 6 gradient reductions per epoch.
 
 KeOps (Charlier et al. 2021) needs a C++ compiler at run time and compiles each formula once per machine. On CUDA
 the reductions name their backend, so that KeOps can never fall back to the CPU unnoticed.
+
+Estimates of the Gaussian kernel sums from a part of the pairs: the mean over these times the number of all pairs.
+
+Through the unbiased MMD2 (mmdma_core.objective) the number of pairs cancels, and the means alone are left.
 """
 
 from __future__ import annotations
@@ -11,27 +33,71 @@ import importlib
 import io
 import re
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from types import ModuleType
 
 import torch
 
-from mmdma_core import compilers, compiler, toolkit
+from mmdma_core import compilers
 from mmdma_core.errors import OUT_OF_MEMORY
-from mmdma_core.sums_types import ThreeSums
+
+ThreeSums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Sums = Callable[[torch.Tensor, torch.Tensor, float], ThreeSums]
+
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+
+def dense_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
+    """See mmdma_core.kernels."""
+    centre = e_y.detach().mean(0)
+    return sums_of(gaussian_kernel, e_x - centre, e_y - centre, sigma)
+
+
+def sums_of(kernel: Kernel, e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
+    """The three sums from the n x n matrices kernel(a, b, sigma)."""
+    within = (_off_diagonal_sum(kernel(e, e, sigma)) for e in (e_x, e_y))
+    return *within, _total(kernel(e_x, e_y, sigma))
+
+
+def gaussian_kernel(a: torch.Tensor, b: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The matrix exp(-|a_i - b_j|^2 / (2 sigma)), a (n, d), b (m, d) -> (n, m)."""
+    squares = a.square().sum(1)[:, None] + b.square().sum(1)[None, :]
+    distances = (squares - 2 * a @ b.T).clamp(min=0)
+    return torch.exp(distances * (-1 / (2 * sigma)))
+
+
+def _total(kernel: torch.Tensor) -> torch.Tensor:
+    # Rows in the kernel's own precision, their total in float64: the three means nearly cancel in MMD2.
+    return kernel.sum(1).sum(dtype=torch.float64)
+
+
+def _off_diagonal_sum(kernel: torch.Tensor) -> torch.Tensor:
+    return _total(kernel) - kernel.diagonal().sum(dtype=torch.float64)
+
+
+def gaussian_kernel_of_differences(a: torch.Tensor, b: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The matrix exp(-|a_i - b_j|^2 / (2 sigma)), a (n, d), b (m, d) -> (n, m)."""
+    differences = a[:, :, None] - b.T[None, :, :]
+    return torch.exp(differences.square().sum(1) * (-1 / (2 * sigma)))
+
+
+broadcast_sums = functools.partial(sums_of, gaussian_kernel_of_differences)
+
 
 _NO_CUDA = re.compile(r"^\[KeOps\] Warning : .*\b(cuda|gpus?)\b", re.IGNORECASE)
 
 
-def sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
-    """See mmdma_core.sums_types."""
+def keops_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
+    """See mmdma_core.kernels."""
     # A point's distance to itself is exactly 0 here, so the diagonal of a view sums to its n.
-    sum_xx = _sum(e_x, e_x, sigma) - len(e_x)
-    sum_yy = _sum(e_y, e_y, sigma) - len(e_y)
-    return sum_xx, sum_yy, _sum(e_x, e_y, sigma)
+    sum_xx = _keops_sum(e_x, e_x, sigma) - len(e_x)
+    sum_yy = _keops_sum(e_y, e_y, sigma) - len(e_y)
+    return sum_xx, sum_yy, _keops_sum(e_x, e_y, sigma)
 
 
-def load(module: str, gpu: bool = False) -> ModuleType:
+def load_keops(module: str, gpu: bool = False) -> ModuleType:
     """Import a module that imports KeOps.
 
     Without CUDA KeOps warns on stdout, in every process that imports it. That matters where a GPU is asked for, and is
@@ -47,11 +113,11 @@ def load(module: str, gpu: bool = False) -> ModuleType:
         sys.stdout.write("".join(line for line in said.getvalue().splitlines(True) if not _NO_CUDA.search(line)))
 
 
-def _sum(a: torch.Tensor, b: torch.Tensor, sigma: float, backend: str | None = None) -> torch.Tensor:
+def _keops_sum(a: torch.Tensor, b: torch.Tensor, sigma: float, backend: str | None = None) -> torch.Tensor:
     backend = backend or ("GPU" if a.is_cuda else "CPU")
     if backend == "GPU":
-        toolkit.prepare()
-    LazyTensor = load("pykeops.torch", backend == "GPU").LazyTensor
+        compilers.prepare_cuda()
+    LazyTensor = load_keops("pykeops.torch", backend == "GPU").LazyTensor
     scale = (0.5 / sigma) ** 0.5
     a_i = LazyTensor((a * scale)[:, None, :])
     b_j = LazyTensor((b * scale)[None, :, :])
@@ -60,7 +126,7 @@ def _sum(a: torch.Tensor, b: torch.Tensor, sigma: float, backend: str | None = N
 
 
 @functools.cache
-def works_on(device: torch.device) -> str | None:
+def keops_works_on(device: torch.device) -> str | None:
     """None if KeOps runs on the device, else the reason why it does not, and what to install.
 
     On CUDA a small reduction is run on the GPU and compared with PyTorch: KeOps switches to the CPU in silence when
@@ -70,9 +136,9 @@ def works_on(device: torch.device) -> str | None:
 
 
 def _runs_on_gpu(points: torch.Tensor) -> str | None:
-    with compiler.heard() as said:
+    with compilers.heard() as said:
         try:
-            found = _sum(points, points, 1.0, backend="GPU")
+            found = _keops_sum(points, points, 1.0, backend="GPU")
         except Exception as error:
             words = f"{type(error).__name__}: {error}"
             ran_out = OUT_OF_MEMORY.search(f"{words}\n{said()}")
@@ -94,7 +160,49 @@ def _first_line(error: str, said: str) -> str:
 
 def _remedy(said: str) -> str:
     """What to do about a GPU that KeOps does not run on."""
-    reason = compiler.why_not() or toolkit.why_not()
+    reason = compilers.why_no_compiler() or compilers.why_no_cuda()
     if reason is None and re.search(r"lib(nvrtc|cudart)\.so\.\d+: cannot open", said):
         return f"what KeOps has compiled is of another CUDA: remove {compilers.keops_folder()}"
     return reason or "update the GPU's driver, or take a CUDA toolkit that is not newer than it"
+
+
+def split_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
+    """From even rows x0, y0 and odd rows x1, y1: four full matrices of a quarter of the pairs each.
+
+    MMD2 = mean k(x0, x1) + mean k(y0, y1) - mean k(x0, y1) - mean k(x1, y0): O(n^2 d) time and memory.
+    """
+
+    def mean(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return gaussian_kernel_of_differences(a, b, sigma).mean(dtype=torch.float64)
+
+    (x0, x1), (y0, y1) = ((e[::2], e[1::2]) for e in (e_x, e_y))
+    return _sums_from_means(len(e_x), len(e_y), mean(x0, x1), mean(y0, y1), (mean(x0, y1) + mean(x1, y0)) / 2)
+
+
+def linear_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
+    """From pairs of neighbouring rows (Gretton et al. 2012, Lemma 14), rows in random order: O(n d).
+
+    MMD2 = mean over i < m of k(x_2i, x_2i+1) + k(y_2i, y_2i+1) - k(x_2i, y_2i+1) - k(x_2i+1, y_2i), with
+    m = min(n_x, n_y) / 2. The lemma takes independent draws, and the rows of a data set are often sorted, so a
+    permutation, the same in every epoch, comes first.
+    """
+    pairs = min(len(e_x), len(e_y)) // 2
+
+    def mean(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.exp((a - b).square().sum(1) * (-1 / (2 * sigma))).mean(dtype=torch.float64)
+
+    (x0, x1), (y0, y1) = (
+        e[_random_order(len(e), e.device)[: 2 * pairs]].view(pairs, 2, -1).unbind(1) for e in (e_x, e_y)
+    )
+    return _sums_from_means(len(e_x), len(e_y), mean(x0, x1), mean(y0, y1), (mean(x0, y1) + mean(x1, y0)) / 2)
+
+
+def _sums_from_means(
+    n_x: int, n_y: int, mean_xx: torch.Tensor, mean_yy: torch.Tensor, mean_xy: torch.Tensor
+) -> ThreeSums:
+    return n_x * (n_x - 1) * mean_xx, n_y * (n_y - 1) * mean_yy, n_x * n_y * mean_xy
+
+
+@functools.lru_cache(maxsize=2)
+def _random_order(n: int, device: torch.device) -> torch.Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(n)).to(device)

@@ -16,12 +16,11 @@ import torch
 from torch import distributed
 
 from mmdma_core.errors import MissingDependency, Unsupported
-from mmdma_core.costs import CostModel
-from mmdma_core.models import MemoryModel
+from mmdma_core.host import own_state
 from mmdma_core.inputs import Given, Kernel, View, as_device, as_views, is_sparse
-from mmdma_core.settings import Settings, is_whole, plain
-from mmdma_core.own_state import own_state
+from mmdma_core.models import CostModel, MemoryModel
 from mmdma_core.run import Run, in_own_state
+from mmdma_core.settings import Settings, is_whole, plain
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -62,7 +61,7 @@ class Variant:
     formulation : {'primal', 'dual'}
         Of its parameters: W (p, d) or alpha (n, d).
     cost_model : callable, optional
-        (n, p, d) -> the work of an epoch, see mmdma_core.costs; None: not stated.
+        (n, p, d) -> the work of an epoch, see mmdma_core.models; None: not stated.
     estimator : {'biased', 'unbiased'}, optional
         The one MMD2 that the algorithm has, whatever `settings.unbiased` asks for; None: it has both.
     accepts : tuple of {'dense', 'sparse', 'kernel'}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mmdma_core.own_state import own_state
+from mmdma_core.host import own_state
 
 # Initialiser -> (torch function, the arguments it takes after the tensor), as in the published package.
 _INITIALISERS = {

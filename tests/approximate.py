@@ -2,9 +2,8 @@
 
 import torch
 
-from mmdma_core import Primal, TorchRun, register
-from mmdma_core import sampled
-from mmdma_core.dense import sums
+from mmdma_core import Primal, TorchRun, kernels, register
+from mmdma_core.kernels import dense_sums
 
 
 def nonsense(e_x, e_y, sigma):
@@ -17,15 +16,15 @@ def nothing(e_x, e_y, sigma):
 
 def noise(e_x, e_y, sigma):
     """Right on average, with noise that hides it."""
-    return tuple(s * (1 + 3 * float(torch.randn(()))) for s in sums(e_x, e_y, sigma))
+    return tuple(s * (1 + 3 * float(torch.randn(()))) for s in dense_sums(e_x, e_y, sigma))
 
 
 def shrunk(e_x, e_y, sigma):
-    return tuple(0.95 * s for s in sums(e_x, e_y, sigma))
+    return tuple(0.95 * s for s in dense_sums(e_x, e_y, sigma))
 
 
 def none_of_the_views(e_x, e_y, sigma):
-    return tuple(s.detach() for s in sums(e_x, e_y, sigma))
+    return tuple(s.detach() for s in dense_sums(e_x, e_y, sigma))
 
 
 def variant_of(kernel_sums):
@@ -42,7 +41,7 @@ VARIANTS = {
     "no-gradient": (none_of_the_views, {}),
     "shrunk": (shrunk, {}),
     "shrunk-and-says-so": (shrunk, {"tolerance": 0.1, "bias": 0.08}),
-    "pairs": (sampled.linear_sums, {"tolerance": 0.2, "estimator": "unbiased"}),
+    "pairs": (kernels.linear_sums, {"tolerance": 0.2, "estimator": "unbiased"}),
     "energy": (nonsense, {"objective": "the energy distance"}),
 }
 for name, (kernel_sums, declared) in VARIANTS.items():

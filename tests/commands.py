@@ -17,8 +17,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from benchmarks.__main__ import main
-from benchmarks.measuring import guard, others
 from benchmarks.analysis import table  # noqa: F401
+from benchmarks.measuring import guard, others
 
 
 def run(folder: str, arguments: list[str], output: str) -> None:

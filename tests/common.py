@@ -13,9 +13,17 @@ import scipy.sparse
 import torch
 
 from benchmarks.experiments import correctness
-from benchmarks.experiments.correctness import CASES, GRADIENT_TOLERANCE, MMD_TOLERANCE, NORM_TOLERANCE, ONE_P, formulation_of, informative_parameters, tolerances
-from mmdma_core import Kernel, Settings, reference_gradients, reference_loss, simulate, start
-from mmdma_core import objective
+from benchmarks.experiments.correctness import (  # noqa: F401  (some for other tests)
+    CASES,
+    GRADIENT_TOLERANCE,
+    MMD_TOLERANCE,
+    NORM_TOLERANCE,
+    ONE_P,
+    formulation_of,
+    informative_parameters,
+    tolerances,
+)
+from mmdma_core import Kernel, Settings, objective, reference_gradients, reference_loss, simulate, start
 
 
 def check_loss_and_gradients(name, case, device="cpu"):

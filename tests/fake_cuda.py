@@ -291,12 +291,12 @@ def pretend():
     torch.Tensor.pin_memory = pinned
     torch.random.fork_rng = lambda *given, **options: contextlib.nullcontext()
     JITFunction.run = launched
+    from mmdma_core import formulations
     from mmdma_core.fused import compose
-    from mmdma_core import formulations, sparse
 
     pykeops.torch.LazyTensor = Lazy
     compose.is_sparse = formulations.is_sparse = lambda view: isinstance(view, Sparse)
-    sparse._rows = Sparse.rows
+    formulations._rows = Sparse.rows
 
 
 def watched(job):
@@ -361,19 +361,19 @@ def view_on(device, job):
 
 
 def of_cpu_in_a_term(patch):
-    from mmdma_core import terms
+    from mmdma_core import objective
 
-    patch.setattr(terms, "penalty", lambda gram, p: (gram - torch.eye(len(gram))).norm())
+    patch.setattr(objective, "penalty", lambda gram, p: (gram - torch.eye(len(gram))).norm())
 
 
 def of_another_gpu(patch):
-    from mmdma_core.adam import Adam
+    from mmdma_core.run import Adam
 
     patch.setattr(Adam, "step", lambda adam, gradients: gradients[0] + gradients[0].to("cuda:0"))
 
 
 def value_in_an_epoch(patch):
-    from mmdma_core.adam import Adam
+    from mmdma_core.run import Adam
 
     step = Adam.step
     patch.setattr(Adam, "step", lambda adam, gradients: gradients[0].sum().item() and step(adam, gradients))
@@ -393,17 +393,17 @@ def import_in_start(patch):
 
 def compilation_in_start(patch):
     """Of another tile, as where tiles are timed."""
-    from mmdma_core.fused import tiles
+    from mmdma_core.fused import pairs_cuda
     from mmdma_core.fused.pairs_cuda import FusedMMD, candidates
 
-    fastest = tiles.fastest
+    fastest = pairs_cuda.fastest
 
     def timed(n_x, n_y, d, sigma, unbiased, device, held=None):
         points = [torch.empty(n, d, device=device) for n in (n_x, n_y)]
         FusedMMD(n_x, n_y, d, sigma, unbiased, candidates(d)[-1])(*points, *map(torch.empty_like, points))
         return fastest(n_x, n_y, d, sigma, unbiased, device, held)
 
-    patch.setattr(tiles, "fastest", timed)
+    patch.setattr(pairs_cuda, "fastest", timed)
 
 
 def in_an_epoch_of_a_view(change):
@@ -417,9 +417,9 @@ def in_an_epoch_of_a_view(change):
 
 
 def no_guard(patch):
-    from mmdma_core import own_state
+    from mmdma_core import host
 
-    patch.setattr(own_state, "current", lambda device: contextlib.nullcontext())
+    patch.setattr(host, "current", lambda device: contextlib.nullcontext())
 
 
 def stream_of_another_gpu(patch):

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pynvml
 import torch
 
-from benchmarks.measuring import measurement, machine, memory, others, device as usable
+from benchmarks.measuring import device as usable
+from benchmarks.measuring import machine, measurement, memory, others
 
 MODELS = {"g1": "Fake 9000", "g2": "Fake 8000"}  # node -> model; other nodes have no driver
 

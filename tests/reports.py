@@ -3,10 +3,9 @@
 from conftest import own_config
 from test_records import record
 
-from benchmarks import figures, report
-from benchmarks.measuring import records
+from benchmarks import figures, report, study
 from benchmarks.analysis import table
-from benchmarks import study
+from benchmarks.measuring import records
 
 MACHINE = {"gpu": None, "cpu": "a CPU", "cpu_threads": 2, "memory_bytes": 2**34, "commit": "abc"}
 LOSSES = {"total": 1.5, "mmd": 0.5, "pen_x": 1.0, "pen_y": 2.0, "dis_x": 3.0, "dis_y": 4.0}

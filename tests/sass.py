@@ -185,7 +185,7 @@ def _unordered(d, options):
 
 def _rows(p, options):
     """Rows of simulated data of p features."""
-    from mmdma_core.rows_cuda import noisy_rows
+    from mmdma_core.simulation import noisy_rows
 
     noisy_rows(torch.arange(100), torch.randn(100, 2), torch.randn(2, p), (options["seed"], 0), 0.05)
 

@@ -9,12 +9,11 @@ import torch
 from conftest import ROOT, own_config
 
 import mmdma_core
-from benchmarks.measuring import records
-from benchmarks.analysis import advise
 from benchmarks import study
+from benchmarks.analysis import advise
+from benchmarks.measuring import records
 from benchmarks.plan import Plan, describe
-from mmdma_core import MissingDependency
-from mmdma_core import advice, registry
+from mmdma_core import MissingDependency, advice, registry
 from mmdma_core.advice import Measured
 
 LAPTOP = ROOT / "results" / "laptop-amd-epyc-2-cores"

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from benchmarks.experiments import citeseq, scale
 from benchmarks.analysis import agreement
+from benchmarks.experiments import citeseq, scale
 
 TERMS = {"early_total": 1.0, "early_mmd": 0.5, "early_pen_x": 3.0, "early_pen_y": 4.0, "early_dis_x": 5.0}
 SAME = TERMS | {"early_dis_y": 6.0, "status": "ok", "n": 100, "p": 10}

@@ -11,9 +11,10 @@ import time
 import pytest
 from conftest import ROOT, own_config
 
-from benchmarks.measuring import alone, machine, records
 from benchmarks import study
 from benchmarks.config import ConfigError
+from benchmarks.measuring import device as alone
+from benchmarks.measuring import machine, records
 
 CONFIG = own_config()
 HOLD = """

@@ -11,11 +11,11 @@ from reports import LOSSES, planted, study_of, written
 
 import mmdma_core
 from benchmarks import figures
-from benchmarks.experiments import correctness
-from benchmarks.measuring import records
 from benchmarks.analysis import compare, maps
 from benchmarks.analysis.table import to_frame
-from benchmarks.report import evidence, facts, verdict
+from benchmarks.experiments import correctness
+from benchmarks.measuring import records
+from benchmarks.report import evidence, overview, verdict
 from mmdma_core import registry
 
 
@@ -139,7 +139,7 @@ def test_the_report_marks_them_and_counts_them_nowhere(drawn):
     assert "marked \u2260: `nonsense` in 2 cells." in said
     assert "Of another objective, so drawn apart and in no map of the fastest: `energy` (the energy distance)." in said
     assert "`energy` at" not in said
-    largest = facts._largest(found)
+    largest = overview._largest(found)
     assert (largest.number, "energy" in largest.words) == ("100", False)
 
 

@@ -10,9 +10,9 @@ from conftest import ROOT, commands
 from test_records import known, load, with_study
 
 import mmdma_core
-from benchmarks.measuring import lacking, machine, records
+from benchmarks.measuring import machine, records
 from benchmarks.measuring.memory import GIB
-from mmdma_core import compiler, host, toolkit
+from mmdma_core import compilers, host
 
 # What is free, and whether there is a compiler, is read from files; a variant that needs what `needs` says.
 CIRCUMSTANCES = """
@@ -274,20 +274,20 @@ def test_what_the_words_of_a_cell_name_and_is_not_here(monkeypatch, words, missi
     monkeypatch.setenv("PATH", "nowhere")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("CXX", raising=False)
-    assert lacking.lacking(words) == missing
+    assert machine.lacking(words) == missing
     monkeypatch.setenv("PATH", os.environ.get("PATH", "") + os.pathsep + os.defpath)
     monkeypatch.setenv("CXX", "sh")
     monkeypatch.setenv("CC", "sh")
-    assert lacking.lacking(words) == [name for name in missing if name == "no_such_module"]
+    assert machine.lacking(words) == [name for name in missing if name == "no_such_module"]
 
 
 def test_headers_are_looked_for_where_they_belong(monkeypatch, tmp_path):
-    monkeypatch.setattr(compiler, "python_headers", lambda: str(tmp_path))
-    assert lacking.lacking("probe.c:1: fatal error: Python.h: No such file") == ["Python.h"]
+    monkeypatch.setattr(compilers, "python_headers", lambda: str(tmp_path))
+    assert machine.lacking("probe.c:1: fatal error: Python.h: No such file") == ["Python.h"]
     (tmp_path / "Python.h").write_text("")
-    assert lacking.is_here("Python.h")
-    monkeypatch.setattr(toolkit, "lacks", lambda: ["nv/target"])
-    assert lacking.lacking("KeOps needs crt/host_defines.h, nv/target of CUDA: pip install ...") == ["nv/target"]
+    assert machine.is_here("Python.h")
+    monkeypatch.setattr(compilers, "lacks", lambda: ["nv/target"])
+    assert machine.lacking("KeOps needs crt/host_defines.h, nv/target of CUDA: pip install ...") == ["nv/target"]
 
 
 def test_on_a_cpu_no_gpu_is_asked_for(small, monkeypatch):

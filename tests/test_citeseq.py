@@ -16,12 +16,12 @@ import yaml
 from conftest import ROOT, own_config
 from test_records import record
 
-from benchmarks.experiments import citeseq, citeseq_data
-from benchmarks.experiments.citeseq_data import Real, StandIn
-from benchmarks.measuring import records
 from benchmarks import config as configuration
 from benchmarks import study
 from benchmarks.config import ConfigError
+from benchmarks.experiments import citeseq
+from benchmarks.experiments.citeseq import Real, StandIn
+from benchmarks.measuring import records
 from mmdma_core.matching.metrics import foscttm
 
 CONFIG = own_config()
@@ -81,7 +81,7 @@ def test_the_match_joins_what_both_views_know_of_a_cell():
 def test_the_seed_decides_the_stand_in_and_the_blocks_do_not(monkeypatch):
     stand_in = StandIn(300, 200, 12, 0.1)
     first, other = stand_in.views(100, 200, seed=1), stand_in.views(100, 200, seed=2)
-    monkeypatch.setattr(citeseq_data, "_BLOCK_ELEMENTS", 7 * 200)
+    monkeypatch.setattr(citeseq, "_BLOCK_ELEMENTS", 7 * 200)
     again = stand_in.views(100, 200, seed=1)
     for one, two in zip(first, again, strict=True):
         assert abs(one - two).max() == 0
@@ -89,8 +89,8 @@ def test_the_seed_decides_the_stand_in_and_the_blocks_do_not(monkeypatch):
 
 
 def test_the_stand_in_holds_no_matrix_of_all_genes(monkeypatch):
-    monkeypatch.setattr(citeseq_data, "_BLOCK_ELEMENTS", 2**14)
-    monkeypatch.setattr(citeseq_data, "_SAMPLE", 16)
+    monkeypatch.setattr(citeseq, "_BLOCK_ELEMENTS", 2**14)
+    monkeypatch.setattr(citeseq, "_SAMPLE", 16)
     n, genes = 5000, 2000
     tracemalloc.start()
     StandIn(n, genes, 5, 0.01).views(n, genes, seed=0)

@@ -10,8 +10,8 @@ import pytest
 import scipy.sparse
 
 from mmdma_core import MMDMA, simulate
+from mmdma_core.matching import match_ranks
 from mmdma_core.matching.command_line import main
-from mmdma_core.matching import sampling
 
 pytestmark = pytest.mark.slow
 
@@ -186,8 +186,8 @@ def test_transform_evaluate_simulate(folder, capsys):
 
 
 def test_metrics_of_many_cells_are_of_a_sample_unless_asked_otherwise(folder, monkeypatch, caplog):
-    monkeypatch.setattr(sampling, "EXACT_UP_TO", N - 1)
-    monkeypatch.setattr(sampling, "SAMPLED_CELLS", 10)
+    monkeypatch.setattr(match_ranks, "EXACT_UP_TO", N - 1)
+    monkeypatch.setattr(match_ranks, "SAMPLED_CELLS", 10)
     views = ["--x", "x.npy", "--y", "y.npy", "--match", "match.txt", "--labels", "labels.txt"]
     with caplog.at_level("INFO"):
         fit(*views)

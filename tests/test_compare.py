@@ -9,10 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_records import record
 
 from benchmarks.__main__ import main
+from benchmarks.analysis import compare
 from benchmarks.figures import comparison
 from benchmarks.figures.style import PAGE
 from benchmarks.measuring import records
-from benchmarks.analysis import compare
 
 MACHINE = {
     "gpu": {"name": "H100", "driver": "550", "sm_clock_mhz": 1980},

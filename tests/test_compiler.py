@@ -12,9 +12,8 @@ from triton.runtime.errors import OutOfResources
 import mmdma_core
 from benchmarks.measuring import guard, machine
 from benchmarks.measuring.measurement import Cell, Limits
-from mmdma_core import MMDMA, MissingDependency, Settings, Unsupported, compiler, simulate
+from mmdma_core import MMDMA, MissingDependency, Settings, Unsupported, compilers, registry, simulate
 from mmdma_core.matching import command_line
-from mmdma_core import registry
 
 FAILED = "No module named 'pykeops_cpp_3a524a5946'"  # what KeOps says when its compiler did
 
@@ -37,14 +36,14 @@ def tools(tmp_path, monkeypatch):
 
 
 def test_without_a_compiler_g_plus_plus_is_named(tools):
-    reason = compiler.why_not()
+    reason = compilers.why_no_compiler()
     assert "there is none: install g++ (apt install g++, or conda install -c conda-forge gxx)" in reason
     assert "\n" not in reason
 
 
 def test_a_compiler_that_cxx_names_and_is_absent_is_named(tools, monkeypatch):
     monkeypatch.setenv("CXX", "clang++-99")
-    assert "CXX names 'clang++-99', which is not there, and there is no g++" in compiler.why_not()
+    assert "CXX names 'clang++-99', which is not there, and there is no g++" in compilers.why_no_compiler()
 
 
 @pytest.mark.parametrize(
@@ -61,43 +60,43 @@ def test_a_compiler_that_cxx_names_and_is_absent_is_named(tools, monkeypatch):
 )
 def test_a_compiler_that_fails_is_told_in_its_own_words(tools, content, words):
     tools("g++", content)
-    assert words in compiler.why_not()
+    assert words in compilers.why_no_compiler()
 
 
 def test_the_compiler_that_cxx_names_is_the_one_that_is_tried(tools, monkeypatch):
     tools("g++", "exit 0")
-    assert compiler.why_not() is None
+    assert compilers.why_no_compiler() is None
     monkeypatch.setenv("CXX", tools("c++", "exit 1"))
-    assert "c++ says" in compiler.why_not()
+    assert "c++ says" in compilers.why_no_compiler()
 
 
 def test_a_compiler_that_lacks_memory_is_there(tools):
     tools("g++", "echo 'cc1plus: fatal error: out of memory allocating 65536 bytes' >&2; exit 1")
-    assert compiler.why_not() is None
+    assert compilers.why_no_compiler() is None
 
 
 def test_a_path_that_keops_cannot_quote_is_named(tools, monkeypatch):
     tools("g++", "exit 0")
     monkeypatch.setattr(sys, "executable", "/opt/my environment/bin/python")
-    assert "cannot compile in '/opt/my environment/bin'" in compiler.why_not()
+    assert "cannot compile in '/opt/my environment/bin'" in compilers.why_no_compiler()
     monkeypatch.setenv("CXX", tools("my g++", "exit 0"))
-    assert "my g++', which has a blank" in compiler.why_not()
+    assert "my g++', which has a blank" in compilers.why_no_compiler()
 
 
 def test_the_compiler_of_this_machine_works():
-    assert compiler.why_not() is None
+    assert compilers.why_no_compiler() is None
 
 
 def test_an_error_of_keops_alone_is_put_down_to_the_compiler(tools):
-    with pytest.raises(MissingDependency, match=r"install g\+\+"), compiler.explained():
+    with pytest.raises(MissingDependency, match=r"install g\+\+"), compilers.explained():
         raise ModuleNotFoundError(FAILED)
-    with pytest.raises(ValueError, match="mine"), compiler.explained():
+    with pytest.raises(ValueError, match="mine"), compilers.explained():
         raise ValueError("mine")
 
 
 def test_an_error_of_keops_where_the_compiler_works_stays(monkeypatch):
-    monkeypatch.setattr(compiler, "why_not", lambda: None)
-    with pytest.raises(ModuleNotFoundError, match="pykeops_cpp"), compiler.explained():
+    monkeypatch.setattr(compilers, "why_not", lambda: None)
+    with pytest.raises(ModuleNotFoundError, match="pykeops_cpp"), compilers.explained():
         raise ModuleNotFoundError(FAILED)
 
 
@@ -119,29 +118,29 @@ def within(package, error):
     ids=str,
 )
 def test_without_a_compiler_memory_that_runs_out_is_told(tools, error):
-    with pytest.raises(type(error)) as caught, compiler.explained():
+    with pytest.raises(type(error)) as caught, compilers.explained():
         within("pykeops/torch", error)
     assert caught.value is error
 
 
 def test_what_keops_lacks_of_cuda_is_told(monkeypatch):
-    monkeypatch.setattr(compiler, "why_not", lambda: None)
-    monkeypatch.setattr(compiler.toolkit, "why_not", lambda: "KeOps needs libcudart of CUDA")
-    with pytest.raises(MissingDependency, match="libcudart"), compiler.explained():
+    monkeypatch.setattr(compilers, "why_not", lambda: None)
+    monkeypatch.setattr(compilers.toolkit, "why_not", lambda: "KeOps needs libcudart of CUDA")
+    with pytest.raises(MissingDependency, match="libcudart"), compilers.explained():
         within("keopscore/binders/nvrtc", TypeError("'>=' not supported between instances of 'NoneType' and 'int'"))
-    with pytest.raises(TypeError), compiler.explained():  # on a CPU
+    with pytest.raises(TypeError), compilers.explained():  # on a CPU
         within("keopscore/formulas", TypeError("not of CUDA"))
 
 
 def test_a_kernel_that_needs_too_much_is_unsupported_with_what_the_gpu_has():
     words = "needs 147456 bytes of shared memory, and this GPU has 101376"
-    with pytest.raises(Unsupported, match=words), compiler.explained():
+    with pytest.raises(Unsupported, match=words), compilers.explained():
         raise OutOfResources(147456, 101376, "shared memory")
 
 
 def test_what_is_missing_besides_keops_stays(tools):
     words = "variant 'a' needs lsmmdma: pip install absl-py pykeops scikit-learn"
-    with pytest.raises(MissingDependency, match="needs lsmmdma"), compiler.explained():
+    with pytest.raises(MissingDependency, match="needs lsmmdma"), compilers.explained():
         raise MissingDependency(words)
 
 
@@ -228,12 +227,12 @@ def test_triton_needs_a_c_compiler_once(tmp_path):
 def test_a_launcher_that_triton_cannot_compile_later_is_told(tools, monkeypatch, error):
     monkeypatch.delenv("CC", raising=False)
     code = compile("raise error", "/venv/lib/triton/runtime/build.py", "exec")
-    with pytest.raises(MissingDependency, match="Triton needs a C compiler, and there is none"), compiler.explained():
+    with pytest.raises(MissingDependency, match="Triton needs a C compiler, and there is none"), compilers.explained():
         exec(code, {"error": error})
 
 
 def test_what_is_heard_is_said_afterwards(capfd):
-    with compiler.heard() as said:
+    with compilers.heard() as said:
         print("by Python")
         os.write(1, b"by a library\n")
         os.system("echo by a child >&2")

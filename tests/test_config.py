@@ -10,11 +10,11 @@ from conftest import ROOT, own_config
 
 import mmdma_core
 from benchmarks import __main__ as commands
-from benchmarks.experiments import gpu_check
-from benchmarks.experiments.gpu_check_steps import FULL
 from benchmarks import config as configuration
 from benchmarks import study
 from benchmarks.config import ConfigError
+from benchmarks.experiments import gpu_check
+from benchmarks.experiments.gpu_check_steps import FULL
 
 CONFIG = own_config()
 

@@ -14,8 +14,8 @@ import scipy.sparse
 from refusals import refused
 
 from mmdma_core import MissingDependency
-from mmdma_core.matching.command_line import main
 from mmdma_core.files.io import read_labels, read_view, write_embedding
+from mmdma_core.matching.command_line import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mmdma_core import MMDMA
-from mmdma_core.matching.command_line import main
 from mmdma_core.files import io
 from mmdma_core.files.atomic import Unwritten, atomically
+from mmdma_core.matching.command_line import main
 
 N = 40
 FIT = "fit --variant primal --n-epochs 2 --n-starts 1 --loss-every 1 --random-state 0 --same-cells --quiet --out out"

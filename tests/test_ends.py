@@ -8,7 +8,7 @@ from triton.runtime.errors import OutOfResources
 
 from benchmarks.measuring import guard, machine
 from benchmarks.measuring.measurement import Cell, Limits
-from mmdma_core import Settings, compiler, host
+from mmdma_core import Settings, compilers, host
 
 RAN_OUT = [
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 16 GiB",
@@ -112,7 +112,7 @@ def test_memory_that_ran_out_and_led_to_another_error():
     ],
 )
 def test_what_keops_prints_tells_of_memory(monkeypatch, printed, error):
-    monkeypatch.setattr(compiler, "why_not", lambda: None)
+    monkeypatch.setattr(compilers, "why_not", lambda: None)
     assert ended(fails(RuntimeError(error), printed))[0] == "oom"
     assert ended(fails(RuntimeError(error), "something else"))[0] == "error"
 

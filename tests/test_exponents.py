@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import linregress
 
 import mmdma_core
-from benchmarks.figures import exponents as figure
 from benchmarks.analysis import exponents as measured
+from benchmarks.figures import scaling as figure
 
 NS, PS = (1000, 3000, 10_000, 30_000, 100_000, 300_000), (10, 30, 100)
 
@@ -145,7 +145,7 @@ def test_a_variant_that_no_longer_exists_is_named_with_its_cells():
 def test_nothing_measured_gives_an_empty_table_and_a_picture_that_says_so():
     empty = table("primal", lambda n, p: n**2, status="oom")
     assert measured.exponents(empty).empty
-    drawn = figure.draw(empty, "title")
+    drawn = figure.draw_exponents(empty, "title")
     assert {text.get_text() for axes in drawn.axes for text in axes.texts} == {
         "no term has enough cells\n8 x above the least"
     }
@@ -153,7 +153,7 @@ def test_nothing_measured_gives_an_empty_table_and_a_picture_that_says_so():
 
 def test_the_picture_has_a_dot_and_the_theory_of_each_fit():
     wobble = noise()
-    drawn = figure.draw(table("primal-keops", lambda n, p: n**2 * wobble()), "title")
+    drawn = figure.draw_exponents(table("primal-keops", lambda n, p: n**2 * wobble()), "title")
     first = drawn.axes[0]
     assert [label.get_text() for label in first.get_yticklabels()] == ["primal, KeOps (LSMMD-MA): n²"]
     assert [line.get_marker() for line in first.lines] == ["None", "o", "|"]

@@ -15,13 +15,12 @@ from matplotlib.text import Text
 from test_records import record
 
 import mmdma_core
-from benchmarks import figures
-from benchmarks.figures import curves, heatmap, ratios, style
-from benchmarks.analysis.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS, winner, winners
-from benchmarks.figures.scaled import scaled
+from benchmarks import figures, study
+from benchmarks.analysis.published import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS, winner, winners
 from benchmarks.analysis.table import to_frame
-from benchmarks import study
-from mmdma_core.matching import lettering
+from benchmarks.figures import against_paper, curves, heatmap, style
+from benchmarks.figures.scaling import scaled
+from mmdma_core.matching import pictures
 
 
 def cells(**outcomes):
@@ -242,7 +241,7 @@ def grid_of(second, ns=(100, 200, 400), ps=(10, 20)):
 
 
 def test_log_ratios_of_the_cells_that_both_have():
-    found = ratios.log_ratios(grid_of(lambda n, p: None if n == 400 else n / 20))
+    found = against_paper.log_ratios(grid_of(lambda n, p: None if n == 400 else n / 20))
     assert found[["first", "second"]].drop_duplicates().values.tolist() == [["primal-keops", "primal"]]
     assert dict(zip(found["n"], found["log_ratio"], strict=True)) == pytest.approx({100: -0.69897, 200: -1})
     assert len(found) == 4
@@ -250,7 +249,7 @@ def test_log_ratios_of_the_cells_that_both_have():
 
 def test_the_line_of_equal_runtimes_lies_where_they_cross():
     """The ratio is 200 / n: they cross at n = 200."""
-    figure = ratios.draw(grid_of(lambda n, p: n / 200), [100, 200, 400], [10, 20], "title")
+    figure = against_paper.draw_log_ratios(grid_of(lambda n, p: n / 200), [100, 200, 400], [10, 20], "title")
     lines = [c for c in figure.axes[0].collections if isinstance(c, ContourSet) and not c.filled]
     assert len(lines) == 1
     points = lines[0].get_paths()[0].vertices
@@ -260,8 +259,10 @@ def test_the_line_of_equal_runtimes_lies_where_they_cross():
 
 
 def test_where_one_runtime_is_missing_the_contours_are_blank():
-    whole = ratios.draw(grid_of(lambda n, p: 2.0), [100, 200, 400], [10, 20], "title")
-    part = ratios.draw(grid_of(lambda n, p: None if n == 400 else 2.0), [100, 200, 400], [10, 20], "title")
+    whole = against_paper.draw_log_ratios(grid_of(lambda n, p: 2.0), [100, 200, 400], [10, 20], "title")
+    part = against_paper.draw_log_ratios(
+        grid_of(lambda n, p: None if n == 400 else 2.0), [100, 200, 400], [10, 20], "title"
+    )
     for figure, right, dots in ((whole, 400, 6), (part, 200, 4)):
         filled, points = figure.axes[0].collections
         drawn = [path.vertices for path in filled.get_paths() if len(path.vertices)]
@@ -270,7 +271,7 @@ def test_where_one_runtime_is_missing_the_contours_are_blank():
 
 
 def test_one_row_of_cells_has_dots_and_no_contour():
-    figure = ratios.draw(grid_of(lambda n, p: n / 200, ps=(10,)), [100, 200, 400], [10], "title")
+    figure = against_paper.draw_log_ratios(grid_of(lambda n, p: n / 200, ps=(10,)), [100, 200, 400], [10], "title")
     assert [type(c).__name__ for c in figure.axes[0].collections] == ["PathCollection"]
 
 
@@ -303,13 +304,13 @@ def test_text_of_people_stands_in_figures_as_it_is(monkeypatch, tmp_path):
         one.machine = {"cpu": "A $CPU_1_2$ of " + 30 * "many words, "}
         one.peak_host_bytes = 2**20 * one.n
     made += [dataclasses.replace(one, devices=2) for one in made]
-    monkeypatch.setattr("benchmarks.figures.scaled.read_scaling", lambda root: scaled(made))
+    monkeypatch.setattr("benchmarks.figures.scaling.read_scaling", lambda root: scaled(made))
     table = to_frame(made[: len(made) // 2])
     found = dict(zip(figures.NAMES, figures._figures(asked, table), strict=True))
     found[figures.SEVERAL] = figures._of_several_devices(asked, table)
     for name, figure in found.items():
         style.save(figure, tmp_path, name)
-        with lettering.as_it_stands():
+        with pictures.as_it_stands():
             box = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
         assert min(box.x0, box.y0) > -0.03, name
         assert box.x1 < figure.get_figwidth() + 0.03, name

@@ -17,11 +17,10 @@ import torch
 from conftest import ROOT
 from test_groups_of_cells import CELL, WHO
 
-from benchmarks.measuring import measurement, guard
+from benchmarks.measuring import guard, measurement
 from benchmarks.measuring.measurement import FEW, few
-from mmdma_core import simulate, start, variant
-from mmdma_core import registry
-from mmdma_core.fused import compose, pairs_cuda, tiles, views_cuda
+from mmdma_core import registry, simulate, start, variant
+from mmdma_core.fused import compose, pairs_cuda, views_cuda
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +108,9 @@ def test_on_cuda_what_is_compiled_depends_on_n_no_further():
 
     Triton compiles anew for a whole number that 16 divides, or that is 1, unless it is told not to.
     """
-    last = max(pairs_cuda._LARGE, tiles._TIMED_POINTS, views_cuda.CAPTURED_POINTS // 2 + 1, compose.EXACT_UP_TO + 1)
+    last = max(
+        pairs_cuda._LARGE, pairs_cuda._TIMED_POINTS, views_cuda.CAPTURED_POINTS // 2 + 1, compose.EXACT_UP_TO + 1
+    )
     assert FEW["cuda"] >= last
     assert not any(pairs_cuda.FusedMMD(n, n, 10, 1.0, True)._segment % 16 for n in (1000, 4999, 123_457, 10**6))
     code = (

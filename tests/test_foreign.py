@@ -8,11 +8,11 @@ import time
 import pytest
 from test_records import load, record
 
+from benchmarks import plan
+from benchmarks.analysis import compare, table
+from benchmarks.figures import scaling
 from benchmarks.measuring import records
-from benchmarks.analysis import compare, contents, table
-from benchmarks.figures import scaled
 from benchmarks.report.evidence import gather
-from benchmarks import running
 
 FOREIGN = [
     "primal/p100/n1000.sync-conflict-20261130-101010-ABCDEFG.json",
@@ -55,8 +55,8 @@ def test_a_file_beside_the_records_is_named_and_not_read(tmp_path, name, capsys)
     assert len(evidence.records) == 1
     for said in (capsys.readouterr().err, "".join(found.left_out), "".join(evidence.notes)):
         assert said.count(f"1 file ({copy}) that the harness has not written") == 1
-    assert str(copy) in "".join(contents.left_out(study))
-    assert f"{study.root}: 1 records: 1 ok" in list(contents.describe(study))
+    assert str(copy) in "".join(compare.left_out(study))
+    assert f"{study.root}: 1 records: 1 ok" in list(compare.describe_contents(study))
 
 
 def test_many_files_are_one_line(tmp_path, capsys):
@@ -82,12 +82,12 @@ def test_a_file_of_another_name_is_not_opened(tmp_path, name):
 def test_a_copy_of_a_folder_of_several_devices_is_not_read(tmp_path):
     for name, devices in (("", 1), ("devices2", 2), ("devices2 copy", 3), ("devices2.sync-conflict-1", 4)):
         put(tmp_path / name, devices=devices)
-    assert list(scaled.read_scaling(tmp_path)["devices"]) == [1, 2]
+    assert list(scaling.read_scaling(tmp_path)["devices"]) == [1, 2]
 
 
 def test_what_runs_is_told_by_files_of_the_harness_alone(tmp_path):
     study = load(tmp_path)
-    with running.told(study, "primal", 10, 100):
+    with plan.told(study, "primal", 10, 100):
         (path,) = (study.root / "running").iterdir()
         copies = [f"{path.stem}.sync-conflict-1-A.json", f"{path.stem} copy.json", path.stem, "notes.txt", "x-1.json"]
         for name in copies:
@@ -98,7 +98,7 @@ def test_what_runs_is_told_by_files_of_the_harness_alone(tmp_path):
         dead.write_text(path.read_text().replace(json.loads(path.read_text())["node"], "dead"))
         old = time.time() - study.cell_timeout_s - 100
         os.utime(dead, (old, old))
-        found, others = running.cells(study)
+        found, others = plan.running_cells(study)
     assert [(cell["variant"], cell["p"], cell["n"]) for cell in found] == [("primal", 10, 100)]
     assert {other.name for other in others} == {*copies, "list-7.json", "node-8.json", "dead-9.json"}
 
@@ -117,7 +117,7 @@ def test_check_says_what_lies_in_the_folder_in_few_lines(tmp_path, capsys):
     for name in ("figures/.17.part.memory.svg", "records/dual/p10/n9.unreadable"):
         (study.root / name).parent.mkdir(exist_ok=True)
         (study.root / name).touch()
-    said = list(contents.describe(study))
+    said = list(compare.describe_contents(study))
     assert said[0] == f"{study.root}: 4 records: 3 ok, 1 oom"
     assert said[1] == "  1 of them of Another with 2 threads, most are of A CPU with 2 threads"
     assert said[2].startswith(f"  1 more that cannot be read, such as {broken}: ")

@@ -8,13 +8,11 @@ import pytest
 import scipy.sparse
 import torch
 
-from mmdma_core import Kernel, Settings, Unsupported, simulate
+from mmdma_core import Kernel, Settings, Unsupported, objective, simulate
 from mmdma_core.fused.compose import compose, exact_mmd, fourier_mmd
-from mmdma_core.fused.fourier import Frequencies
-from mmdma_core.fused.fourier_cuda import CudaFourierMMD
-from mmdma_core import objective
+from mmdma_core.fused.fourier import CudaFourierMMD, Frequencies
 from mmdma_core.inputs import as_views
-from mmdma_core.epochs import train
+from mmdma_core.run import train
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,8 @@ from mmdma_core.files import views
 from mmdma_core.fused.compose import exact_mmd
 from mmdma_core.fused.fourier import _FIXED
 from mmdma_core.fused.fourier_cpu import CpuFourierMMD
-from mmdma_core.sampled import linear_sums
-from mmdma_core.terms import squared_mmd
+from mmdma_core.kernels import linear_sums
+from mmdma_core.objective import squared_mmd
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,7 @@ import torch
 from conftest import ROOT
 
 from benchmarks.measuring import records
-from mmdma_core import Settings, Unsupported, simulate, start
-from mmdma_core import objective
+from mmdma_core import Settings, Unsupported, objective, simulate, start
 
 FUSED = ["primal-fused", "dual-fused"]
 CPU_FLAGS = set(Path("/proc/cpuinfo").read_text().split())
@@ -133,7 +132,7 @@ def test_pairs_in_a_wide_plane_are_mostly_left_out():
 
 @pytest.mark.parametrize(("n", "leaf"), [(1, 16), (16, 16), (17, 16), (1000, 16), (333, 4)])
 def test_neighbours_follow_one_another(n, leaf):
-    from mmdma_core.fused.neighbours import kd_orders
+    from mmdma_core.fused.pairs_cpu import kd_orders
 
     points = torch.randn(n, 3, generator=torch.Generator().manual_seed(0)).round(decimals=1).numpy()  # with ties
     orders = [np.zeros(n, np.int64) for _ in "xy"]

@@ -18,11 +18,11 @@ import triton.language as tl
 from benchmarks.limit import counted
 from benchmarks.limit.counted import COUNTED
 from mmdma_core import Settings, Unsupported, simulate, start, variant
-from mmdma_core.fused import compose, pair_kernels, tiles, views_cuda
+from mmdma_core.fused import compose, pair_kernels, pairs_cuda, views_cuda
 from mmdma_core.fused import pairs_cuda as kernels
-from mmdma_core.fused.neighbours_cuda import kd_order
+from mmdma_core.fused.pairs_cuda import kd_order
 from mmdma_core.matching.starts import run_starts
-from mmdma_core.epochs import train
+from mmdma_core.run import train
 
 pytestmark = pytest.mark.slow
 
@@ -259,21 +259,21 @@ def a_gpu_to_time(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(
-        tiles, "milliseconds", lambda n, d, tile, device: timed.append((n, tile)) or abs(3 - len(timed) % 5)
+        pairs_cuda, "milliseconds", lambda n, d, tile, device: timed.append((n, tile)) or abs(3 - len(timed) % 5)
     )
     return timed
 
 
 def test_the_fastest_tile_is_timed_once(a_gpu_to_time, tmp_path):
-    chosen = [tiles.fastest(n, 900, 10, 1.0, True, torch.device("cuda")) for n in (1000, 1024, 800)]
+    chosen = [pairs_cuda.fastest(n, 900, 10, 1.0, True, torch.device("cuda")) for n in (1000, 1024, 800)]
     candidates = kernels.candidates(10)
     assert a_gpu_to_time == [(1024, tile) for tile in candidates]
     assert [mmd.tile for mmd in chosen] == 3 * [candidates[2]]
-    tiles.fastest(10**6, 10**6, 10, 1.0, True, torch.device("cuda"))
+    pairs_cuda.fastest(10**6, 10**6, 10, 1.0, True, torch.device("cuda"))
     assert a_gpu_to_time[-1][0] == 16_384
     for kept in tmp_path.iterdir():
         kept.write_text("[16, 3, 5, 1]")
-    tiles.fastest(1000, 900, 10, 1.0, True, torch.device("cuda"))
+    pairs_cuda.fastest(1000, 900, 10, 1.0, True, torch.device("cuda"))
     assert len(a_gpu_to_time) == 3 * len(candidates)
 
 
@@ -282,19 +282,19 @@ def holding(most, monkeypatch):
 
     def milliseconds(n, d, tile, device):
         if most < tile.N:
-            raise tiles.OutOfResources(147_456 if tile.N == 64 else 90_112, 65_536, "shared memory")
+            raise pairs_cuda.OutOfResources(147_456 if tile.N == 64 else 90_112, 65_536, "shared memory")
         return 1.0
 
-    monkeypatch.setattr(tiles, "milliseconds", milliseconds)
+    monkeypatch.setattr(pairs_cuda, "milliseconds", milliseconds)
 
 
 @pytest.mark.usefixtures("a_gpu_to_time")
 def test_tiles_that_the_gpu_cannot_hold_are_left_out(monkeypatch):
     holding(32, monkeypatch)
-    assert tiles.fastest(1000, 900, 64, 1.0, True, torch.device("cuda")).tile == kernels.candidates(64)[0]
+    assert pairs_cuda.fastest(1000, 900, 64, 1.0, True, torch.device("cuda")).tile == kernels.candidates(64)[0]
     holding(0, monkeypatch)
     with pytest.raises(Unsupported, match=r"64 components .* need 90,112 bytes of shared memory, this GPU has 65,536"):
-        tiles.fastest(2000, 900, 64, 1.0, True, torch.device("cuda"))
+        pairs_cuda.fastest(2000, 900, 64, 1.0, True, torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(compose, "_fourier", lambda n_x, n_y, settings, device, exact, held: exact)
     settings = Settings(n_components=64)
@@ -302,7 +302,7 @@ def test_tiles_that_the_gpu_cannot_hold_are_left_out(monkeypatch):
 
 
 def test_without_a_gpu_no_tile_is_timed():
-    assert tiles.fastest(1000, 900, 10, 1.0, True, torch.device("cpu")).tile == kernels.candidates(10)[0]
+    assert pairs_cuda.fastest(1000, 900, 10, 1.0, True, torch.device("cpu")).tile == kernels.candidates(10)[0]
 
 
 @interpreted

@@ -16,11 +16,11 @@ import yaml
 from conftest import ROOT, heed_interrupts, own_config
 from test_faults import wait_until
 
+from benchmarks import study
 from benchmarks.experiments import checks, gpu_check
 from benchmarks.experiments.correctness import Deviation
 from benchmarks.measuring import guard, records
-from benchmarks import study
-from benchmarks.answers import known_at
+from benchmarks.study import known_at
 
 SMALL = ("gpu-check", "--device", "cpu", "--small", "--set", "machine=here")
 WRITTEN_ANEW = {"steps.json", "machine.json"}

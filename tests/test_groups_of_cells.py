@@ -11,11 +11,11 @@ from concurrent.futures import ProcessPoolExecutor
 import psutil
 import pytest
 
+from benchmarks.analysis.table import to_frame
 from benchmarks.figures import scaling
+from benchmarks.figures.scaling import scaled
 from benchmarks.measuring import guard, machine
 from benchmarks.measuring.measurement import Cell, Limits
-from benchmarks.figures.scaled import scaled
-from benchmarks.analysis.table import to_frame
 from mmdma_core import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]  # beside others, threads that wait spin

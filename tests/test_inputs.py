@@ -6,8 +6,7 @@ import scipy.sparse
 import torch
 
 import mmdma_core
-from mmdma_core import Kernel, MissingDependency, Settings, simulate, start
-from mmdma_core import inputs
+from mmdma_core import Kernel, MissingDependency, Settings, inputs, simulate, start
 from mmdma_core.inputs import as_device
 
 X, Y, _ = simulate("branch", 20, 12)

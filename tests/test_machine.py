@@ -11,7 +11,7 @@ import pynvml
 import pytest
 import torch
 
-from benchmarks.measuring import measurement, guard, machine, memory, records
+from benchmarks.measuring import guard, machine, measurement, memory, records
 from benchmarks.measuring.measurement import Cell, Limits
 from mmdma_core import Settings
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from embeddings import MATCH, X, Y, partial_match, random_views
 
-from mmdma_core.matching import blocks, match_ranks
+from mmdma_core.matching import match_ranks
 from mmdma_core.matching.match_ranks import MatchRanks
 from mmdma_core.matching.metrics import foscttm, neighbourhood_overlap, top_k
 
@@ -59,7 +59,7 @@ def test_a_random_embedding_has_foscttm_one_half():
 @pytest.mark.parametrize("grid", [False, True])  # on a grid most distances have equals
 @pytest.mark.parametrize(("n_x", "n_y", "known"), [(23, 31, 17), (31, 23, 23), (12, 12, 12), (2, 9, 1)])
 def test_ranks_are_those_counted_one_by_one(n_x, n_y, known, grid, block, monkeypatch):
-    monkeypatch.setattr(blocks, "_BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(match_ranks, "_BLOCK_ELEMENTS", block)
     x, y = random_views(n_x, n_y)
     if grid:
         x, y = x.round(), y.round()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from mmdma_core.matching.command_line import main
 from mmdma_core.files.io import View, align_by_name, compare_names, read_match, read_vector
 from mmdma_core.files.names import least_common
+from mmdma_core.matching.command_line import main
 
 
 @pytest.mark.parametrize(

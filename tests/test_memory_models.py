@@ -9,15 +9,13 @@ import torch
 from test_records import known, load
 
 import mmdma_core
-from benchmarks.measuring import sources
-from benchmarks.analysis import frontier
 from benchmarks import plan
+from benchmarks.analysis import frontier
+from benchmarks.measuring import fingerprint
 from benchmarks.study import Further
-from mmdma_core import Settings, start, variant
-from mmdma_core import advice
-from mmdma_core.fused import compose, fourier_cuda, views_cuda
-from mmdma_core import models
-from mmdma_core.models import ORIGINALS, PUBLISHED_PACKAGE
+from mmdma_core import Settings, advice, models, start, variant
+from mmdma_core.fused import compose, fourier, views_cuda
+from mmdma_core.models import MEMORY_OF_ORIGINALS, MEMORY_OF_PUBLISHED
 
 D = Settings().n_components
 LAST = {"primal": 20_000, "dual": 15_000, "dual-keops": 25_000}  # at every p, on 16 GB
@@ -32,7 +30,7 @@ PRIMAL_KEOPS = [
 
 
 def model(name):
-    known_models = ORIGINALS | PUBLISHED_PACKAGE
+    known_models = MEMORY_OF_ORIGINALS | MEMORY_OF_PUBLISHED
     return known_models[name] if name in known_models else variant(name).memory_model
 
 
@@ -106,7 +104,7 @@ def test_the_model_of_the_cuda_code_is_what_that_allocates(name, n, p, at_once, 
     """The code for CUDA on CPU tensors, in Triton's interpreter: within 10 %. at_once: numbers of a block of X."""
     monkeypatch.setattr(compose, "on_gpu", lambda device: True)
     monkeypatch.setattr(views_cuda, "_BLOCK_ELEMENTS", at_once)
-    monkeypatch.setattr(fourier_cuda, "_BLOCK_ELEMENTS", at_once)
+    monkeypatch.setattr(fourier, "_BLOCK_ELEMENTS", at_once)
     monkeypatch.setattr(models, "_AT_ONCE", at_once)
     assert variant(name).needs_bytes(n, p, D, device="cuda") == pytest.approx(peak(name, n, p, tmp_path), rel=0.1)
 
@@ -143,11 +141,11 @@ def test_every_variant_of_the_project_has_a_model():
 
 
 def test_a_model_of_memory_is_no_part_of_a_variants_source(monkeypatch):
-    parsed, real = [], sources._parse
-    sources.source_digest.cache_clear()
-    monkeypatch.setattr(sources, "_parse", lambda module: parsed.append(module) or real(module))
-    sources.source_digest("mmdma_core.compositions")
-    sources.source_digest.cache_clear()
+    parsed, real = [], fingerprint._parse
+    fingerprint.source_digest.cache_clear()
+    monkeypatch.setattr(fingerprint, "_parse", lambda module: parsed.append(module) or real(module))
+    fingerprint.source_digest("mmdma_core.compositions")
+    fingerprint.source_digest.cache_clear()
     assert "mmdma_core.formulations" in parsed
     assert models.__name__ not in parsed
 
@@ -209,7 +207,7 @@ def test_the_frontier_is_predicted_for_the_variants_that_device_memory_ended():
         if row.variant == "primal-keops":
             assert row.ours >= row.published
             assert row.ours == row.published or row.p >= 2000
-    assert {r.variant: r.ours for r in rows if r.variant in ORIGINALS} == {
+    assert {r.variant: r.ours for r in rows if r.variant in MEMORY_OF_ORIGINALS} == {
         "original-2019": 8_000,
         "original-2020": 8_000,
         "original-2020-stream": 14_000,

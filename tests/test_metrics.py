@@ -14,7 +14,14 @@ from benchmarks.measuring import memory
 from mmdma_core import metrics, simulate, variant
 from mmdma_core.external import published
 from mmdma_core.matching import match_ranks
-from mmdma_core.matching.metrics import evaluate, foscttm, label_silhouette, label_transfer_accuracy, neighbourhood_overlap, top_k
+from mmdma_core.matching.metrics import (
+    evaluate,
+    foscttm,
+    label_silhouette,
+    label_transfer_accuracy,
+    neighbourhood_overlap,
+    top_k,
+)
 
 missing = variant("published-primal").missing(torch.device("cpu"))
 installed = pytest.mark.skipif(bool(missing), reason=str(missing))

@@ -9,8 +9,8 @@ import mudata
 import numpy as np
 import pytest
 
-from mmdma_core.matching.command_line import main
 from mmdma_core.files import io
+from mmdma_core.matching.command_line import main
 
 N = 30
 FIT = "fit --variant primal --n-epochs 2 --n-starts 1 --random-state 0 --device cpu --quiet --overwrite --out out"

@@ -8,11 +8,10 @@ import torch
 import torch._dynamo  # before TensorFlow: Triton, which it imports, has been seen to crash after it
 
 from benchmarks.measuring import records
-from mmdma_core import Settings, Unsupported, simulate, start
+from mmdma_core import Settings, Unsupported, objective, simulate, start
+from mmdma_core import kernels as sampled
 from mmdma_core.external import original_2019
-from mmdma_core import sampled
-from mmdma_core import objective
-from mmdma_core.adam import Adam
+from mmdma_core.run import Adam
 
 CPU = torch.device("cpu")
 with_tensorflow = pytest.mark.tensorflow

@@ -15,12 +15,12 @@ from test_compare import folders, made  # noqa: F401
 from test_machine import driver  # noqa: F401
 from test_records import load, record, with_study
 
+from benchmarks import sweep
+from benchmarks.analysis import compare, table
 from benchmarks.measuring import guard, machine, others, records
 from benchmarks.measuring.measurement import Cell, Limits
-from benchmarks.analysis import compare, table
-from benchmarks.report import evidence, noise
-from benchmarks import sweep
 from benchmarks.plan import Plan
+from benchmarks.report import evidence, noise
 from mmdma_core import Settings
 
 

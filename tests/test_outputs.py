@@ -12,8 +12,8 @@ import pytest
 import scipy.sparse
 
 from mmdma_core import MMDMA
-from mmdma_core.matching.command_line import main
 from mmdma_core.files.atomic import Unwritten, atomically, check_writable
+from mmdma_core.matching.command_line import main
 
 N = 40
 FIT = "fit --variant primal --n-epochs 2 --n-starts 1 --random-state 0 --n-components 2 --device cpu --quiet"

@@ -8,8 +8,8 @@ from embeddings import random_views
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
-from mmdma_core.matching import density, lettering, pictures
-from mmdma_core.matching.outputs import Outputs
+from mmdma_core.matching import pictures
+from mmdma_core.matching.commands import Outputs
 
 X, Y = random_views(80, 60, 4)
 X, Y = X * [4, 2, 1, 0.5] + 1e3, Y * [4, 2, 1, 0.5] + 1e3
@@ -47,7 +47,7 @@ def test_it_is_drawn_either_way(tmp_path, monkeypatch, views, labels):
 
 def test_every_cell_is_in_a_bin_and_every_panel_has_one_range():
     parts = X[:, :2], Y[:, :2]
-    grid = density.Grid.around(parts)
+    grid = pictures.Grid.around(parts)
     assert [grid.counts(part).sum() for part in parts] == [80, 60]
     assert np.diff(grid.across) == pytest.approx(np.diff(grid.up)[0])
     corner = np.column_stack([grid.across[[0, 1]] + 0.01, grid.up[[2, 3]] + 0.01])
@@ -62,11 +62,11 @@ def test_a_bin_has_the_colour_of_its_most_frequent_label():
     part = rng.normal(size=(300, 2))
     part[:, 0] += np.repeat([0, 20, 40], 100)
     names = np.repeat(["a", "b", "c"], 100)
-    grid = density.Grid.around((part, part))
+    grid = pictures.Grid.around((part, part))
     figure = pictures.Figure()
     panels = list(figure.subplots(1, 2))
     shown = {"a": "#ff0000", "b": "#00ff00", "c": "#0000ff"}
-    density.draw_labels(panels, grid, (part, part), (names, names), shown)
+    pictures.draw_labels(panels, grid, (part, part), (names, names), shown)
     picture = np.asarray(panels[0].get_images()[0].get_array())
     third = picture.shape[1] // 3
     for k in range(3):  # red, green, blue from left to right
@@ -80,9 +80,9 @@ def drawn(tmp_path, monkeypatch, caplog):
     """Draw cells with labels either way; the figure as it was saved, and its legend of labels."""
 
     def draw(labels, dense):
-        saved, save = [], lettering.save
+        saved, save = [], pictures.save
         monkeypatch.setattr(
-            lettering, "save", lambda figure, *how, **more: saved.append(figure) or save(figure, *how, **more)
+            pictures, "save", lambda figure, *how, **more: saved.append(figure) or save(figure, *how, **more)
         )
         e = np.random.default_rng(0).normal(size=(len(labels), 3)) * [3, 2, 1]
         labels = np.array(labels, dtype=object)
@@ -112,13 +112,13 @@ PEOPLES = [
 @pytest.mark.parametrize("labels", PEOPLES, ids=lambda labels: str(len("".join(labels))))
 def test_labels_stand_in_the_legend_as_they_are(drawn, labels, dense):
     figure, legend = drawn(labels * 4, dense)
-    assert {text.get_text() for text in legend.get_texts()} == {lettering.shortened(label) for label in labels}
+    assert {text.get_text() for text in legend.get_texts()} == {pictures.shortened(label) for label in labels}
     _is_whole_and_beside(figure, legend)
 
 
 def _is_whole_and_beside(figure, legend):
     renderer = FigureCanvasAgg(figure).get_renderer()
-    with lettering.as_it_stands():
+    with pictures.as_it_stands():
         box, page = legend.get_window_extent(renderer), figure.bbox
     assert page.x0 <= box.x0 < box.x1 <= page.x1
     assert page.y0 <= box.y0 < box.y1 <= page.y1
@@ -148,16 +148,16 @@ def test_the_most_frequent_labels_have_colours_of_their_own(drawn, number, rest,
 
 
 def test_what_the_font_lacks_comes_from_others_and_what_all_lack_is_one_line(tmp_path, caplog):
-    lettering._others.cache_clear()
+    pictures._others.cache_clear()
     figure = pictures.Figure()
     inside, nowhere = figure.text(0, 0.2, "a hook: \u1d81"), figure.text(0, 0.8, "\u6d3b\u6027 \u5316")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("a.png", "b.png", "c.svg"):
-            lettering.save(figure, tmp_path / name)
+            pictures.save(figure, tmp_path / name)
     assert len(inside.get_fontfamily()) == 2
-    font = lettering.findfont(lettering.FontProperties(family=[inside.get_fontfamily()[1]]))
-    assert "\u1d81" in lettering._characters(font)
+    font = pictures.findfont(pictures.FontProperties(family=[inside.get_fontfamily()[1]]))
+    assert "\u1d81" in pictures._characters(font)
     if len(nowhere.get_fontfamily()) == 1:  # no font of these characters is installed
         assert [record.getMessage() for record in caplog.records] == [
             "no font that is installed has \u5316 \u6027 \u6d3b: boxes stand in their place"

@@ -8,12 +8,12 @@ from conftest import ROOT
 from test_records import known, load, record
 
 import mmdma_core
-from benchmarks.measuring import guard
-from benchmarks.analysis.fastest import PAPER_VARIANTS
-from benchmarks.analysis import predict
 from benchmarks import plan, sweep
+from benchmarks.analysis import predict
+from benchmarks.analysis.published import PAPER_VARIANTS
+from benchmarks.measuring import guard
 from benchmarks.plan import Forecast, Plan
-from mmdma_core.costs import NOMINAL
+from mmdma_core.models import NOMINAL
 
 V100 = predict.card("v100").rates()
 # An H200 beside a V100, by their data sheets: 60.3 and 14 float32 Tflop/s, 4.8 and 0.9 TB/s, 132 and 80

@@ -9,7 +9,7 @@ from benchmarks.measuring import records
 VARIANT = """
 import torch
 from mmdma_core import Primal, TorchRun, register
-from mmdma_core.dense import gaussian_kernel
+from mmdma_core.kernels import gaussian_kernel
 from mmdma_core.models import costs, memory
 
 def sums(a, b, s):

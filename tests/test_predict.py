@@ -9,17 +9,16 @@ from test_published import installed
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmdma_core
-from benchmarks.__main__ import main
-from benchmarks.measuring import records
-from benchmarks.analysis import published
-from benchmarks.analysis import advise, predict
 from benchmarks import study
+from benchmarks.__main__ import main
+from benchmarks.analysis import advise, predict, published
+from benchmarks.measuring import records
 from benchmarks.plan import Plan
-from mmdma_core import advice, calibration
+from mmdma_core import advice
 from mmdma_core.advice import Measured
 from mmdma_core.external.published import load
-from mmdma_core.costs import NOMINAL, Rates
 from mmdma_core.formulations import Primal
+from mmdma_core.models import NOMINAL, Rates
 
 RATES = Rates(products=2e13, passes=3e11, evaluated=4e13, compiled=5e12, filled_by=50_000, epoch_s=2e-3)
 SIZES = [(1000, 10), (4000, 10), (30_000, 10), (400_000, 10), (1000, 9000), (40_000, 9000)]
@@ -78,16 +77,16 @@ def test_the_calibration_sees_12_cells_whatever_the_others_say(monkeypatch):
 
 def test_the_rates_of_planted_cells_are_found_again():
     names = ("primal", "primal-keops", "dual-keops", "primal-fused")
-    found = calibration.calibrate([planted(name, *size) for name in names for size in SIZES])
+    found = advice.calibrate([planted(name, *size) for name in names for size in SIZES])
     assert found == pytest.approx(RATES, rel=0.03)
 
 
 def test_a_rate_that_no_cell_tells_stays_where_it_was():
-    found = calibration.calibrate([planted("primal", *size) for size in SIZES], calibration.GPU)
-    assert found.evaluated == pytest.approx(calibration.GPU.evaluated)
+    found = advice.calibrate([planted("primal", *size) for size in SIZES], advice.GPU)
+    assert found.evaluated == pytest.approx(advice.GPU.evaluated)
     assert found.products == pytest.approx(RATES.products, rel=0.03)
     with pytest.raises(ValueError, match="no cell of a variant that states a cost"):
-        calibration.calibrate([Measured("no-longer-there", 1000, 10, 10, 1.0)])
+        advice.calibrate([Measured("no-longer-there", 1000, 10, 10, 1.0)])
 
 
 def test_too_few_cells_do_not_fill_a_card():

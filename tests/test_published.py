@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmdma_core import Settings, Unsupported, simulate, start, variant
+from mmdma_core import Settings, Unsupported, objective, simulate, start, variant
 from mmdma_core.external import published
-from mmdma_core import objective
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from conftest import REAL_DATA, ROOT, own_config
 
-from benchmarks.experiments import quality
 from benchmarks.config import ConfigError
+from benchmarks.experiments import quality
 from mmdma_core import MMDMA, simulate
 
 OPTIONS = own_config()["quality"]

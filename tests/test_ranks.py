@@ -9,16 +9,15 @@ import torch
 from groups import in_group, shares
 from torch import distributed
 
-from mmdma_core import MMDMA, Settings, Unsupported, simulate, start
+from mmdma_core import MMDMA, Settings, Unsupported, formulations, simulate, start
+from mmdma_core.formulations import SparsePrimal
 from mmdma_core.fused.compose import in_batches
-from mmdma_core.fused.fourier_cuda import CudaFourierMMD
+from mmdma_core.fused.fourier import CudaFourierMMD
 from mmdma_core.fused.pairs_cuda import FusedMMD
-from mmdma_core.fused.views_cuda import CudaRun, CudaView
-from mmdma_core.matching.preprocess import digest
-from mmdma_core import sparse
-from mmdma_core.inputs import as_views
-from mmdma_core.sparse import SparsePrimal
 from mmdma_core.fused.ranks import shared
+from mmdma_core.fused.views_cuda import CudaRun, CudaView
+from mmdma_core.inputs import as_views
+from mmdma_core.matching.preprocess import digest
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +41,7 @@ CASES = {
 def views(n, p, sparse=False):
     x, y, _ = simulate("branch", n, p, p_y=p + 3)
     y = y[:-30]
-    if sparse:
+    if formulations:
         return [scipy.sparse.csr_array((view * (view.abs() > 1)).numpy()) for view in (x, y)]
     return [x, y]
 
@@ -56,8 +55,8 @@ def own(view, rank, size, which):
 
 def trained(case, rank, size):
     """Losses every 10 epochs, the embeddings of the rows here, parameters, and gradients before the first epoch."""
-    name, n, p, settings, sparse = CASES[case]
-    x, y = (own(view, rank, size, which) for which, view in enumerate(views(n, p, sparse)))
+    name, n, p, settings, formulations = CASES[case]
+    x, y = (own(view, rank, size, which) for which, view in enumerate(views(n, p, formulations)))
     run = start(name, x, y, settings, seed=1, group=distributed.group.WORLD)
     return followed(run)
 
@@ -132,15 +131,15 @@ def of_dense_blocks(rank, size):
     found = {}
 
     def zero(*factors):
-        return ((rows, block * (rank < size - 1)) for rows, block in sparse._dense_blocks(*factors))
+        return ((rows, block * (rank < size - 1)) for rows, block in formulations._dense_blocks(*factors))
 
     for p in (20, 800):
         x, _ = as_views(*(own(view, rank, size, 0) for view in views(700, p, sparse=True)), CPU)
         held = shared(len(x), distributed.group.WORLD, CPU)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sparse, "_sparse_blocks", sparse._dense_blocks)
+            patch.setattr(formulations, "_sparse_blocks", formulations._dense_blocks)
             found[p] = float(SparsePrimal(x, held)._constant)
-            patch.setattr(sparse, "_sparse_blocks", zero)
+            patch.setattr(formulations, "_sparse_blocks", zero)
             with pytest.raises(RuntimeError) as said:
                 SparsePrimal(x, held)
         found[f"{p}, zeros"] = str(said.value)

@@ -9,10 +9,10 @@ import pytest
 from conftest import ROOT, own_config
 
 import mmdma_core
-from benchmarks.measuring import records, sources
-from benchmarks.measuring.records import Record, UnreadableRecord
-from benchmarks.analysis import table
 from benchmarks import study
+from benchmarks.analysis import table
+from benchmarks.measuring import fingerprint, records
+from benchmarks.measuring.records import Record, UnreadableRecord
 from benchmarks.plan import Plan, describe, duration
 
 
@@ -86,23 +86,23 @@ def test_the_digest_follows_the_code_of_a_variant_and_nothing_else(tmp_path, mon
 
     def digest(text):
         path.write_text(text)
-        sources.source_digest.cache_clear()
-        return sources.source_digest("one_variant")
+        fingerprint.source_digest.cache_clear()
+        return fingerprint.source_digest("one_variant")
 
-    first = digest('"""A variant."""\nfrom mmdma_core.sums_types import dense\n\nx = 1\n')
-    assert first == digest('"""Another word."""\n# a comment\nfrom mmdma_core.sums_types import dense\nx = 1\n')
-    assert first != digest("from mmdma_core.sums_types import dense\nx = 2\n")
+    first = digest('"""A variant."""\nfrom mmdma_core.kernels import dense\n\nx = 1\n')
+    assert first == digest('"""Another word."""\n# a comment\nfrom mmdma_core.kernels import dense\nx = 1\n')
+    assert first != digest("from mmdma_core.kernels import dense\nx = 2\n")
     without = digest("x = 1\n")
     assert first != without  # dense.py counts
 
-    real = sources._parse
+    real = fingerprint._parse
     import ast
 
     def changed(module):
-        return ast.parse("y = 2") if module == "mmdma_core.dense" else real(module)
+        return ast.parse("y = 2") if module == "mmdma_core.kernels" else real(module)
 
-    monkeypatch.setattr(sources, "_parse", changed)
-    assert first != digest("from mmdma_core.sums_types import dense\nx = 1\n")
+    monkeypatch.setattr(fingerprint, "_parse", changed)
+    assert first != digest("from mmdma_core.kernels import dense\nx = 1\n")
     assert without == digest("x = 1\n")
 
 
@@ -224,11 +224,11 @@ def test_the_digest_reaches_what_a_plugin_takes_from_the_core(tmp_path, monkeypa
     (tmp_path / "helper_of_it.py").write_text("y = 1\n")
     (tmp_path / "some_plugin.py").write_text("import torch\nimport helper_of_it\nfrom mmdma_core import Primal\n")
     parsed = []
-    real = sources._parse
-    monkeypatch.setattr(sources, "_parse", lambda module: parsed.append(module) or real(module))
-    sources.source_digest("some_plugin")
+    real = fingerprint._parse
+    monkeypatch.setattr(fingerprint, "_parse", lambda module: parsed.append(module) or real(module))
+    fingerprint.source_digest("some_plugin")
     assert {"some_plugin", "helper_of_it", "mmdma_core.formulations"} <= set(parsed)
-    assert "mmdma_core.terms" in parsed
+    assert "mmdma_core.objective" in parsed
     assert not {"mmdma_core", "mmdma_core.objective", "mmdma_core.compositions", "torch"} & set(parsed)
 
 

@@ -12,8 +12,8 @@ import mmdma_core
 from benchmarks import figures
 from benchmarks.analysis import agreement
 from benchmarks.analysis.table import to_frame
-from benchmarks.report import evidence, facts, nodes, noise, page, verdict
-from benchmarks.report.words import at, listing, number, percent, spans
+from benchmarks.report import evidence, noise, overview, page, status, verdict
+from benchmarks.report.page import at, listing, number, percent, spans
 from mmdma_core import Settings
 
 # What is counted
@@ -143,7 +143,7 @@ def test_the_facts_have_the_numbers_of_the_records(tmp_path):
     made[1] = planted("primal", 200, 10, epoch_s=[0.1, 0.2, 0.3, 0.9])
     variants = [*RUNTIMES, "primal-fourier"]
     study = study_of(tmp_path / "here", made, n=(100, 200, 1000), variants=variants)
-    found = list(facts._facts(evidence.gather(study)))
+    found = list(overview._facts(evidence.gather(study)))
     assert [f"{fact.number} {fact.words}" for fact in found] == [
         "12 of 24 cells came to an end; 1 out of memory, 11 otherwise",
         "4 of 6 points (n, p) where `dual` is the fastest of the paper's variants; none ended\N{NO-BREAK SPACE}2",
@@ -167,7 +167,7 @@ def test_the_facts_have_the_numbers_of_the_records(tmp_path):
 )
 def test_facts_without_much_to_tell(tmp_path, made):
     study = study_of(tmp_path / "here", made, variants=list({record.variant for record in made}))
-    found = list(facts._facts(evidence.gather(study)))
+    found = list(overview._facts(evidence.gather(study)))
     assert 1 <= len(found) <= 8
     html = written(study)
     assert all(f'<section id="{fact.anchor}"' in html for fact in found)
@@ -321,13 +321,13 @@ def on_node(name, scale, driver="1.2"):
 
 def test_nodes_of_a_cluster_are_compared(tmp_path):
     made = [*on_node("a", 1.0), *on_node("b", 1.5, driver="1.3")]
-    section = nodes.section(evidence.gather(study_of(tmp_path / "here", made)))
+    section = status.nodes_section(evidence.gather(study_of(tmp_path / "here", made)))
     html = str(section.html)
     assert "8 cells from 2 nodes." in html
     assert "Their drivers differ." in html
     assert re.findall(r"<td[^>]*>(1\.5|0\.667)</td>", html) == ["0.667", "1.5"]
     alike = [*on_node("a", 1.0), *on_node("b", 1.0)]
     assert "Their drivers are the same." in str(
-        nodes.section(evidence.gather(study_of(tmp_path / "there", alike))).html
+        status.nodes_section(evidence.gather(study_of(tmp_path / "there", alike))).html
     )
-    assert nodes.section(evidence.gather(study_of(tmp_path / "one", on_node("a", 1.0)))) is None
+    assert status.nodes_section(evidence.gather(study_of(tmp_path / "one", on_node("a", 1.0)))) is None

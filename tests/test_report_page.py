@@ -94,7 +94,7 @@ def test_another_part_of_the_project_can_add_a_section(tmp_path, monkeypatch):
     def extra(found):
         return page.Section("Added here", page.table("a caption", ("x", "y"), [("<one>", 2)], numeric=[1]))
 
-    monkeypatch.setattr(report, "SECTIONS", [overview.verdict, extra, lambda found: None])
+    monkeypatch.setattr(report, "SECTIONS", [overview.verdict_section, extra, lambda found: None])
     html = written(study_of(tmp_path / "here", grid(RUNTIMES)))
     assert html.index('id="verdict"') < html.index('<section id="added-here"')
     assert '<a href="#added-here">Added here</a>' in html

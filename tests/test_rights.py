@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from benchmarks.measuring import alone, records
+from benchmarks.measuring import device, records
 
 _STUDY = "--set study=smoke --set machine=t --set results=r --set device=cpu"
 _SWEEP = f"{_STUDY} --variant primal --p 10 --n"
@@ -104,7 +104,7 @@ def test_a_model_that_another_has_written_for_itself_alone_is_told_by_the_record
 def test_the_model_of_a_folder_has_the_rights_of_the_umask(tmp_path, mask):
     before = os.umask(mask)
     try:
-        alone._check_model("a model", tmp_path / "m")
+        device._check_model("a model", tmp_path / "m")
     finally:
         os.umask(before)
     (path,) = (tmp_path / "m").iterdir()

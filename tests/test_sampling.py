@@ -7,7 +7,8 @@ from embeddings import partial_match, random_views
 from scipy.stats import binomtest
 from sklearn.metrics import silhouette_samples
 
-from mmdma_core.matching import labels, sampling
+from mmdma_core.matching import labels
+from mmdma_core.matching import match_ranks as sampling
 from mmdma_core.matching.match_ranks import match_ranks
 from mmdma_core.matching.metrics import evaluate
 

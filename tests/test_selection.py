@@ -6,8 +6,8 @@ import pytest
 from test_records import load, record
 
 from benchmarks import figures
+from benchmarks.analysis import table
 from benchmarks.measuring import records
-from benchmarks.analysis import selection, table
 
 
 def of(machine, variant="primal", n=100, p=10, device="cpu"):
@@ -23,18 +23,18 @@ def smoke(tmp_path):
 
 def test_a_sound_table_passes_whole(smoke):
     frame = table.to_frame([of("EPYC", n=n) for n in (100, 200)])
-    kept, said = selection.of_study(frame, smoke)
+    kept, said = table.of_study(frame, smoke)
     assert len(kept) == 2
     assert said == []
 
 
 def test_the_machine_with_the_most_cells_stays():
     frame = table.to_frame([of("EPYC"), of("T4", n=200, device="cuda"), of("T4", "dual", device="cuda")])
-    kept, said = selection.one_machine(frame)
+    kept, said = table.one_machine(frame)
     assert set(kept["gpu"]) == {"T4"}
     assert said == ["1 cell of EPYC: the folder holds those of several machines, T4 has the most"]
     nameless = table.to_frame([record(), record(n=2000)])
-    assert selection.one_machine(nameless)[1] == []
+    assert table.one_machine(nameless)[1] == []
 
 
 def test_what_the_study_does_not_ask_for_is_named(tmp_path):
@@ -44,7 +44,7 @@ def test_what_the_study_does_not_ask_for_is_named(tmp_path):
 
     narrower = dataclasses.replace(config_study, **asked)
     frame = table.to_frame([of("E"), of("E", "dual"), of("E", "gone"), of("E", n=300), of("E", p=7)])
-    kept, said = selection.of_study(frame, narrower)
+    kept, said = table.of_study(frame, narrower)
     assert kept[["variant", "n", "p"]].values.tolist() == [["primal", 100, 10]]
     assert sorted(said) == [
         "1 cell at n = 300, not in the grid of the study 'smoke'",

@@ -10,10 +10,9 @@ import triton
 import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdma_core import compiler, simulate
-from mmdma_core import rows_cuda
+from mmdma_core import compilers, simulate, simulation
 from mmdma_core import simulation as simulating
-from mmdma_core.philox import normal_rows, philox
+from mmdma_core.simulation import normal_rows, philox
 
 
 def published(n, p, seed, p_y):
@@ -143,7 +142,7 @@ def test_the_kernel_draws_the_same_bits():
     @triton.jit
     def words_of(out, cells, key, QUADS: tl.constexpr):
         row, quads = tl.program_id(0), tl.arange(0, QUADS)
-        words = rows_cuda._words(tl.load(cells + row), quads, key)
+        words = simulation._words(tl.load(cells + row), quads, key)
         for k in tl.static_range(4):
             tl.store(out + (row * 4 + k) * QUADS + quads, words[k].to(tl.int64))
 
@@ -184,7 +183,7 @@ def test_the_kernel_needs_as_many_launches_whatever_the_size(by_kernel, monkeypa
     """By PyTorch it is 135 a block, of 2^22 numbers on CUDA and of 2^20 on a CPU."""
     grids = []
     kernel = type("Kernel", (), {"__getitem__": lambda self, grid: lambda *_, **__: grids.append(grid)})()
-    monkeypatch.setattr(rows_cuda, "_noisy_rows", kernel)
+    monkeypatch.setattr(simulation, "_noisy_rows", kernel)
     counted = []
     for n in (100, 20_000):
         with Launches() as launches:
@@ -197,11 +196,11 @@ def test_the_kernel_needs_as_many_launches_whatever_the_size(by_kernel, monkeypa
 def test_without_triton_the_operations_of_pytorch_make_the_data(monkeypatch):
     """The kernel is for many numbers on CUDA where Triton runs; a part of the rows asks as the whole does."""
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(compiler, "why_no_triton", lambda: None)
+    monkeypatch.setattr(compilers, "why_no_triton", lambda: None)
     assert simulating._takes_kernel(cuda, 2**28)
     assert not simulating._takes_kernel(cuda, 2**28 - 1)
     assert not simulating._takes_kernel(cpu, 2**40)
-    monkeypatch.setattr(compiler, "why_no_triton", lambda: "Triton needs a C compiler")
+    monkeypatch.setattr(compilers, "why_no_triton", lambda: "Triton needs a C compiler")
     assert not simulating._takes_kernel(cuda, 2**28)
     asked = []
     monkeypatch.setattr(simulating, "_takes_kernel", lambda device, numbers: asked.append(numbers))

@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measuring import memory
+from mmdma_core import formulations
 from mmdma_core.errors import Unsupported
-from mmdma_core import sparse
 from mmdma_core.inputs import as_views
 
 
@@ -33,11 +33,11 @@ def blocks(request, monkeypatch):
 @pytest.mark.parametrize("entries", [1, 50, 700, 2**24])
 def test_the_constant_is_the_squared_norm_of_the_kernel_whatever_the_blocks(n, p, entries, blocks, monkeypatch):
     for name in ("_SPARSE_ENTRIES", "_DENSE_ENTRIES"):
-        monkeypatch.setattr(sparse, name, entries)
+        monkeypatch.setattr(formulations, name, entries)
     x = view(n, p, density=0.3)
     dense = x.to_dense().double()
     expected = float((dense @ dense.T).square().sum())
-    assert float(sparse.SparsePrimal(x)._constant) == pytest.approx(expected, rel=1e-12)
+    assert float(formulations.SparsePrimal(x)._constant) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("n", "p"), [(300, 80), (80, 300)])
@@ -47,7 +47,7 @@ def test_rounding_alone_is_no_reason_to_refuse(n, p, scale, blocks):
         x = view(n, p, density, scale)
         dense = x.to_dense().double()
         expected = float((dense @ dense.T).square().sum())
-        assert float(sparse.SparsePrimal(x)._constant) == pytest.approx(expected, rel=1e-9)
+        assert float(formulations.SparsePrimal(x)._constant) == pytest.approx(expected, rel=1e-9)
 
 
 FAULTS = {
@@ -62,7 +62,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("scale", [None, 10])
 def test_a_wrong_block_is_noticed(n, p, fault, scale, blocks, monkeypatch):
-    real = getattr(sparse, blocks)
+    real = getattr(formulations, blocks)
 
     def wrong(*factors):
         for rows, block in real(*factors):
@@ -71,11 +71,11 @@ def test_a_wrong_block_is_noticed(n, p, fault, scale, blocks, monkeypatch):
             yield rows, block
 
     for name in ("_SPARSE_ENTRIES", "_DENSE_ENTRIES"):
-        monkeypatch.setattr(sparse, name, 50 * 80)
-    sparse.SparsePrimal(view(n, p, scale=scale))
-    monkeypatch.setattr(sparse, blocks, wrong)
+        monkeypatch.setattr(formulations, name, 50 * 80)
+    formulations.SparsePrimal(view(n, p, scale=scale))
+    monkeypatch.setattr(formulations, blocks, wrong)
     with pytest.raises(RuntimeError, match=r"products of a sparse view are wrong on cpu, .*: give it dense") as said:
-        sparse.SparsePrimal(view(n, p, scale=scale))
+        formulations.SparsePrimal(view(n, p, scale=scale))
     assert "\n" not in str(said.value)
 
 
@@ -86,7 +86,7 @@ def test_a_wrong_transposed_matrix_is_noticed(n, p, blocks, monkeypatch):
     right.values()[7] = 0
     monkeypatch.setattr(torch.Tensor, "to_sparse_csr", lambda tensor: right)
     with pytest.raises(RuntimeError, match="products of a sparse view are wrong"):
-        sparse.SparsePrimal(x)
+        formulations.SparsePrimal(x)
 
 
 class Operations(TorchDispatchMode):
@@ -108,7 +108,7 @@ class Operations(TorchDispatchMode):
 @pytest.mark.parametrize(("n", "p"), [(60, 25), (25, 60)])
 def test_sparse_matrices_are_multiplied_on_a_cpu_alone(n, p, blocks):
     with Operations() as counted:
-        sparse.SparsePrimal(view(n, p))
+        formulations.SparsePrimal(view(n, p))
     assert (counted.sparse_products > 0) == (blocks == "_sparse_blocks")
     assert (counted.multiplications > 0) == (blocks == "_dense_blocks")
 
@@ -131,11 +131,11 @@ class Counted:
 )
 def test_at_the_shape_of_citeseq_nothing_on_cuda_comes_near_31_bits(n, p, reads, monkeypatch):
     """By counting, n p entries made dense so many times. A sparse block of 1202 rows has 1.5e10 products."""
-    monkeypatch.setattr(sparse, "_rows", lambda matrix, rows: Counted(rows.stop - rows.start, matrix.shape[1]))
+    monkeypatch.setattr(formulations, "_rows", lambda matrix, rows: Counted(rows.stop - rows.start, matrix.shape[1]))
     longer, shorter = max(n, p), min(n, p)
     a = Counted(longer, shorter)
     with Operations() as counted:
-        made = [block.numel() for _, block in sparse._dense_blocks(a, None, a)]
+        made = [block.numel() for _, block in formulations._dense_blocks(a, None, a)]
     assert counted.largest <= 2**27
     assert (sum(made), len(made)) == (shorter**2, reads)
     assert counted.multiplications == longer * shorter**2
@@ -143,17 +143,17 @@ def test_at_the_shape_of_citeseq_nothing_on_cuda_comes_near_31_bits(n, p, reads,
 
 def test_more_entries_than_libraries_count_are_refused(monkeypatch):
     x = view(60, 25)
-    monkeypatch.setattr(sparse, "_LIMIT", x.values().numel())
+    monkeypatch.setattr(formulations, "_LIMIT", x.values().numel())
     with pytest.raises(Unsupported, match=r"fewer than 2\^31 entries, this one has 150: share its rows among more"):
-        sparse.SparsePrimal(x)
+        formulations.SparsePrimal(x)
 
 
 @pytest.mark.parametrize("limit", [2**31, 700, 61])
 def test_a_dense_matrix_in_a_product_stays_below_the_limit(limit, monkeypatch):
     """60 rows and 25 columns of W: 12 panels at a time, 11, or 1; products and gradients are the same."""
     x = view(60, 40, scale=10)
-    primal = sparse.SparsePrimal(x)
-    monkeypatch.setattr(sparse, "_LIMIT", limit)
+    primal = formulations.SparsePrimal(x)
+    monkeypatch.setattr(formulations, "_LIMIT", limit)
     w = torch.randn(40, 25, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(60, 25, dtype=torch.float64)
     with Operations() as counted:
@@ -169,20 +169,20 @@ def test_a_dense_matrix_in_a_product_stays_below_the_limit(limit, monkeypatch):
 def test_the_constant_needs_no_matrix_of_the_larger_side(n, p):
     """8000 x 8000 entries with their columns are 0.7 GiB."""
     x = view(n, p)
-    sparse.SparsePrimal(view(10, 10))  # what is loaded on first use is not counted
+    formulations.SparsePrimal(view(10, 10))  # what is loaded on first use is not counted
     memory.reset_host_peak()
     before = memory.host_bytes()
-    sparse.SparsePrimal(x)
+    formulations.SparsePrimal(x)
     assert memory.host_peak_bytes() - before < 100 * 2**20
 
 
 def test_a_product_is_held_in_blocks(monkeypatch):
     """1500 x 1500 entries at a time would be 26 MiB beside as much for what the product takes."""
-    monkeypatch.setattr(sparse, "_SPARSE_ENTRIES", 2**16)
+    monkeypatch.setattr(formulations, "_SPARSE_ENTRIES", 2**16)
     x, held = view(1500, 1500), []
     real = torch.Tensor.values
     monkeypatch.setattr(torch.Tensor, "values", lambda tensor: held.append(tensor.shape) or real(tensor))
-    sparse.SparsePrimal(x)
+    formulations.SparsePrimal(x)
     products = [rows * columns for rows, columns in held if rows != len(x)]
     assert max(products) <= 2**16
     assert sum(rows for rows, _ in held if rows != len(x)) == 1500

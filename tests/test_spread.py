@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.analysis.spread import ENOUGH, median_interval
+from benchmarks.analysis.table import ENOUGH, median_interval
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from mmdma_core.matching.command_line import main
 from mmdma_core.files import stdio
+from mmdma_core.matching.command_line import main
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import scipy.sparse
 from refusals import refused
 from tenx import GENES, PROTEINS, write_folder, write_h5, write_lines
 
-from mmdma_core.matching.command_line import main
 from mmdma_core.files.io import read_view
+from mmdma_core.matching.command_line import main
 
 COUNTS = scipy.sparse.csr_array([[0, 7, 0, 1], [2, 0, 1, 0], [0, 0, 3, 5]])
 CELLS = ("AAC-1", "AAG-1", "AAT-1")

@@ -5,10 +5,10 @@ import pytest
 import torch
 from embeddings import random_views
 
-from mmdma_core.matching import blocks
+from mmdma_core.matching import match_ranks as sampling
+from mmdma_core.matching.labels import transfer
 from mmdma_core.matching.match_ranks import match_ranks
 from mmdma_core.matching.metrics import evaluate, foscttm, label_transfer_accuracy
-from mmdma_core.matching.voting import transfer
 
 N = 200
 
@@ -71,7 +71,7 @@ def test_neither_blocks_nor_the_order_of_cells_change_a_value(monkeypatch, dimen
     order = np.random.default_rng(4).permutation(N)
     place = order.argsort()
     shuffled = evaluate(x[order], y[order], place[match[order]], labels[order], labels[::-1][order])
-    monkeypatch.setattr(blocks, "_BLOCK_ELEMENTS", 3 * N)
+    monkeypatch.setattr(sampling, "_BLOCK_ELEMENTS", 3 * N)
     small = evaluate(torch.tensor(x), torch.tensor(y), match, labels, labels[::-1])
     for found in (shuffled, small):
         assert found.values == pytest.approx(whole.values, abs=1e-12)

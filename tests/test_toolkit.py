@@ -13,9 +13,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks.measuring import lacking
-from mmdma_core import compilers, compiler, toolkit
-from mmdma_core import kernels
+from benchmarks.measuring import machine
+from mmdma_core import compilers, kernels
 
 ALL = ("nvrtc.h", "cuda.h", "cuda_fp16.h", "crt/host_defines.h", "nv/target")
 # version of CUDA -> what each of its packages has, below the folder nvidia
@@ -44,10 +43,10 @@ def bare(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "")  # restored, whatever `prepare` sets
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(toolkit, "_USUAL", ())
-    monkeypatch.setattr(toolkit, "find_library", lambda name: None)
+    monkeypatch.setattr(compilers, "_USUAL", ())
+    monkeypatch.setattr(compilers, "find_library", lambda name: None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(compiler, "why_not", lambda: None)  # which compiles
+    monkeypatch.setattr(compilers, "why_not", lambda: None)  # which compiles
     monkeypatch.delitem(sys.modules, "keopscore.config", raising=False)  # of a test before, which found no CUDA
     site = tmp_path / "site"
     monkeypatch.setattr(sys, "path", [str(site), *sys.path])
@@ -69,15 +68,15 @@ def write(folder, names):
 
 
 def prepared():
-    toolkit.prepare.__wrapped__()
+    compilers.prepare_cuda.__wrapped__()
     return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
 @pytest.mark.parametrize("version", LAYOUTS)
 def test_wheels_become_one_toolkit(bare, version):
     nvidia = bare(version)
-    assert toolkit.lacks() == []
-    assert toolkit.why_not() is None
+    assert compilers.lacks() == []
+    assert compilers.why_no_cuda() is None
     found = prepared()
     folder = Path(found["CUDA_PATH"])
     assert all((folder / "include" / name).is_file() for name in ALL)
@@ -109,19 +108,19 @@ def test_wheels_become_one_toolkit(bare, version):
 )
 def test_what_wheels_lack_is_named_with_what_brings_it(bare, monkeypatch, version, absent, command):
     bare(version, but=[absent])
-    reason = toolkit.why_not()
+    reason = compilers.why_no_cuda()
     assert reason.startswith(f'KeOps needs {absent} of CUDA: pip install "{command}", or name a CUDA toolkit')
     assert "\n" not in reason
     assert prepared() == {}
-    assert lacking.lacking(f"missing: {reason}") == [absent]
+    assert machine.lacking(f"missing: {reason}") == [absent]
     bare(version)
-    assert lacking.is_here(absent)
-    assert lacking.lacking(f"missing: {reason}") == []
+    assert machine.is_here(absent)
+    assert machine.lacking(f"missing: {reason}") == []
 
 
 def test_the_extra_brings_all_parts(bare):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    command = toolkit.install(list(toolkit.PARTS))
+    command = compilers.install(list(compilers.PARTS))
     assert command == 'pip install "cuda-toolkit[cccl,crt,cudart,nvrtc]==13.0.*"'
     assert [f"{line}==13.0.*" for line in extras["keops-cuda"]] == shlex.split(command)[-1:]
 
@@ -130,11 +129,11 @@ def test_what_the_user_names_wins(bare, monkeypatch, tmp_path):
     bare("13.0")
     write(tmp_path / "own", ["include/cuda.h"])
     monkeypatch.setenv("CUDA_PATH", str(tmp_path / "own"))
-    assert "CUDA_PATH" in toolkit.why_not()
-    assert "name a whole CUDA toolkit, or none" in toolkit.why_not()
+    assert "CUDA_PATH" in compilers.why_no_cuda()
+    assert "name a whole CUDA toolkit, or none" in compilers.why_no_cuda()
     assert prepared() == {"CUDA_PATH": str(tmp_path / "own")}
     write(tmp_path / "own", [*(f"include/{name}" for name in ALL), "lib64/libnvrtc.so", "lib64/libcudart.so"])
-    assert toolkit.why_not() is None
+    assert compilers.why_no_cuda() is None
     found = prepared()  # its libraries, which no variable of the loader names
     assert found["CUDA_PATH"] == str(tmp_path / "own")
     assert (Path(found["LIBRARY_PATH"]) / "libnvrtc.so").resolve() == tmp_path / "own" / "lib64" / "libnvrtc.so"
@@ -144,8 +143,8 @@ def test_a_whole_toolkit_in_a_usual_place_is_left_to_keops_and_a_part_of_one_hid
     bare, monkeypatch, tmp_path
 ):
     bare("13.0")
-    monkeypatch.setattr(toolkit, "_USUAL", [str(tmp_path / "cuda")])
-    monkeypatch.setattr(toolkit, "find_library", lambda name: "libc.so.6")
+    monkeypatch.setattr(compilers, "_USUAL", [str(tmp_path / "cuda")])
+    monkeypatch.setattr(compilers, "find_library", lambda name: "libc.so.6")
     write(tmp_path / "cuda", ["include/cuda.h", "include/nvrtc.h"])
     assert "CUDA_PATH" in prepared()
     for name in _VARIABLES:
@@ -159,14 +158,14 @@ def test_condas_packages_have_their_headers_elsewhere(bare, monkeypatch, tmp_pat
     write(root, [f"targets/x86_64-linux/include/{name}" for name in ALL])
     write(root, ["lib/libnvrtc.so.12", "lib/libcudart.so.12"])
     monkeypatch.setenv("CONDA_PREFIX", str(root))
-    assert toolkit.why_not() is None
+    assert compilers.why_no_cuda() is None
     assert Path(prepared()["CUDA_PATH"], "include", "nv", "target").is_file()
 
 
 def test_wheels_of_another_cuda_do_not_count(bare, monkeypatch):
     bare("12.6")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert toolkit.lacks() == list(toolkit.PARTS)
+    assert compilers.lacks() == list(compilers.PARTS)
     assert prepared() == {}
 
 
@@ -202,7 +201,7 @@ def test_a_keops_that_was_imported_without_cuda_is_told(bare, monkeypatch):
             get_use_cuda = staticmethod(lambda: False)
 
     monkeypatch.setitem(sys.modules, "keopscore.config", Config)
-    assert "start a new process" in toolkit.why_not()
+    assert "start a new process" in compilers.why_no_cuda()
 
 
 def test_an_engine_of_another_cuda_is_to_be_removed(bare, monkeypatch):
@@ -212,18 +211,18 @@ def test_an_engine_of_another_cuda_is_to_be_removed(bare, monkeypatch):
 
     bare("13.0")
     monkeypatch.setattr(kernels, "_sum", fails)
-    monkeypatch.setattr(toolkit, "_imported_without", lambda: None)
+    monkeypatch.setattr(compilers, "_imported_without", lambda: None)
     assert f"remove {compilers.keops_folder()}" in kernels._runs_on_gpu(torch.ones(2, 3))
 
 
 def wheels(version):
     """The folder of the wheels that a user is told to install, kept in the user's cache from one run to the next."""
-    folder = Path(compilers.place()) / "wheels" / f"cuda-{version}"
+    folder = Path(compilers.place_of()) / "wheels" / f"cuda-{version}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as part, pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.version, "cuda", version)
-            _, *command = shlex.split(toolkit.install(list(toolkit.PARTS)))
+            _, *command = shlex.split(compilers.install(list(compilers.PARTS)))
             target = Path(part, "site")
             done = subprocess.run(
                 [sys.executable, "-m", "pip", *command, "--quiet", "--target", target], capture_output=True, text=True
@@ -238,7 +237,7 @@ TRY = """
 import torch
 torch.version.cuda = {version!r}
 from mmdma_core import toolkit
-from mmdma_core.sums_types import keops
+from mmdma_core.kernels import keops
 toolkit._USUAL = ()
 try:
     print(keops._runs_on_gpu(torch.arange(12.0).reshape(4, 3) / 10))
@@ -277,7 +276,7 @@ def test_the_sources_of_keops_need_every_header(tmp_path, monkeypatch, version):
 
     monkeypatch.setattr(torch.version, "cuda", version)
     monkeypatch.setattr(sys, "path", [str(wheels(version)), *sys.path])
-    headers = toolkit._of_wheels(version).headers
+    headers = compilers._of_wheels(version).headers
     source = Path(keopscore.__file__).parent
     engines = [
         source / "binders" / "nvrtc" / "nvrtc_jit.cpp",
@@ -286,11 +285,11 @@ def test_the_sources_of_keops_need_every_header(tmp_path, monkeypatch, version):
     options = ["-fsyntax-only", "-std=c++11", "-fpermissive", "-w", "-DMAXIDGPU=0", "-DMAXTHREADSPERBLOCK0=1024"]
     options += ["-DSHAREDMEMPERBLOCK0=49152", "-DnvrtcGetTARGET=nvrtcGetCUBIN", '-DARCHTAG="sm"']
     options += ["-DnvrtcGetTARGETSize=nvrtcGetCUBINSize", f"-I{source}", f"-I{pybind11.get_include()}"]
-    options += [f"-I{compiler.python_headers()}"]
+    options += [f"-I{compilers.python_headers()}"]
 
     def errors(engine, but=None):
-        folder = toolkit._linked(
-            {f"include/{path.name}": path for f in headers for path in toolkit._entries(f) if path.name != but}
+        folder = compilers._linked(
+            {f"include/{path.name}": path for f in headers for path in compilers._entries(f) if path.name != but}
         )
         done = subprocess.run(["g++", *options, f"-I{folder}/include", engine], capture_output=True, text=True)
         return done.stderr
@@ -298,6 +297,6 @@ def test_the_sources_of_keops_need_every_header(tmp_path, monkeypatch, version):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for engine in engines:
         assert errors(engine) == ""
-    for part in toolkit.PARTS:
+    for part in compilers.PARTS:
         if not part.startswith("lib"):
             assert f"fatal error: {part}" in errors(engines[0], but=part.split("/")[0]), part

@@ -12,7 +12,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks.measuring import locks, machine, device as usable
+from benchmarks.measuring import device as locks
+from benchmarks.measuring import device as usable
+from benchmarks.measuring import machine
 from benchmarks.measuring.device import BUILDS
 
 TOO_OLD = (
@@ -187,7 +189,7 @@ def test_that_cuda_computes_on_what_the_driver_was_asked_about(card, shown, word
 
 def test_while_somebody_measures_the_gpu_is_left_alone_and_asked_afterwards(card):
     environment = card(raising("a fault"))
-    with locks.held(locks.names("cuda"), wait=False) as ours:
+    with locks.held_lock(locks.names("cuda"), wait=False) as ours:
         assert ours
         environment.setattr(usable, "_asked_of_a_child", lambda devices: pytest.fail("computes beside a measurement"))
         assert usable.why_no_gpu() is None

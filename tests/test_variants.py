@@ -11,9 +11,7 @@ import torch
 import yaml
 from conftest import ROOT
 
-from mmdma_core import Kernel, Settings, Unsupported, simulate, start, variant, variants
-from mmdma_core import registry
-from mmdma_core import kernels
+from mmdma_core import Kernel, Settings, Unsupported, kernels, registry, simulate, start, variant, variants
 
 CPU = torch.device("cpu")
 _WITHOUT_PLUGINS = dict(registry._VARIANTS)
@@ -165,7 +163,7 @@ def test_that_keops_has_no_cuda_is_said_where_a_gpu_is_asked_for_alone(tmp_path,
     for gpu, kept in ((False, said[2:]), (True, said)):
         monkeypatch.delitem(sys.modules, "says", raising=False)
         monkeypatch.delitem(sys.modules, "keopscore", raising=False)
-        assert kernels.load("says", gpu).__name__ == "says"
+        assert kernels.load_keops("says", gpu).__name__ == "says"
         assert capsys.readouterr().out.splitlines() == kept
 
 

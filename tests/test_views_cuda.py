@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmdma_core import Settings, simulate, start
 from mmdma_core.fused import compose, views_cuda
-from mmdma_core.adam import Adam
+from mmdma_core.run import Adam
 
 D = 10
 SETTINGS = Settings(n_components=D, lambda1=0.0, lambda2=1.0)

@@ -8,10 +8,11 @@ import pynvml
 import pytest
 import torch
 
-from benchmarks.measuring import machine, device as usable, visible
-from benchmarks.measuring.memory import GIB
 from benchmarks import study
 from benchmarks.config import ConfigError
+from benchmarks.measuring import device as usable
+from benchmarks.measuring import machine
+from benchmarks.measuring.memory import GIB
 
 A, B, C = (
     "GPU-af7b61d8-21af-baea-6a19-42a1f9f7c3cb",
@@ -119,7 +120,7 @@ def test_the_first_of_the_names(driver, named, first):
     environment = driver()
     if named is not None:
         environment.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert visible.gpus()[:1] == ([first] if first else [])
+    assert machine.gpus()[:1] == ([first] if first else [])
     assert machine.gpu_uuid() == (first and first.uuid)
 
 
@@ -145,7 +146,7 @@ def test_of_a_gpu_in_parts_cuda_takes_the_first_part(driver, gpus, named, shown)
     environment = driver(gpus)
     if named is not None:
         environment.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert visible.gpus() == shown
+    assert machine.gpus() == shown
     assert machine.gpu_count() == len(shown)
     found = machine.describe("cuda", 2)["gpu"]
     assert (found["name"], found["uuid"]) == (shown[0].name, shown[0].uuid)
@@ -170,9 +171,9 @@ def test_gpus_of_others_are_counted_by_the_driver_and_not_by_cuda(driver):
         return GPUS[index]
 
     environment.setattr(pynvml, "nvmlDeviceGetHandleByIndex", handle)
-    assert visible.gpus() == GPUS[1:]
+    assert machine.gpus() == GPUS[1:]
     environment.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert visible.gpus() == GPUS[2:]
+    assert machine.gpus() == GPUS[2:]
 
 
 @pytest.mark.parametrize(
@@ -211,8 +212,8 @@ def test_without_any_gpu_every_name_is_a_cpu(driver, named):
     environment.setenv("CUDA_VISIBLE_DEVICES", named)
     assert study._device("auto") == "cpu"
     environment.setattr(pynvml, "nvmlInit", lambda: (_ for _ in ()).throw(pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)))
-    assert visible.gpus() == []
-    assert visible.trouble() == "Unknown Error"
+    assert machine.gpus() == []
+    assert machine.trouble() == "Unknown Error"
     assert study._device("auto") == "cpu"
     assert "the driver knows no GPU here: Unknown Error; see what nvidia-smi says" in usable.why_no_gpu()
     assert "'auto' takes the CPU here: the driver knows no GPU" in next(study._notes("auto", "cpu"))

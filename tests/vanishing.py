@@ -13,7 +13,8 @@ import fake_gpus
 import pynvml
 
 import mmdma_core
-from benchmarks.measuring import machine, device as usable
+from benchmarks.measuring import device as usable
+from benchmarks.measuring import machine
 from mmdma_core import register
 
 fake_gpus.MODELS[platform.node()] = "Fake 9000"

@@ -3,7 +3,7 @@
 import ctypes
 
 from mmdma_core import Primal, TorchRun, register
-from mmdma_core.dense import sums
+from mmdma_core.kernels import dense_sums
 
 
 class WrongGradient(TorchRun):
@@ -15,7 +15,7 @@ class WrongGradient(TorchRun):
 
 @register("wrong-gradient", label="wrong-gradient", reference="a test")
 def wrong_gradient(x, y, settings, device, seed, parameters):
-    return WrongGradient((Primal(x), Primal(y)), sums, settings, x, seed, parameters)
+    return WrongGradient((Primal(x), Primal(y)), dense_sums, settings, x, seed, parameters)
 
 
 @register("crashes", label="crashes", reference="a test")

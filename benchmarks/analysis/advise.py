@@ -7,15 +7,14 @@ from functools import partial
 import torch
 
 import mmdma_core
+from benchmarks.analysis import predict
+from benchmarks.analysis.table import one_machine, to_frame
 from benchmarks.measuring import memory, records
-from benchmarks.analysis import predict, selection
-from benchmarks.analysis.table import to_frame
 from benchmarks.plan import duration, elsewhere, machine_memory
 from benchmarks.study import Study
 from mmdma_core import advice
-from mmdma_core.calibration import calibrate
-from mmdma_core.costs import NOMINAL, Rates
-from mmdma_core.models import in_words
+from mmdma_core.advice import calibrate
+from mmdma_core.models import NOMINAL, Rates, in_words
 
 _QUALITY = (
     "its starts end within 1 % of the exact loss and 0.01 in FOSCTTM of their exact twins on SNARE-seq and branch data "
@@ -110,5 +109,5 @@ def _measured(study: Study, kind: str) -> tuple[list[advice.Measured], str]:
     known = [record for record in records.read_all(study.root) if record.status == "ok" and record.device == kind]
     if not known:
         return [], ""
-    table, left_out = selection.one_machine(to_frame(known))
+    table, left_out = one_machine(to_frame(known))
     return predict.measured(table), "".join(f"; left out: {sentence}" for sentence in left_out)

@@ -13,10 +13,10 @@ from functools import partial
 import pandas as pd
 
 import mmdma_core
-from benchmarks.measuring.memory import GIB
 from benchmarks.analysis.published import PUBLISHED, published_ends
+from benchmarks.measuring.memory import GIB
 from benchmarks.plan import ranges
-from mmdma_core.models import ORIGINALS, PUBLISHED_PACKAGE, MemoryModel, broadcast
+from mmdma_core.models import MEMORY_OF_ORIGINALS, MEMORY_OF_PUBLISHED, MemoryModel, broadcast_memory
 
 # The paper's Results give both original implementations 14,000 cells; the full estimator of the second ends near 8,000.
 # These n are not in the published grid, so thousands are tried.
@@ -53,14 +53,14 @@ def ends(gib: float, published: pd.DataFrame) -> list[End]:
     ns, ps = sorted(set(published["n"].tolist())), sorted(set(published["p"].tolist()))
     known = published_ends(published)
     rows = []
-    for published_name, package in PUBLISHED_PACKAGE.items():
+    for published_name, package in MEMORY_OF_PUBLISHED.items():
         name = published_name.removeprefix("published-")
         own = partial(mmdma_core.variant(name).needs_bytes, device="cuda")
         for p in ps:
             fits = (last_fit(model, ns, p, d, limit) for model in (own, package))
             rows.append(End(name, p, *fits, known.get((name, p))))
     for name, last in ORIGINALS_PUBLISHED.items():
-        rows += [End(name, p, last_fit(ORIGINALS[name], THOUSANDS, p, d, limit), None, last) for p in ps]
+        rows += [End(name, p, last_fit(MEMORY_OF_ORIGINALS[name], THOUSANDS, p, d, limit), None, last) for p in ps]
     return rows
 
 
@@ -106,7 +106,8 @@ def why(name: str, word: str, published: pd.DataFrame) -> Iterator[str]:
 def _tensor_reason(published: pd.DataFrame) -> Iterator[str]:
     n, d = ORIGINALS_PUBLISHED["original-2019"], mmdma_core.Settings().n_components
     yield (
-        f"  What is kept of its three (n, d, n) tensors for the gradient takes {broadcast(n, d).saved / GIB:.1f} GiB "
+        "  What is kept of its three (n, d, n) tensors for the gradient takes "
+        f"{broadcast_memory(n, d).saved / GIB:.1f} GiB "
         f"at n = {n:,}. The paper gives this n for both original implementations together; the halved estimator of the "
         "second fits there."
     )
@@ -118,7 +119,7 @@ def _host_reason(published: pd.DataFrame) -> Iterator[str]:
     The package's generate_data holds, when the second view is made, the first in float32 and two float64 arrays of
     n x p (map and noise): 4 + 16 = 20 bytes, and that was its measured peak.
     """
-    d, model = mmdma_core.Settings().n_components, PUBLISHED_PACKAGE["published-primal-keops"]
+    d, model = mmdma_core.Settings().n_components, MEMORY_OF_PUBLISHED["published-primal-keops"]
     ns = sorted(set(published["n"].tolist()))
     known = {p: n for (name, p), n in published_ends(published).items() if name == "primal-keops"}
     reached = [(n, p) for p, n in known.items()]

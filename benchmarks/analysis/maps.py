@@ -1,7 +1,7 @@
 """The maps of the fastest in two results folders, point by point, and whole fits: quality against time.
 
-At a point (n, p) the fastest variants of A and of B (benchmarks.analysis.fastest.winners: several where the intervals of
-their medians overlap) are
+At a point (n, p) the fastest variants of A and of B (benchmarks.analysis.published.winners: several where the
+intervals of their medians overlap) are
 
     same    one variant, and on both sides the same,
     equal   several on a side, with one in common; or two that differ by no more than the threshold on both sides,
@@ -19,9 +19,9 @@ from pathlib import Path
 import pandas as pd
 
 import mmdma_core
-from benchmarks.measuring.records import Record
-from benchmarks.analysis.fastest import PAPER_VARIANTS, winners
+from benchmarks.analysis.published import PAPER_VARIANTS, winners
 from benchmarks.analysis.table import to_frame
+from benchmarks.measuring.records import Record
 
 VERDICTS = ("same", "equal", "differ")
 COLUMNS = ("among", "n", "p", "a", "b", "verdict")

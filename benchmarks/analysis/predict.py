@@ -1,7 +1,7 @@
 """Figure 1 of a card that is not here, from models of cost and memory: a card that was measured gives the rates.
 
-A runtime is a variant's cost (mmdma_core.costs) at the rates that a few cells of the measured card give
-(mmdma_core.calibration); whether it fits says its model of memory. Of the published V100 CALIBRATION has the
+A runtime is a variant's cost (mmdma_core.models) at the rates that a few cells of the measured card give
+(mmdma_core.advice); whether it fits says its model of memory. Of the published V100 CALIBRATION has the
 cells, and the package's own models are taken. `against_published` sets the result against all that was published.
 """
 
@@ -15,19 +15,16 @@ from pathlib import Path
 import pandas as pd
 
 import mmdma_core
-from benchmarks.measuring import records
-from benchmarks.measuring.memory import GIB
 from benchmarks.analysis import published
 from benchmarks.analysis.against_paper import JUMP
-from benchmarks.analysis.fastest import PAPER_VARIANTS, winner
 from benchmarks.analysis.frontier import PAPER_GIB
-from benchmarks.analysis.published import NOTHING_FITS
-from benchmarks.analysis import selection
-from benchmarks.analysis.table import to_frame
-from mmdma_core.advice import Measured
-from mmdma_core.calibration import calibrate
+from benchmarks.analysis.published import NOTHING_FITS, PAPER_VARIANTS, winner
+from benchmarks.analysis.table import machine_name, one_machine, to_frame
+from benchmarks.measuring import records
+from benchmarks.measuring.memory import GIB
+from mmdma_core.advice import Measured, calibrate
 from mmdma_core.files.atomic import atomically
-from mmdma_core.costs import Rates
+from mmdma_core.models import Rates
 
 V100 = "v100"
 VARIANTS = (*PAPER_VARIANTS, "original-2019", "original-2020")  # of Figure A1
@@ -101,9 +98,9 @@ def _measured_card(root: Path) -> Card:
     known = [record for record in records.read_all(root) if record.status == "ok" and record.device == "cuda"]
     if not known:
         raise ValueError(f"--like: {root} holds no cell that a GPU measured; {V100} is the published one")
-    table, _ = selection.one_machine(to_frame(known))
+    table, _ = one_machine(to_frame(known))
     cells = measured(table)
-    return Card(f"{selection.machine_name(next(table.itertuples()))} in {root}", cells, cells, False)
+    return Card(f"{machine_name(next(table.itertuples()))} in {root}", cells, cells, False)
 
 
 def measured(table: pd.DataFrame) -> list[Measured]:
@@ -140,7 +137,7 @@ def winners(table: pd.DataFrame) -> pd.DataFrame:
     times = published.runtimes().set_index(["variant", "n", "p"])["runtime_s"].to_dict()
     cells = dict(iter(table[table["variant"].isin(PAPER_VARIANTS)].groupby(["n", "p"])))
     rows = []
-    for there in published.winners().itertuples():
+    for there in published.published_winners().itertuples():
         n, p = there.n, there.p
         here = winner(cells.get((n, p)), len(PAPER_VARIANTS))
         ratio = times.get((here, n, p), math.nan) / times.get((there.winner, n, p), math.nan)

@@ -1,15 +1,44 @@
-"""The table of all records of a machine: summary.csv, summary.parquet, and the count of statuses."""
+"""How well the median of a cell's epochs is known.
+
+The table of all records of a machine: summary.csv, summary.parquet, and the count of statuses.
+
+Which rows of a table a reader takes: those of one machine, and of what a study asks. The rest is named.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
+from scipy.stats import binom
 
+import mmdma_core
 from benchmarks.measuring.records import STATUSES, Record, read_all
-from benchmarks.analysis.spread import median_interval
 from mmdma_core.files.atomic import atomically
+
+ENOUGH = 6  # epochs from which order statistics can give 95 %: 1 - 2 / 2^6
+
+
+def median_interval(epoch_s: Sequence[float]) -> tuple[float, float]:
+    """The interval that holds the median epoch with 95 % (order statistics, no distribution assumed), in seconds.
+
+    It goes from the k-th shortest to the k-th longest epoch, with the largest k for which fewer than k of the epochs
+    lie below the median with at most 2.5 %. Under 6 epochs it is the whole range, which holds the median less often:
+    with 1 - 2 / 2^m for m epochs.
+    """
+    ordered = sorted(epoch_s)
+    k = _rank_of_bound(len(ordered))
+    return ordered[k - 1], ordered[-k]
+
+
+@cache
+def _rank_of_bound(m: int) -> int:
+    return max(int(binom.ppf(0.025, m, 0.5)), 1)
+
 
 _NESTED = ("epoch_s", "losses", "metrics", "limits", "machine", "ran_out_of", "missing", "ranks")
 
@@ -17,7 +46,7 @@ _NESTED = ("epoch_s", "losses", "metrics", "limits", "machine", "ran_out_of", "m
 def to_frame(records: list[Record]) -> pd.DataFrame:
     """One row a cell: the record's plain fields, the median epoch, the losses, and who measured.
 
-    median_low_s, median_high_s are the interval that holds the median epoch with 95 %, see benchmarks.analysis.spread.
+    median_low_s, median_high_s are the interval that holds the median epoch with 95 %, see benchmarks.analysis.table.
     outcome is the status, or what a skipped cell was skipped for: 'oom', 'timeout' or 'budget'.
     """
     rows = []
@@ -76,3 +105,47 @@ def count_statuses(frame: pd.DataFrame) -> str:
     for cell in frame[frame["status"] == "error"].itertuples():
         lines.append(f"\nerror: {cell.variant}, n = {cell.n}, p = {cell.p}: {cell.detail}")
     return "\n".join(lines)
+
+
+if TYPE_CHECKING:
+    from benchmarks.study import Study
+
+
+def machine_name(row: object) -> str:
+    """Who measured a row of the table: the GPU, or the CPU where that measured."""
+    name = row.gpu if row.device == "cuda" else row.cpu
+    return name if isinstance(name, str) else f"an unnamed {row.device} machine"
+
+
+def one_machine(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of the machine that measured the most cells, and a sentence about every other one."""
+    names = pd.Series([machine_name(row) for row in table.itertuples()], index=table.index, dtype=str)
+    counts = names.value_counts()
+    said = [
+        f"{_cells(count)} of {name}: the folder holds those of several machines, {counts.index[0]} has the most"
+        for name, count in counts.iloc[1:].items()
+    ]
+    return (table[names == counts.index[0]], said) if said else (table, [])
+
+
+def of_study(table: pd.DataFrame, study: Study) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of one machine that the study asks for, and a sentence about each kind that is left out."""
+    kept, said = one_machine(table)
+    for name, count in kept["variant"].value_counts(sort=False).items():
+        if name not in study.variants:
+            why = f"which the study {study.name!r} does not ask for"
+            if name not in mmdma_core.variants():
+                why = "which is not registered: it no longer exists, or config.yaml does not list its plugin"
+            said.append(f"{_cells(count)} of {name}, {why}")
+    kept = kept[kept["variant"].isin(study.variants)]
+    for axis, grid in (("n", study.every_n), ("p", study.p)):
+        beyond = kept[~kept[axis].isin(grid)]
+        if len(beyond):
+            values = ", ".join(f"{value:,}" for value in sorted(beyond[axis].unique()))
+            said.append(f"{_cells(len(beyond))} at {axis} = {values}, not in the grid of the study {study.name!r}")
+            kept = kept[kept[axis].isin(grid)]
+    return kept, said
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell" + ("s" if count != 1 else "")

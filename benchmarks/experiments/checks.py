@@ -20,12 +20,11 @@ import mmdma_core
 from benchmarks.experiments import correctness
 from benchmarks.experiments.correctness import CASES, Deviation
 from benchmarks.measuring import guard, records
+from benchmarks.measuring.fingerprint import source_digest
 from benchmarks.measuring.measurement import Cell, Report, Work
 from benchmarks.measuring.records import Record
-from benchmarks.measuring.sources import source_digest
 from benchmarks.study import Study
-from mmdma_core import MissingDependency
-from mmdma_core import kernels
+from mmdma_core import MissingDependency, kernels
 
 _SHOWN = 3  # deviations of a variant in words; the record has the largest of every case
 
@@ -63,7 +62,7 @@ def lacks(asked: Check, report: Report) -> None:
 
 def runs_keops(asked: Check, report: Report) -> None:
     """The work of asking KeOps for a sum on the device."""
-    why_not = kernels.works_on(torch.device(asked.device))
+    why_not = kernels.keops_works_on(torch.device(asked.device))
     if why_not:
         raise MissingDependency(why_not)
     _done(report, {})
@@ -114,16 +113,18 @@ def times_kernels(asked: Check, report: Report) -> None:
     lacks(asked, lambda facts: None)
     try:
         from benchmarks.limit import on_cuda, rates_cuda
-        from mmdma_core.fused import tiles
+        from mmdma_core.fused import pairs_cuda
     except ImportError as error:
         raise MissingDependency(f"the kernels need Triton ({error}): pip install triton") from error
 
     found: dict[str, float] = {"products truncate": float(rates_cuda.truncates(asked.device))}
-    for tile in tiles.candidates(asked.settings.n_components):
+    for tile in pairs_cuda.candidates(asked.settings.n_components):
         name = f"tile of {tile.M} rows, {tile.N} columns, {tile.num_warps} warps"
         report({"stage": name})
-        with suppress(tiles.OutOfResources):  # a tile that this GPU cannot hold
-            found[name] = tiles.milliseconds(asked.n, asked.settings.n_components, tile, torch.device(asked.device))
+        with suppress(pairs_cuda.OutOfResources):  # a tile that this GPU cannot hold
+            found[name] = pairs_cuda.milliseconds(
+                asked.n, asked.settings.n_components, tile, torch.device(asked.device)
+            )
         report({"metrics": found})
     report({"stage": "compact and wide blocks apart"})
     apart = on_cuda.apart(asked.n, asked.settings.n_components, asked.device)

@@ -34,8 +34,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mmdma_core import LossTerms, Run, Settings, Variant, reference_gradients, reference_loss, simulate, start, variant
-from mmdma_core import objective
+from mmdma_core import (
+    LossTerms,
+    Run,
+    Settings,
+    Variant,
+    objective,
+    reference_gradients,
+    reference_loss,
+    simulate,
+    start,
+    variant,
+)
 
 MMD_TOLERANCE = 1e-6
 NORM_TOLERANCE = 1e-5

@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import study as studies
+from benchmarks.config import ConfigError
 from benchmarks.experiments import gpu_check_steps as steps
 from benchmarks.experiments.gpu_check_steps import FULL, SMALL, Outcome, Visit
 from benchmarks.measuring import records
-from benchmarks.measuring.alone import alone
-from benchmarks import study as studies
-from benchmarks.config import ConfigError
+from benchmarks.measuring.device import alone
 from benchmarks.plan import duration
 from benchmarks.study import Study
 from mmdma_core.files.atomic import atomically

@@ -16,19 +16,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mmdma_core
+from benchmarks import sweep
 from benchmarks.experiments import checks, citeseq
 from benchmarks.experiments.correctness import CASES
-from benchmarks.measuring import guard, lacking, machine, records
-from benchmarks.measuring.alone import alone
+from benchmarks.measuring import guard, machine, records
+from benchmarks.measuring.device import alone
 from benchmarks.measuring.records import Record
-from benchmarks import sweep
-from benchmarks.answers import known_at
-from benchmarks.study import Study
-from mmdma_core import toolkit
+from benchmarks.study import Study, known_at
+from mmdma_core import compilers
 
 FOLDER = "gpu-check"
 _MODULES = ("pykeops", "triton", "numba", "lsmmdma", "tensorflow")
-_COMPILED_WITH = ("g++", "gcc", "Python.h", *toolkit.PARTS)  # by KeOps and Triton
+_COMPILED_WITH = ("g++", "gcc", "Python.h", *compilers.PARTS)  # by KeOps and Triton
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Visit:
 def machine_and_what_is_missing(visit: Visit) -> Outcome:
     """Step 1: device, driver, versions; what the variants lack."""
     held = machine.describe(visit.table.device, visit.table.threads)
-    here = {name: lacking.is_here(name) for name in (*_MODULES, *_COMPILED_WITH)}
+    here = {name: machine.is_here(name) for name in (*_MODULES, *_COMPILED_WITH)}
     records.write_atomically(visit.folder / "machine.json", json.dumps(held | {"here": here}, indent=1) + "\n")
     gpu = held["gpu"]
     device = f"{gpu['name']}, driver {gpu['driver']}" if gpu else held["cpu"]

@@ -23,16 +23,15 @@ from matplotlib.figure import Figure
 from sklearn.cross_decomposition import CCA
 from sklearn.preprocessing import normalize
 
-from benchmarks.experiments.peers import PEERS, absent
-from benchmarks.experiments.scale import known_or_measured, style_of
-from benchmarks.experiments.scale_fits import Fit
-from benchmarks.figures.style import PAGE, UNLIKE, save
-from benchmarks.measuring import machine
-from benchmarks.measuring.measurement import Limits
-from benchmarks.measuring.records import Record, write_atomically
-from benchmarks.measuring.sources import source_digest
 from benchmarks.analysis.agreement import matches_apart
 from benchmarks.config import ConfigError
+from benchmarks.experiments.peers import PEERS, absent
+from benchmarks.experiments.scale import Fit, known_or_measured, style_of
+from benchmarks.figures.style import PAGE, UNLIKE, save
+from benchmarks.measuring import machine
+from benchmarks.measuring.fingerprint import source_digest
+from benchmarks.measuring.measurement import Limits
+from benchmarks.measuring.records import Record, write_atomically
 from mmdma_core import MMDMA, MissingDependency, Settings
 from mmdma_core.files import views
 from mmdma_core.matching import metrics

@@ -48,9 +48,8 @@ def draw_all(study: Study) -> list[Path]:
 
     Raises ValueError if the table is missing or has no cell of the study.
     """
+    from benchmarks.analysis.table import of_study, read_summary
     from benchmarks.figures.style import save
-    from benchmarks.analysis.selection import of_study
-    from benchmarks.analysis.table import read_summary
 
     table, left_out = of_study(read_summary(study.root), study)
     for sentence in left_out:
@@ -71,9 +70,9 @@ def draw_all(study: Study) -> list[Path]:
 
 def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     import mmdma_core
-    from benchmarks.figures import against_paper, curves, exponents, heatmap, ratios
-    from benchmarks.analysis.fastest import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS
     from benchmarks.analysis import agreement
+    from benchmarks.analysis.published import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS
+    from benchmarks.figures import against_paper, curves, heatmap, scaling
 
     apart = {name for name, _, _ in agreement.apart(table, study.settings)}
     where = _where(study, table)
@@ -100,15 +99,15 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     limit = (cap, f"limit {reach}, {cap:g} GiB") if cap else None
     peak = ("memory_gib", f"peak {'device' if on_gpu else 'host'} memory, GiB", study.every_n)
     yield curves.draw(memory, *peak, few, study.variants, f"Memory, {where}", limit=limit, apart=apart)
-    yield ratios.draw(table, study.n, study.p, f"Runtimes compared, {where}")
+    yield against_paper.draw_log_ratios(table, study.n, study.p, f"Runtimes compared, {where}")
     yield against_paper.draw(table, f"Against the published V100: {where}")
-    yield exponents.draw(table, f"Growth in n and p, {where}", apart)
+    yield scaling.draw_exponents(table, f"Growth in n and p, {where}", apart)
 
 
 def _of_several_devices(study: Study, table: pd.DataFrame) -> Figure | None:
     """Speed-up and memory where cells were measured on several devices; None where none were."""
     from benchmarks.figures import scaling
-    from benchmarks.figures.scaled import read_scaling
+    from benchmarks.figures.scaling import read_scaling
 
     several = read_scaling(study.root if study.devices == 1 else study.root.parent)
     return None if several.empty else scaling.draw(several, f"Several devices, {_where(study, table)}")
@@ -122,10 +121,10 @@ def draw_predicted(table: pd.DataFrame, where: str, folder: Path, against: pd.Da
     """
     import pandas as pd
 
+    from benchmarks.analysis import published
+    from benchmarks.analysis.published import PAPER_VARIANTS
     from benchmarks.figures import against_paper, curves, heatmap
     from benchmarks.figures.style import mark, save
-    from benchmarks.analysis import published
-    from benchmarks.analysis.fastest import PAPER_VARIANTS
 
     (ns, ps), seconds = published.grid(), f"seconds for {published.EPOCHS} epochs"
     variants, behind = list(dict.fromkeys(table["variant"])), None if against is None else published.PUBLISHED
@@ -152,8 +151,8 @@ def draw_predicted(table: pd.DataFrame, where: str, folder: Path, against: pd.Da
 
 
 def _where(study: Study, table: pd.DataFrame) -> str:
-    from benchmarks.analysis.selection import machine_name
-    from mmdma_core.matching.lettering import shortened
+    from benchmarks.analysis.table import machine_name
+    from mmdma_core.matching.pictures import shortened
 
     row = next(table.itertuples())
     return shortened(machine_name(row), 50) + ("" if row.device == "cuda" else f", {study.threads} threads")

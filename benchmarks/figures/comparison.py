@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from benchmarks.figures.style import PAGE, SMALL, TIGHT, grid_axes, legend, short_label
 from benchmarks.analysis.compare import VERDICTS, WORDS, Comparison
-from mmdma_core.matching import lettering
+from benchmarks.figures.style import PAGE, SMALL, TIGHT, grid_axes, legend, short_label
+from mmdma_core.matching import pictures
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _COLORS = {  # safe for colour-blind readers; the darker the worse
@@ -37,7 +37,7 @@ def write(found: Comparison, path: Path) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"--out {path}: No such file or directory")
     try:
-        lettering.save(draw(found), path)
+        pictures.save(draw(found), path)
     except OSError as error:
         raise ValueError(f"--out {path}: {error.strerror}") from None
 

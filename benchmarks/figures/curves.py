@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from benchmarks.analysis.published import PAPER_IMPLEMENTATIONS
 from benchmarks.figures.style import above_legend, count, halves, in_groups, key_of_unlike, legend_line, log_axis, style
-from benchmarks.analysis.fastest import PAPER_IMPLEMENTATIONS
 
 _ENDS = {"oom": ("x", "out of memory"), "timeout": ("|", "out of time"), "budget": ("|", "out of time")}
 _PANEL, _PANELS = 2.4, 7.4  # inches: the height of a panel, and the most that all have

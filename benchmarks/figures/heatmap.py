@@ -11,8 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 
-from benchmarks.figures.style import LEGEND_ROW, TIGHT, across_in, bands, grid_axes, key_of_unlike, label, legend, log_axis, style
-from benchmarks.analysis.fastest import Winners, winners_over
+from benchmarks.analysis.published import Winners, winners_over
+from benchmarks.figures.style import (
+    LEGEND_ROW,
+    TIGHT,
+    across_in,
+    bands,
+    grid_axes,
+    key_of_unlike,
+    label,
+    legend,
+    log_axis,
+    style,
+)
 
 _NOTHING_FITS = {"facecolor": "white", "edgecolor": "0.35", "hatch": "////", "linewidth": 0}
 _TOO_SLOW = {"facecolor": "0.82", "edgecolor": "none"}
@@ -32,9 +43,9 @@ def draw(
 ) -> list[Figure]:
     """A map for each (title, variants): colour = the variant with the lowest runtime_s among `variants`.
 
-    A split cell has several that are equally fast (benchmarks.analysis.fastest.winners), the lowest runtime at the lower
-    left. Hatched: every variant ran out of memory there. Grey: none came to an end, and time was a reason. Stippled:
-    none came to an end, and some could not be tried. Dotted outline: no variant was tried. Marked are
+    A split cell has several that are equally fast (benchmarks.analysis.published.winners), the lowest runtime at
+    the lower left. Hatched: every variant ran out of memory there. Grey: none came to an end, and time was a reason.
+    Stippled: none came to an end, and some could not be tried. Dotted outline: no variant was tried. Marked are
     the variants in `apart`, which do not agree with their family.
 
     The maps stand side by side: size and frame are the same, whatever their legends hold.

@@ -1,14 +1,128 @@
-"""Speed-up and memory of each device, against the number of devices that share a cell."""
+"""The exponents of runtime and memory in n and p, measured and in theory.
+
+Speed-up and memory against the number of devices that share a cell, from records of several such numbers.
+
+Speed-up and memory of each device, against the number of devices that share a cell.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.figures.style import PAGE, above_legend, across_in, halves, style
+from benchmarks.analysis.exponents import FLOOR, exponents
+from benchmarks.figures.style import (
+    PAGE,
+    SMALL,
+    TIGHT,
+    UNLIKE,
+    above_legend,
+    across_in,
+    halves,
+    key_of_unlike,
+    legend,
+    short_label,
+    style,
+)
+from benchmarks.measuring.records import Record, read_all
+
+_SHOWN = (-0.7, 3.7)  # an interval that is wider ends at the frame
+_QUANTITIES = {"runtime": "runtime of an epoch", "memory": "peak memory"}
+_HOST = "peaks of host memory include what the allocator keeps of freed arrays"
+
+
+def draw_exponents(table: pd.DataFrame, title: str, apart: Collection[str] = ()) -> Figure:
+    """Every exponent that could be fitted with its 95 % interval, and the theoretical one of the dominating term.
+
+    apart  variants to be marked, since they do not agree with their family
+    """
+    fitted = exponents(table)
+    fitted = fitted[fitted["n"].notna() | fitted["p"].notna()]
+    parts = {quantity: fitted[fitted["quantity"] == quantity] for quantity in _QUANTITIES}
+    notes = [_HOST] if (table["device"] == "cpu").any() else []
+    rows = [max(len(part), 1) for part in parts.values()]
+    figure = Figure(figsize=(PAGE, 2.0 + 0.23 * sum(rows)), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[count + 1 for count in rows])
+    for (quantity, part), panels in zip(parts.items(), grid, strict=True):
+        labels = [
+            f"{UNLIKE * (row.variant in apart)}{short_label(row.variant)}: {_raised(row.term)}"
+            for row in part.itertuples()
+        ]
+        panels[0].set_yticks(range(len(labels)), labels)
+        panels[0].set_ylim(max(len(labels), 1) - 0.5, -0.5)
+        for axis, axes in zip("np", panels, strict=True):
+            _panel(axes, part, axis)
+            axes.set_title(f"{_QUANTITIES[quantity]}:\nexponent of {axis}", loc="left")
+    figure.suptitle("\n".join([title, *notes]), x=0.01, ha="left")
+    dot = Line2D([], [], color="0.3", marker="o", markersize=4, label="measured, with its 95 % interval")
+    theory = Line2D([], [], color="black", marker="|", markersize=11, linestyle="none", label="theory, dominating term")
+    legend(figure, [dot, theory, *key_of_unlike(fitted["variant"], apart)], loc="outside lower left", ncols=2, **TIGHT)
+    return figure
+
+
+def _raised(term: str) -> str:
+    """'n^2 p' -> 'n\u00b2 p'."""
+    return term.replace("^2", "\u00b2").replace("^3", "\u00b3")
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
+    axes.set_xlim(*_SHOWN)
+    axes.set_xticks(range(4))
+    axes.grid(True, axis="x", color="0.92", linewidth=0.6)
+    axes.tick_params(labelbottom=True)
+    if not rows[axis].notna().any():
+        reason = f"no term has enough cells\n{FLOOR:g} x above the least"
+        axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color="0.4", fontsize=SMALL)
+    for y, row in enumerate(rows.to_dict("records")):
+        if pd.notna(row[axis]):
+            color = style(row["variant"]).color
+            axes.plot([row[f"{axis}_low"], row[f"{axis}_high"]], [y, y], color=color, linewidth=1.6)
+            axes.plot([row[axis]], [y], "o", color=color, markersize=4.5)
+            axes.plot([row[f"{axis}_theory"]], [y], "|", color="black", markersize=11, markeredgewidth=1.4)
+
+
+_COLUMNS = ["kind", "variant", "p", "n", "devices", "speed_up", "memory_of_each"]
+
+
+def read_scaling(root: Path) -> pd.DataFrame:
+    """That of results/MACHINE and of its folders devices2, devices3 and so on."""
+    folders = [root, *sorted(folder for folder in root.glob("devices*") if folder.name[7:].isdecimal())]
+    return scaled([record for folder in folders for record in read_all(folder)])
+
+
+def scaled(records: Sequence[Record]) -> pd.DataFrame:
+    """One row for each cell on several devices and the cell on one that it is set against.
+
+    kind            'strong': the same n; 'weak': the same n of each device
+    n               of the cell on one device
+    speed_up        cells an epoch and second, over that of one device: of strong scaling at most about `devices`; of
+                    weak scaling that of each device, at most about 1
+    memory_of_each  bytes: the largest peak of a rank, on a GPU of PyTorch's allocator
+    """
+    ok = {(r.variant, r.p, r.n, r.devices): r for r in records if r.status == "ok"}
+    rows = []
+    for (variant, p, n, devices), record in ok.items():
+        for kind, of_one in (("strong", n), ("weak", n // devices)):
+            one = ok.get((variant, p, of_one, 1))
+            if one is None or (kind == "weak" and n % devices):
+                continue
+            speed_up = one.median_epoch_s / record.median_epoch_s
+            rows.append((kind, variant, p, of_one, devices, speed_up, _of_each(record)))
+    table = pd.DataFrame(rows, columns=_COLUMNS)
+    several = table.groupby(["kind", "variant", "p", "n"])["devices"].transform("nunique") > 1
+    return table[several].sort_values(_COLUMNS[:5], ignore_index=True)
+
+
+def _of_each(record: Record) -> float | None:
+    name = "peak_torch_bytes" if record.device == "cuda" else "peak_host_bytes"
+    held = [rank[name] for rank in record.ranks if rank.get(name) is not None]
+    return max(held) if held else getattr(record, name)
+
 
 _MARKERS = "osD^vPX*<>"  # the larger n is, the further on
 _CELL = ["variant", "p", "n"]

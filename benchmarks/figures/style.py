@@ -21,8 +21,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import mmdma_core
-from benchmarks.analysis.fastest import PAPER_VARIANTS
-from mmdma_core.matching import lettering
+from benchmarks.analysis.published import PAPER_VARIANTS
+from mmdma_core.matching import pictures
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ matplotlib.rcParams |= {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "lsmmd-ma",  # the same picture is the same file
 }
-matplotlib.rcParams |= lettering.AS_IT_STANDS  # labels of plugins, names of machines and folders
+matplotlib.rcParams |= pictures.AS_IT_STANDS  # labels of plugins, names of machines and folders
 
 
 def style(variant: str) -> Style:
     """The style of a variant; those that are not in the fixed list take the spare ones in order of registration."""
     known = variant in mmdma_core.variants()
-    label = lettering.shortened(mmdma_core.variant(variant).label if known else variant, LABEL)
+    label = pictures.shortened(mmdma_core.variant(variant).label if known else variant, LABEL)
     own = known and mmdma_core.variant(variant)
     if own and not own.exact:
         label += ANOTHER if own.objective else APPROXIMATE
@@ -187,7 +187,7 @@ def _in_three(blocks: Sequence[list[Line2D]]) -> Iterator[list[list[Line2D]]]:
 
 def legend(parent: Axes | Figure | SubFigure, handles: Sequence[Artist], **place: object) -> Legend:
     """A legend of all the handles, headings in bold."""
-    made = lettering.legend(parent, handles, **place)
+    made = pictures.legend(parent, handles, **place)
     for text, handle in zip(made.get_texts(), handles, strict=True):
         if handle.get_gid() == _HEADING:
             text.set_fontweight("bold")
@@ -267,4 +267,4 @@ def mark(figure: Figure, word: str) -> Figure:
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write the figure as PNG and SVG."""
     for suffix, metadata in (("png", None), ("svg", {"Date": None})):
-        lettering.save(figure, folder / f"{name}.{suffix}", metadata=metadata)
+        pictures.save(figure, folder / f"{name}.{suffix}", metadata=metadata)

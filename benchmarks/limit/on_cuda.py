@@ -66,7 +66,7 @@ def limit(n: int, d: int, device: str = "cuda") -> tuple[float, float]:
 
 def apart(n: int, d: int, device: str = "cuda") -> dict[str, float]:
     """Seconds of a pass over the pairs of n and n points in d dimensions: 'compact' blocks alone, and 'wide' alone."""
-    from mmdma_core.fused.tiles import fastest
+    from mmdma_core.fused.pairs_cuda import fastest
 
     in_line = torch.arange(n, dtype=torch.float32, device=device)[:, None]
     taken = {}

@@ -1,24 +1,78 @@
-"""Whether this host's GPUs compute, and which build of PyTorch does where this one does not.
+"""Locks on this host's devices: whoever has one measures there, and nobody else does.
+
+Whether this host's GPUs compute, and which build of PyTorch does where this one does not.
 
 A forked child is asked, for the process that forks cells never opens CUDA itself.
+
+One measurement at a time on a device, and one model of device in a folder of results.
 """
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import platform
 import re
+import secrets
 import signal
-from collections.abc import Mapping
-from contextlib import nullcontext
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from benchmarks.measuring import locks, machine, visible
+from benchmarks.measuring import machine, records
 from mmdma_core.models import in_words
+
+_POLL_S = 0.2
+
+
+def names(device: str, devices: int = 1) -> list[str]:
+    """The names of what a cell measures on: the UUIDs of its GPUs, or the CPU."""
+    return [str(machine.gpu_uuid(k)) for k in range(devices)] if device == "cuda" else ["CPU"]
+
+
+@contextmanager
+def held_lock(wanted: Iterable[str], wait: bool) -> Iterator[bool]:
+    """Hold the locks of these names, as soon as they are free, or give False where one is not and wait is False.
+
+    All take them in the order of their names, so that no two wait for each other.
+
+    A lock is the name of an abstract socket. The kernel keeps it for this host, whoever its user is, and takes it
+    back however its holder ends; it needs no file, so that no file system's locks matter. With a word in MMDMA_LOCK it
+    is another lock, for tests that do not look at times.
+    """
+    with ExitStack() as taken:
+        for name in sorted({*wanted}):
+            lock = taken.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            if _is_taken(lock, name):
+                continue
+            if not wait:
+                taken.close()
+                yield False
+                return
+            print(f"another sweep is measuring on {name}: waiting for it to end", file=sys.stderr, flush=True)
+            while not _is_taken(lock, name):
+                time.sleep(_POLL_S)
+        yield True
+
+
+def _is_taken(lock: socket.socket, name: str) -> bool:
+    """Take the lock; whether it is ours now."""
+    try:
+        lock.bind(f"\0mmdma-benchmark {name} {os.environ.get('MMDMA_LOCK', '')}")
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
+
 
 LIMIT_S = 120.0  # the first use of many GPUs, or of libraries on a slow file system, takes a minute
 RELEASE = "2.13.0"  # of PyTorch, the one that constraints.txt names; what follows is of its builds
@@ -83,13 +137,13 @@ def why_no_gpu(devices: int = 1, alone: bool = False) -> str | None:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # PyTorch asks the driver here, and opens no context
     count = machine.gpu_count()
     if count == 0:
-        trouble = visible.trouble()
+        trouble = machine.trouble()
         return "the driver knows no GPU here" + (f": {trouble}; {_LOOK}" if trouble else "")
     if count < devices:
         return f"{devices} GPUs are asked for, and PyTorch has {count} here"
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver counts
     if devices not in _answers:
-        with nullcontext(True) if alone else locks.held(locks.names("cuda", devices), wait=False) as mine:
+        with nullcontext(True) if alone else held_lock(names("cuda", devices), wait=False) as mine:
             if not mine:
                 return None
             found = _asked_of_a_child(devices)
@@ -233,3 +287,64 @@ def _bare(uuid: str) -> str:
 def _called(name: str, memory_bytes: int | None, uuid: str | None) -> str:
     memory = in_words(memory_bytes) if memory_bytes else "memory of its own kind"
     return f"{name} ({memory}, {uuid or 'no UUID'})"
+
+
+class WrongDevice(RuntimeError):
+    """This node cannot measure what is asked; the message names the node, and what it has."""
+
+
+@contextmanager
+def alone(device: str, root: Path, devices: int = 1) -> Iterator[None]:
+    """Hold this host's first GPUs, or its CPU, for measurements into root: who else wants to measure there waits.
+
+    Raises WrongDevice, before anything is measured, if a device is not there, does not compute or is of another model
+    than the rest, or if root holds records of another model.
+    """
+    _check_device(device, devices, alone=False)
+    _check_model(machine.model(device), root)
+    with held_lock(names(device, devices), wait=True):
+        _check_device(device, devices, alone=True)  # not known while somebody else has measured
+        yield
+
+
+def _check_device(device: str, devices: int, alone: bool) -> None:
+    if device != "cuda":
+        return
+    why_not = why_no_gpu(devices, alone)
+    models = {} if why_not else {machine.model(device, k) for k in range(devices)}
+    if len(models) > 1:
+        why_not = f"its GPUs differ ({', '.join(sorted(models))}): name those of one kind in CUDA_VISIBLE_DEVICES"
+    if why_not:
+        raise WrongDevice(f"device: 'cuda' is asked for, but {machine.node()} cannot measure: {why_not}")
+
+
+def _check_model(model: str, root: Path) -> None:
+    """The folder belongs to the model that measured into it first."""
+    owner = root / "model.txt"
+    if not owner.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        part = root / f".{os.getpid()}.part.{secrets.token_hex(4)}"  # containers on several nodes share numbers
+        part.write_text(_recorded_model(root) or model)
+        try:
+            os.link(part, owner)
+        except FileExistsError:  # another node was faster
+            pass
+        except OSError:  # a file system without hard links
+            part.replace(owner)
+        finally:
+            part.unlink(missing_ok=True)
+    try:
+        held = owner.read_text().strip()
+    except PermissionError:  # another user's, from before it was written with the rights that the folder gives
+        held = _recorded_model(root)
+        if held is None:
+            raise
+    if held != model:
+        raise WrongDevice(
+            f"{root} holds measurements of {held}, and {machine.node()} has {model}: name another folder in `machine`"
+        )
+
+
+def _recorded_model(root: Path) -> str | None:
+    found = records.read_folder(root).records
+    return machine.recorded_model(found[0].machine) if found else None

@@ -27,10 +27,10 @@ import psutil
 
 import mmdma_core
 from benchmarks.measuring import measurement as cell_module
-from benchmarks.measuring.device import check_not_gone
 from benchmarks.measuring import memory, ranks
+from benchmarks.measuring.device import check_not_gone
+from benchmarks.measuring.machine import lacking
 from benchmarks.measuring.measurement import Cell, Limits, Work
-from benchmarks.measuring.lacking import lacking
 from benchmarks.measuring.others import Others
 from benchmarks.measuring.records import Record
 from mmdma_core import host

@@ -21,11 +21,11 @@ from torch import distributed
 
 import mmdma_core
 from benchmarks.measuring import machine, memory
-from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported, compiler
-from mmdma_core.files.shares import of_share
-from mmdma_core.inputs import Given, as_views, is_sparse
-from mmdma_core.own_state import own_state
+from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported, compilers
+from mmdma_core.files.formats import of_share
 from mmdma_core.fused.ranks import in_world, world
+from mmdma_core.host import own_state
+from mmdma_core.inputs import Given, as_views, is_sparse
 
 EARLY_EPOCHS = 3  # every measured cell does that many: a warm-up and at least MIN_TIMED
 MIN_TIMED = 2
@@ -73,7 +73,7 @@ class Cell:
     """What is asked of one measurement.
 
     variant, n, p  one point of the grid
-    source         digest of the variant's source, see benchmarks.measuring.sources
+    source         digest of the variant's source, see benchmarks.measuring.fingerprint
     absent         modules that the variant requires and that cannot be imported here
     shape, seed    of mmdma_core.simulate; the same seed draws the starting values
     data_mode      its `noise`: 'exact' or 'fast'; the name of `data` where that is given
@@ -118,7 +118,7 @@ def measure(cell: Cell, report: Report, work: Work) -> None:
     report({"threads": torch.get_num_threads()})
     _limit_memory(cell)
     try:
-        with own_state(), compiler.explained():  # of which a method of a run then has little to set
+        with own_state(), compilers.explained():  # of which a method of a run then has little to set
             work(cell, report)
         report({"threads": torch.get_num_threads()})  # a variant may have set its own
     except MissingDependency as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.report import facts, losses, measured, nodes, noise, overview, reading, status
+from benchmarks.report import measured, noise, overview, reading, status
 from benchmarks.report.evidence import Evidence, gather
 from benchmarks.report.page import Section, render
 from benchmarks.study import Study
@@ -16,18 +16,18 @@ from mmdma_core.files.atomic import atomically
 
 # In the order of the page. Each takes the evidence and gives a Section, or None where it has nothing to say.
 SECTIONS: list[Callable[[Evidence], Section | None]] = [
-    facts.section,
-    overview.verdict,
+    overview.facts_section,
+    overview.verdict_section,
     overview.figures,
     overview.runtime_chart,
     reading.against_the_paper,
     reading.table_a1,
     reading.log_ratios,
     reading.quality_against_time,
-    status.section,
-    losses.section,
+    status.status_section,
+    status.losses_section,
     noise.section,
-    nodes.section,
+    status.nodes_section,
     measured.machine,
     measured.full_table,
     measured.citations,

@@ -9,11 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 import mmdma_core
+from benchmarks.analysis.published import PAPER_VARIANTS
+from benchmarks.analysis.table import machine_name, of_study, one_machine, read_summary, to_frame
 from benchmarks.measuring.records import Record, foreign_in_words, read_folder
-from benchmarks.analysis.fastest import PAPER_VARIANTS
-from benchmarks.analysis.selection import machine_name, of_study, one_machine
-from benchmarks.analysis.table import read_summary, to_frame
-from benchmarks.report.words import cells, listing
+from benchmarks.report.page import cells, listing
 from benchmarks.study import Study
 
 _KEY = ["variant", "n", "p"]

@@ -11,8 +11,7 @@ import pandas as pd
 import mmdma_core
 from benchmarks.measuring.records import Record
 from benchmarks.report.evidence import Evidence
-from benchmarks.report.page import Section, download, paragraph, part, table
-from benchmarks.report.words import cells, listing, number
+from benchmarks.report.page import Section, cells, download, listing, number, paragraph, part, table
 from mmdma_core.models import in_words
 
 

@@ -11,8 +11,7 @@ from markupsafe import Markup
 from benchmarks.measuring import others
 from benchmarks.measuring.records import Record
 from benchmarks.report.evidence import Evidence
-from benchmarks.report.page import Section, paragraph, table
-from benchmarks.report.words import cells, number, percent
+from benchmarks.report.page import Section, cells, number, paragraph, percent, table
 
 MIN_EPOCHS = 4  # timed epochs from which on quartiles say something
 NOISY = 0.25  # spread above which a cell counts as noisy

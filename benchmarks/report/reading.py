@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 from markupsafe import Markup
 
+from benchmarks.analysis import against_paper
+from benchmarks.analysis import exponents as growth
 from benchmarks.figures import SEVERAL
 from benchmarks.figures.style import style
-from benchmarks.analysis import against_paper, discrepancies
-from benchmarks.analysis import exponents as growth
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, figure, paragraph, table
 
@@ -113,7 +113,7 @@ def _ratios(cells: pd.DataFrame) -> Markup:
 
 
 def _differences(cells: pd.DataFrame) -> Markup:
-    sentences = discrepancies.in_short(discrepancies.not_reproduced(cells))
+    sentences = against_paper.in_short(against_paper.not_reproduced(cells))
     if not sentences:
         return paragraph("Nothing that could be tested differs.")
     head = paragraph("**What does not reproduce, with its likely cause.**")

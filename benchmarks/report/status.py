@@ -1,18 +1,127 @@
-"""How every cell of the study ended: a grid for each variant, and every reason in a table."""
+"""Whether the variants compute the same: their losses after the same few epochs, and who stands apart.
+
+A study that several nodes of a cluster have measured: how many, and whether they differ.
+
+How every cell of the study ended: a grid for each variant, and every reason in a table.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import pandas as pd
 from markupsafe import Markup
 
 import mmdma_core
+from benchmarks.analysis import agreement
+from benchmarks.analysis.agreement import MMD_TOLERANCE, NORM_TOLERANCE, losses
 from benchmarks.figures.style import count
-from benchmarks.report import losses
+from benchmarks.measuring.records import Record
 from benchmarks.report.evidence import Evidence
-from benchmarks.report.page import Section, paragraph, part, table
-from benchmarks.report.words import at, grouped, number
+from benchmarks.report.page import Section, at, cells, grouped, listing, number, paragraph, part, percent, table
+from mmdma_core import advice
+
+
+def losses_section(evidence: Evidence) -> Section | None:
+    """losses.csv as a table, with those marked that stand apart, and by how much; None without a measured cell."""
+    if evidence.grid.empty or not (evidence.grid["status"] == "ok").any():
+        return None
+    found, (others, total) = losses(evidence.grid), losses_apart(evidence)
+    variants = _in_order(evidence, found)
+    rows = [
+        (f"{n:,}", f"{p:,}", *(_written(cell[v], v, (v, n, p) in others) for v in variants))
+        for cell in found.to_dict("records")
+        for n, p in [(cell["n"], cell["p"])]
+    ]
+    marked = [(v, f"{n:,}", f"{p:,}", who.other, who.words) for (v, n, p), who in sorted(others.items())]
+    head = ("n", "p", *(f"`{variant}`" for variant in variants))
+    html = paragraph(*_in_words(evidence, len(marked), total))
+    if marked:
+        html += table("Losses that stand apart", ("variant", "n", "p", "from", "furthest in"), marked, (1, 2))
+    every = table("Loss by cell and variant", head, rows, range(1, 2 + len(variants)), css="tall screen")
+    paper = paragraph("The table of all losses, wider than paper, is left out here; `losses.csv` has it.", css="paper")
+    return Section("Do they compute the same?", html + every + paper)
+
+
+def losses_apart(evidence: Evidence) -> tuple[dict[agreement.Point, agreement.Apart], int]:
+    """The losses that stand apart, see benchmarks.analysis.agreement, and how many losses there are."""
+    found = agreement.apart(evidence.grid, evidence.study.settings)
+    return found, int((evidence.grid["status"] == "ok").sum())
+
+
+def _in_order(evidence: Evidence, found: pd.DataFrame) -> list[str]:
+    return [variant for variant in evidence.study.variants if variant in found]
+
+
+def _in_words(evidence: Evidence, apart: int, total: int) -> tuple[str, ...]:
+    epochs = int(evidence.grid["early_epoch"].max())
+    return (
+        f"The total loss after {epochs} epochs, from the same starting values. Compared are MMD2 (within "
+        f"{MMD_TOLERANCE:g}) and each penalty and distortion (within {percent(NORM_TOLERANCE, 1)} of its value).",
+        "Exact variants of one formulation and one estimator of MMD2 must agree. Approximate ones, in grey, must agree "
+        "with them over all cells within the tolerance that they declare. Those marked ≠ do not. A variant of another "
+        "objective has nobody to agree with.",
+        f"**{apart:,} of {total:,} losses stand apart.**" if apart else f"None of {total:,} losses stands apart.",
+    )
+
+
+def _written(value: float, variant: str, apart: bool) -> str | Markup:
+    if pd.isna(value):
+        return ""
+    if apart:
+        return Markup('<span class="apart">≠ {:.6g}</span>').format(value)
+    if not mmdma_core.variant(variant).exact:
+        return Markup('<span class="aside">{:.6g}</span>').format(value)
+    return f"{value:.6g}"
+
+
+def nodes_section(evidence: Evidence) -> Section | None:
+    """A row for each node; None where one alone has measured, or none is told."""
+    nodes: dict[str, list[Record]] = {}
+    for record in evidence.in_study:
+        nodes.setdefault(record.machine.get("node") or "not told", []).append(record)
+    if len(nodes) < 2:
+        return None
+    told = {name: [record for record in found if record.status == "ok"] for name, found in nodes.items()}
+    rows = [(name, len(found), *_facts(found), number(_slower(told, name))) for name, found in sorted(nodes.items())]
+    head = ("node", "cells", "driver", "clock in the cells, MHz", "seconds, relative to the other nodes")
+    said = paragraph(f"{cells(len(evidence.in_study))} from {len(nodes)} nodes.", *_differences(rows))
+    return Section("The nodes", said + table("From the records", head, rows, (1, 4)))
+
+
+def _facts(found: Sequence[Record]) -> tuple[str, str]:
+    gpus = [gpu for record in found if (gpu := record.machine.get("gpu"))]
+    drivers = sorted({str(gpu.get("driver")) for gpu in gpus})
+    clocks = [gpu["sm_clock_mhz"] for gpu in gpus if gpu.get("sm_clock_mhz")]
+    return listing(drivers), f"{min(clocks):,} to {max(clocks):,}" if clocks else ""
+
+
+def _slower(told: dict[str, list[Record]], name: str) -> float | None:
+    """The median, over the variants that other nodes measured too, of this node's speed over theirs.
+
+    No cell is measured on two nodes, so each is set against what its variant's model of cost says for it.
+    """
+    ratios = []
+    for variant in {record.variant for record in told[name]}:
+        if mmdma_core.variant(variant).cost_model:
+            here, others = [], []
+            for node, found in told.items():
+                cells_of_it = here if node == name else others
+                cells_of_it += [record.measured for record in found if record.variant == variant]
+            if here and others:
+                ratios.append(advice.machine_speed(here) / advice.machine_speed(others))
+    return median(ratios) if ratios else None
+
+
+def _differences(rows: Sequence[tuple]) -> Iterator[str]:
+    drivers = {row[2] for row in rows if row[2]}
+    yield "**Their drivers differ.**" if len(drivers) > 1 else "Their drivers are the same." if drivers else ""
+    yield (
+        "The last column sets the cells of a node against those of the same variants on the others, each relative to "
+        "its model of cost: near 1, the nodes are alike."
+    )
 
 
 @dataclass(frozen=True)
@@ -40,13 +149,13 @@ MARKS = {  # (status, outcome) of benchmarks.analysis.table.to_frame
 _UNKNOWN = Mark("?", "absent", "ended in a way that this page does not know")
 
 
-def section(evidence: Evidence) -> Section | None:
+def status_section(evidence: Evidence) -> Section | None:
     """The grids, their legend, and the reasons; None if the study has no record."""
     if evidence.grid.empty:
         return None
     study = evidence.study
     rows = {(cell.variant, cell.n, cell.p): cell for cell in evidence.grid.itertuples()}
-    variants, apart = [], {name for name, _, _ in losses.apart(evidence)[0]}
+    variants, apart = [], {name for name, _, _ in losses_apart(evidence)[0]}
     for name in study.variants:
         asked = {(n, p) for variant, p, n in study.cells() if variant == name}
         grid = [[_square(rows.get((name, n, p)), n, p, asked) for n in study.every_n] for p in reversed(study.p)]

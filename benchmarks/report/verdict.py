@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
 import mmdma_core
+from benchmarks.analysis.published import Winners, winners_over
 from benchmarks.figures import heatmap
-from benchmarks.analysis.fastest import Winners, winners_over
-from benchmarks.report import losses
+from benchmarks.report import status
 from benchmarks.report.evidence import Evidence
-from benchmarks.report.words import at, cells, grouped, listing, number
+from benchmarks.report.page import at, cells, grouped, listing, number
 
 PATTERN = ("dual", "dual-keops", "primal-keops")  # Figure 1A of the paper: who wins as n grows, at every p
 
@@ -180,7 +180,7 @@ def _where(some: Sequence[int], ps: Sequence[int]) -> str:
 
 def _apart(evidence: Evidence) -> Iterator[str]:
     """Who may not compute what the others do, and so is no winner to rely on; and who is meant to compute another."""
-    apart, _ = losses.apart(evidence)
+    apart, _ = status.losses_apart(evidence)
     of_each = Counter(variant for variant, _, _ in apart)
     if of_each:
         wrong = listing([f"`{v}` in {cells(of_each[v])}" for v in evidence.study.variants if v in of_each])

@@ -23,11 +23,9 @@ import numpy as np
 import torch
 
 from mmdma_core.errors import Unsupported
-from mmdma_core.registry import register
-from mmdma_core import costs, models
-from mmdma_core.settings import Settings
-from mmdma_core.terms import LossTerms, total_loss
+from mmdma_core.objective import LossTerms, total_loss
 from mmdma_core.run import Pair, starting_values
+from mmdma_core.settings import Settings
 
 
 def load(module: str) -> ModuleType:
@@ -155,17 +153,3 @@ def _config(tf: ModuleType) -> Any:
     config = tf.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads)
     config.gpu_options.allow_growth = True
     return config
-
-
-register(
-    "original-2019",
-    label="original 2019, TensorFlow (biased MMD)",
-    reference="Liu et al. 2019, Jointly embedding multiple single-cell omics measurements",
-    requires=("tensorflow", works_on),
-    estimator="biased",
-    memory_model=models.ORIGINALS["original-2019"],
-    formulation="dual",
-    cost_model=costs.composed(costs.dual, costs.broadcast),
-    importer=load,
-    install="pip install tensorflow-cpu, on a GPU 'tensorflow[and-cuda]'",
-)(GraphRun)

@@ -10,7 +10,6 @@ same p. It seeds the global generators of PyTorch, NumPy and Python, which then 
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import math
@@ -26,15 +25,12 @@ import numpy as np
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from mmdma_core import toolkit
+from mmdma_core import compilers, kernels
 from mmdma_core.errors import Unsupported
-from mmdma_core.registry import register
-from mmdma_core import kernels
-from mmdma_core import costs, models
-from mmdma_core.settings import Settings
-from mmdma_core.terms import LossTerms, total_loss
-from mmdma_core.own_state import current
+from mmdma_core.host import current
+from mmdma_core.objective import LossTerms, total_loss
 from mmdma_core.run import Pair, starting_values
+from mmdma_core.settings import Settings
 
 # Modules that it imports and that training never uses -> the package that has them.
 _FILE_ACCESS = {
@@ -46,6 +42,7 @@ _FILE_ACCESS = {
 
 
 _COMPILER = "torch._dynamo"  # the first torch.optim.Adam imports it, which takes a second or more
+MODULES = (_COMPILER, "lsmmdma", "absl", "pykeops", "sklearn", "tenacity")  # that it imports
 
 
 class _StandIn(ModuleType):
@@ -72,8 +69,8 @@ def _stand_ins() -> Iterator[None]:
 def load(module: str) -> ModuleType:
     """Import the package's training, a module of it, which is kept from wiping KeOps' cache, or what it requires."""
     if not module.startswith("lsmmdma"):
-        return kernels.load(module)
-    pykeops = kernels.load("pykeops")
+        return kernels.load_keops(module)
+    pykeops = kernels.load_keops("pykeops")
     module = "lsmmdma.train" if module == "lsmmdma" else module
     wipe = pykeops.clean_pykeops
     pykeops.clean_pykeops = lambda: None
@@ -251,29 +248,8 @@ class PublishedRun:
             return tuple(view @ theta for view, theta in zip(self._views, self.parameters, strict=True))
 
 
-def _import_package(device: torch.device) -> None:
+def import_package(device: torch.device) -> None:
     """Import it before the clock starts, also where no server of processes has done so; with it KeOps."""
     if device.type == "cuda":
-        toolkit.prepare()
+        compilers.prepare_cuda()
     load("lsmmdma")
-
-
-def _register(mode: str, symbolic: bool) -> None:
-    modules = (_COMPILER, "lsmmdma", "absl", "pykeops", "sklearn", "tenacity")
-    name = f"published-{mode}{'-keops' if symbolic else ''}"
-    register(
-        name,
-        label=f"published {mode}{', KeOps' if symbolic else ''}",
-        reference="the package lsmmdma 0.1.11 itself",
-        requires=(*modules, *([kernels.works_on] if symbolic else []), _import_package),  # KeOps finds CUDA first
-        importer=load,
-        install="pip install --no-deps lsmmdma, and pip install absl-py pykeops scikit-learn tenacity",
-        memory_model=models.PUBLISHED_PACKAGE[name],
-        formulation=mode,
-        cost_model=costs.PUBLISHED_PACKAGE[name],
-    )(functools.partial(PublishedRun, mode, symbolic))
-
-
-for _mode in ("primal", "dual"):
-    for _symbolic in (False, True):
-        _register(_mode, _symbolic)

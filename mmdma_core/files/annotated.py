@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mmdma_core.files.formats import DAMAGED, existing, reading
-from mmdma_core.files.hdf5 import hdf5_filters, package
-from mmdma_core.files.shares import of_share
+from mmdma_core.files.formats import DAMAGED, existing, hdf5_filters, of_share, package, reading
 from mmdma_core.files.tenx import of_type
 
 # Suffix -> the package that reads it, and what every such file has at its top.

@@ -1,19 +1,33 @@
-"""Files that hold a bare matrix, by suffix: .npy, .npz, .mtx, .mtx.gz, .pt; tables of text are in tables.py.
+"""Text in a file, packed or not: UTF-8, or UTF-16 with its mark.
+
+What lies in a file's place without being it: pointers of git, web pages, nothing at all, another compression.
+
+HDF5: the packages that its files need, and the filters that it lacks itself.
+
+Files that hold a bare matrix, by suffix: .npy, .npz, .mtx, .mtx.gz, .pt; tables of text are in tables.py.
 
 No file can run code here: NumPy reads without pickle, PyTorch with weights_only, and the formats of SciPy and pandas
 hold numbers and text alone.
+
+Which rows of a view one of several processes reads or makes.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
+import importlib
+import os
 import pickle
 import struct
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, TextIO
 
 import numpy as np
@@ -22,9 +36,147 @@ import scipy.sparse
 import torch
 
 from mmdma_core.errors import MissingDependency
-from mmdma_core.files.standins import check_is_itself, check_is_there
-from mmdma_core.files.text import opened
 from mmdma_core.inputs import on_host
+
+
+class _Text(TextIOWrapper):
+    """Text without NUL, at which pandas would end a field and drop what follows."""
+
+    def read(self, size: int | None = -1) -> str:
+        return _without_nul(super().read(size))
+
+    def __next__(self) -> str:
+        return _without_nul(super().__next__())
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise UnicodeError("it holds NUL, so it is no text; UTF-16 needs its mark")
+    return text
+
+
+@contextmanager
+def opened(path: Path, kind: str) -> Iterator[TextIO]:
+    """The text of a file of some kind, unpacked if its name ends in .gz. Raises ValueError for what is no text."""
+    refused = f"{path} cannot be read as {kind}"
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            encoding = "utf-16" if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+            with _Text(file, encoding, newline="") as text:
+                yield text
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.object[error.start]:#04x}" if error.start < len(error.object) else "its end"
+        raise ValueError(f"{refused}: {byte} is not {error.encoding.upper()}, save it as UTF-8") from error
+    except (UnicodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{refused}: {error}") from error
+
+
+_POINTERS = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself: git lfs pull fetches it",
+    b"version https://hawser": "is a Git LFS pointer, not the file itself: git lfs pull fetches it",
+    b"/annex/objects/": "is a git-annex pointer, not the file itself: git annex get fetches it",
+}
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error>")
+_GZIP = b"\x1f\x8b"
+_COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z"}
+_ZIP, _ARE_ZIP = b"PK\x03\x04", (".npy", ".npz", ".pt")  # of .npy, that it is an .npz is said elsewhere
+
+
+def check_is_there(path: Path) -> None:
+    """Raises ValueError for no file; a link that leads nowhere is named as that."""
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, not a file")
+    if not path.is_symlink():
+        raise ValueError(f"{path}: no such file")
+    target = os.readlink(path)
+    if "annex/objects" in target.replace(os.sep, "/"):
+        raise ValueError(f"{path} is a link of git-annex whose file is not here: git annex get fetches it")
+    raise ValueError(f"{path}: a link to {target}, where no file is")
+
+
+def check_is_itself(path: Path) -> None:
+    """Raises ValueError of one line for a file that only stands for another one, or is packed as its name does not say.
+
+    What it says is seen from the first bytes alone.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    what = _seen(path, head)
+    if what:
+        raise ValueError(f"{path} {what}")
+
+
+def _seen(path: Path, head: bytes) -> str | None:
+    if not head:
+        return "is empty"
+    for start, what in _POINTERS.items():
+        if head.startswith(start):
+            return what
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
+        return "is a web page or a server's message, not the file itself: download it again, by its own address"
+    for start, name in _COMPRESSED.items():
+        if head.startswith(start):
+            return f"is compressed with {name}: unpack it"
+    if head.startswith(_ZIP) and path.suffix.lower() not in _ARE_ZIP:
+        return "is a zip archive, as .xlsx is too: unpack it, or save it as text"
+    named = path.suffix.lower() == ".gz"
+    if named and not head.startswith(_GZIP):
+        return "ends in .gz and is not compressed with gzip: take .gz off its name"
+    if not named and head.startswith(_GZIP):
+        return "is compressed with gzip: unpack it, or let its name end in .gz"
+    return None
+
+
+@contextmanager
+def hdf5_filters(path: Path, file: Path) -> Iterator[None]:
+    """Read an HDF5 file with the filters of hdf5plugin, where that is installed.
+
+    path is what errors call the file. A ValueError becomes a MissingDependency that names the filter, if the file has
+    one that is not there.
+    """
+    with suppress(ImportError):
+        importlib.import_module("hdf5plugin")  # registers them
+    try:
+        yield
+    except ValueError:
+        lacking = _lacking(file)
+        if lacking:
+            raise MissingDependency(f"{path} needs a filter of HDF5: {lacking}: pip install hdf5plugin") from None
+        raise
+
+
+def _lacking(file: Path) -> str | None:
+    """The first dataset with a filter that HDF5 does not have here, and which; None: there is none."""
+    import h5py
+
+    def look(name: str, item: object) -> str | None:
+        if not isinstance(item, h5py.Dataset):
+            return None
+        created = item.id.get_create_plist()
+        for k in range(created.get_nfilters()):
+            number, _, _, called = created.get_filter(k)
+            if not h5py.h5z.filter_avail(number):
+                title = called.decode(errors="replace").partition(";")[0] or "no name"
+                return f"{name} is packed by filter {number} ({title})"
+        return None
+
+    with suppress(OSError, RuntimeError, KeyError), h5py.File(file, "r") as opened:  # damaged in another way
+        return opened.visititems(look)
+    return None
+
+
+def package(name: str, path: Path) -> ModuleType:
+    """The package that a file needs. Raises MissingDependency."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"{path} needs {error.name}: pip install 'mmdma-benchmark[anndata]'") from error
+
 
 # What the libraries raise on damaged files, seen by damaging files at random.
 DAMAGED = (OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, AttributeError, TypeError)
@@ -186,3 +338,9 @@ READERS = {
     ".mtx.gz": _read_mtx,
     ".pt": _read_pt,
 }
+
+
+def of_share(n: int, share: tuple[int, int]) -> slice:
+    """The rows of share (k, m) of n: as many as of any other, or one more."""
+    k, m = share
+    return slice(n * k // m, n * (k + 1) // m)

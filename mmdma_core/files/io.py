@@ -14,8 +14,7 @@ import numpy as np
 
 from mmdma_core.files.annotated import ANNOTATED, as_stored
 from mmdma_core.files.atomic import Unwritten, atomically
-from mmdma_core.files.formats import suffix
-from mmdma_core.files.hdf5 import package
+from mmdma_core.files.formats import package, suffix
 from mmdma_core.files.labels import read_labels, read_vector
 from mmdma_core.files.names import align_by_name, compare_names
 from mmdma_core.files.views import View, read_view

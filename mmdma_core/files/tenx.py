@@ -14,9 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from mmdma_core.files.formats import DAMAGED, READERS, Table, existing, reading, suffix
-from mmdma_core.files.hdf5 import hdf5_filters, package
-from mmdma_core.files.text import opened
+from mmdma_core.files.formats import DAMAGED, READERS, Table, existing, hdf5_filters, opened, package, reading, suffix
 
 FOLDER, FILE = "10x folder", ".h5"  # the kinds, as errors call them
 _PARTS = {

@@ -14,9 +14,7 @@ import scipy.sparse
 
 from mmdma_core.files import formats, tables, tenx
 from mmdma_core.files.annotated import ANNOTATED, Keys, read_annotated
-from mmdma_core.files.formats import Table, existing, place, reading, suffix
-from mmdma_core.files.shares import of_share
-from mmdma_core.files.standins import check_is_there
+from mmdma_core.files.formats import Table, check_is_there, existing, of_share, place, reading, suffix
 from mmdma_core.inputs import canonical, unmasked
 
 READERS = formats.READERS | tables.READERS

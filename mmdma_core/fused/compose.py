@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmdma_core import compiler
+from mmdma_core import compilers
 from mmdma_core.errors import Unsupported
-from mmdma_core.fused.batches import Batches
-from mmdma_core.fused.parts import MMD, FusedView
+from mmdma_core.formulations import Dual, SparsePrimal
+from mmdma_core.fused.parts import MMD, Batches, FusedView
+from mmdma_core.fused.ranks import shared
 from mmdma_core.fused.run import FormulationView, FusedRun
-from mmdma_core.formulations import Dual
+from mmdma_core.host import own_state
 from mmdma_core.inputs import Kernel, Rows, View, is_sparse
 from mmdma_core.settings import Settings
-from mmdma_core.sparse import SparsePrimal
-from mmdma_core.own_state import own_state
-from mmdma_core.fused.ranks import shared
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -85,7 +83,7 @@ def exact_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, held
     """The exact MMD2, one pass over the pairs of points."""
     sizes = n_x, n_y, settings.n_components, settings.sigma, settings.unbiased
     if on_gpu(device):
-        from mmdma_core.fused.tiles import fastest  # imports Triton
+        from mmdma_core.fused.pairs_cuda import fastest  # imports Triton
 
         return fastest(*sizes, device, held)
     from mmdma_core.fused.pairs_cpu import FusedMMD  # imports Numba
@@ -100,7 +98,7 @@ def missing_for_exact(device: torch.device) -> str | None:
     found = torch.cuda.get_device_capability(device)
     if found < _LEAST_CAPABILITY:
         raise Unsupported(f"the fused variants need compute capability 8.0 or more, this GPU has {found[0]}.{found[1]}")
-    return compiler.why_no_triton()  # here, so that no measurement pays for its import and what it compiles
+    return compilers.why_no_triton()  # here, so that no measurement pays for its import and what it compiles
 
 
 def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, held: Held | None = None) -> MMD:
@@ -115,7 +113,7 @@ def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, he
 
 def _fourier(n_x: int, n_y: int, settings: Settings, device: torch.device, exact: MMD | None, held: Rows | None) -> MMD:
     if on_gpu(device):
-        from mmdma_core.fused.fourier_cuda import CudaFourierMMD
+        from mmdma_core.fused.fourier import CudaFourierMMD
 
         return CudaFourierMMD(n_x, n_y, settings, exact, device, held)
     from mmdma_core.fused.fourier_cpu import CpuFourierMMD  # imports Numba
@@ -131,7 +129,7 @@ def takes_batches(run: FusedRun) -> bool:
 
 @own_state()
 def in_batches(run: FusedRun, size: int, n_updates: int) -> None:
-    """Let each update take `size` cells of each view, see mmdma_core.fused.batches."""
+    """Let each update take `size` cells of each view, see mmdma_core.fused.parts."""
     sizes = [min(size, n) for n in run.sizes]
     unbiased = replace(run.settings, unbiased=True)  # a biased MMD2 would depend on the size of the sample
     sampled = _fourier(*sizes, unbiased, run.parameters[0].device, None, run.held)

@@ -1,4 +1,8 @@
-"""MMD2 and its gradient in one pass over the pairs of points, on the CPU, with Numba.
+"""An order of points in which neighbours follow one another, on the CPU, with Numba.
+
+On CUDA this is `kd_order` of neighbours_cuda. Here a step allocates nothing, which that and SciPy's k-d tree do.
+
+MMD2 and its gradient in one pass over the pairs of points, on the CPU, with Numba.
 
 One evaluation of k(a, b) = exp(-|a - b|^2 / (2 sigma)) serves the sum and both points' gradients, see fused/run.py.
 Every unordered pair is visited once: half of the pairs within x and within y, all of those across. A point never meets
@@ -12,7 +16,7 @@ whose rounding grows with |u|^2. Where the mean of |z - centre|^2 is above 16 si
 comes from differences of coordinates instead. The last coordinate of a point is its -|u|^2 / 2, of differences 0.
 
 Where the points lie so wide that a mean pair has k < 2^-48, they are ordered so that neighbours follow one another
-(mmdma_core.fused.neighbours), with a box around every 32. Columns whose box lies so far from the four rows that
+(mmdma_core.fused.pairs_cpu), with a box around every 32. Columns whose box lies so far from the four rows that
 k < 2^-48 are left out: of a mean of at least 2^-24 this is less than float32's rounding, and where a mean is smaller
 the pass is done again down to 2^-100. Of a gradient no pair that is left out makes up more than 2^-44 / sqrt(sigma)
 times the pair's weight in the mean.
@@ -24,13 +28,80 @@ import numba
 import numpy as np
 import torch
 
-from mmdma_core.fused.neighbours import kd_orders
 from mmdma_core.fused.pairs_tiles import ALL, APART, BOX, LANES, LOWEST, PANEL, PULLS, ROWS, all_pairs
 from mmdma_core.fused.run import MMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
 from mmdma_core.fused.threads import alone, in_threads, threads
 from mmdma_core.inputs import Rows
-from mmdma_core.terms import squared_mmd
+from mmdma_core.objective import squared_mmd
+
+
+@numba.njit(nogil=True, cache=True)
+def kd_orders(t, threads, x, y, leaf, order_x, order_y):
+    """Thread t's share of two clouds, each brought into its `kd_order`."""
+    for cloud in range(t, 2, threads):
+        if cloud == 0:
+            kd_order(x, leaf, order_x)
+        else:
+            kd_order(y, leaf, order_y)
+
+
+@numba.njit(cache=True)
+def kd_order(points, leaf, order):
+    """Fill order (n,) so that every `leaf` points (n, d) that follow one another lie together: a k-d tree in place.
+
+    The halves of every 2 leaf, 4 leaf, ... points are parted at the median of the coordinate that extends furthest.
+    """
+    n = len(order)
+    for i in range(n):
+        order[i] = i
+    size = leaf
+    while size < n:
+        size *= 2
+    while size > leaf:
+        half = size // 2
+        for low in range(0, n - half, size):
+            high = min(low + size, n)
+            _select(points[:, _widest(points, order, low, high)], order, low, low + half, high)
+        size = half
+
+
+@numba.njit(cache=True)
+def _widest(points, order, low, high):
+    """The coordinate in which order[low:high] extends furthest."""
+    widest, most = 0, -1.0
+    for k in range(points.shape[1]):
+        least = greatest = points[order[low], k]
+        for i in range(low + 1, high):
+            least, greatest = min(least, points[order[i], k]), max(greatest, points[order[i], k])
+        if greatest - least > most:
+            widest, most = k, greatest - least
+    return widest
+
+
+@numba.njit(cache=True)
+def _select(values, order, low, middle, high):
+    """Reorder order[low:high] so that no value before `middle` is above one from there on (Hoare 1961)."""
+    high -= 1
+    while low < high:
+        pivot = values[order[(low + high) // 2]]
+        i, j = low, high
+        while i <= j:
+            while values[order[i]] < pivot:
+                i += 1
+            while values[order[j]] > pivot:
+                j -= 1
+            if i <= j:
+                order[i], order[j] = order[j], order[i]
+                i += 1
+                j -= 1
+        if middle <= j:
+            high = j
+        elif middle >= i:
+            low = i
+        else:
+            return
+
 
 _F = np.float32
 _ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)

@@ -23,7 +23,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from mmdma_core.fused.vectors import INT, LONG, Vectors, index_vector
+from mmdma_core.fused.tall_skinny import INT, LONG, Vectors, index_vector
 
 PANEL = 256
 ROWS = 4

@@ -24,14 +24,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from mmdma_core.fused.batches import Batches
-from mmdma_core.fused.parts import MMD, FusedView, Term
-from mmdma_core.fused.threads import alone
 from mmdma_core.formulations import Formulation
+from mmdma_core.fused.parts import MMD, Batches, FusedView, Term
+from mmdma_core.fused.threads import alone
 from mmdma_core.inputs import Rows
-from mmdma_core.settings import Settings
-from mmdma_core.terms import LossTerms, total_loss
+from mmdma_core.objective import LossTerms, total_loss
 from mmdma_core.run import AdamRun, Pair
+from mmdma_core.settings import Settings
 
 
 class FormulationView:

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from mmdma_core import objective
 from mmdma_core.fused.parts import MMD, FusedView
 from mmdma_core.fused.run import FusedRun
-from mmdma_core import terms
 from mmdma_core.inputs import Rows
 from mmdma_core.settings import Settings
 
@@ -78,10 +78,10 @@ class CudaView:
     def backward(self) -> tuple[torch.Tensor, torch.Tensor]:
         w, t, b = self._w, self._t, self._w.T @ self._t
         inner = w.T @ w
-        penalty = terms.penalty(inner, self.p)
+        penalty = objective.penalty(inner, self.p)
         inner.diagonal().sub_(1)
         norm = (self._constant - 2 * t.square().sum() + b.square().sum()).clamp(min=0).sqrt()
-        distortion = terms.distortion(norm, self.n, self.p)
+        distortion = objective.distortion(norm, self.n, self.p)
         # The derivatives of the weighted terms with respect to |W^T W - I|^2 / 2 and to |X X^T - E E^T|^2.
         of_penalty = _quotient_or_zero(self.settings.lambda1 / self.p, penalty)
         of_norm = _quotient_or_zero(self.settings.lambda2 / (2 * self.n * math.sqrt(self.p)), norm)

@@ -42,7 +42,7 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _where() -> str:
-    rank, size = joined.ranks()
+    rank, size = joined.rank_and_size()
     return "" if size == 1 else f"rank {rank} of {size}: "
 
 

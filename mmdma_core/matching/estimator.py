@@ -15,23 +15,31 @@ from sklearn.preprocessing import normalize
 from sklearn.utils._set_output import _wrap_data_with_container
 from sklearn.utils.validation import check_is_fitted
 
-from mmdma_core import compiler
-from mmdma_core import registry
+from mmdma_core import compilers, registry
 from mmdma_core.files.atomic import check_writable
 from mmdma_core.fused.compose import in_batches
-from mmdma_core.matching import model_file
-from mmdma_core.matching.checking import check_parameters
-from mmdma_core.matching.preprocess import Matrix, as_rows, centred, column_means, digest
-from mmdma_core.matching.starts import batch_size, choose_variant, draw_seeds, median_sigma, run_starts
-from mmdma_core.matching.taking import Pair, check_features, is_annotated, take, take_both
-from mmdma_core.matching.warned import at_the_caller
-from mmdma_core.inputs import Kernel, as_device
-from mmdma_core.settings import Settings, plain
-from mmdma_core.terms import LossTerms
-from mmdma_core.own_state import brief_waits
 from mmdma_core.fused.ranks import in_world, world
-from mmdma_core.epochs import Callback, Checkpoint, History, Stopping, train
-from mmdma_core.run import AdamRun, Run
+from mmdma_core.host import brief_waits
+from mmdma_core.inputs import Kernel, as_device
+from mmdma_core.matching import model_file
+from mmdma_core.matching.preprocess import (
+    Matrix,
+    Pair,
+    as_rows,
+    at_the_caller,
+    centred,
+    check_features,
+    check_parameters,
+    column_means,
+    digest,
+    is_annotated,
+    take,
+    take_both,
+)
+from mmdma_core.matching.starts import batch_size, choose_variant, draw_seeds, median_sigma, run_starts
+from mmdma_core.objective import LossTerms
+from mmdma_core.run import AdamRun, Callback, Checkpoint, History, Run, Stopping, train
+from mmdma_core.settings import Settings, plain
 
 if TYPE_CHECKING:
     from sklearn.utils import Tags  # from scikit-learn 1.6 on
@@ -237,7 +245,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.device_ = self._device()
         self.variant_ = choose_variant(self, *views)
         seeds = draw_seeds(plain(self.random_state), plain(self.n_starts))
-        with compiler.explained(), brief_waits():
+        with compilers.explained(), brief_waits():
             self.sigma_ = self._sigma(views, seeds[0])
             settings = self._settings(self.sigma_)
             self.starts_, self.interrupted_ = run_starts(

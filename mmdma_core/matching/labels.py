@@ -1,4 +1,6 @@
-"""The metrics of labels, from all cells or from a sample of them: transfer accuracy and silhouette.
+"""The label that a cell's nearest neighbours vote for, whatever the order in which the neighbours come.
+
+The metrics of labels, from all cells or from a sample of them: transfer accuracy and silhouette.
 
 Cells of a sample are set against all cells; memory is O(n) either way.
 """
@@ -9,14 +11,56 @@ import numpy as np
 import pandas as pd
 import sklearn
 import torch
+from scipy.stats import mode
 from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
 
-from mmdma_core.matching import sampling
-from mmdma_core.matching.blocks import distances, in_blocks
-from mmdma_core.matching.match_ranks import Undefined, Vector, as_array
-from mmdma_core.matching.sampling import Estimate
-from mmdma_core.matching.voting import transfer
+from mmdma_core.matching import match_ranks
+from mmdma_core.matching.match_ranks import Estimate, Undefined, Vector, as_array, distances, in_blocks, rounding
 from mmdma_core.settings import is_whole, plain
+
+_CLEAR = 1e-12  # of the largest squared norm: scikit-learn's squared distances are right to less
+
+
+def transfer(points: np.ndarray, codes: np.ndarray, asked: np.ndarray, k: int) -> tuple[np.ndarray, int]:
+    """Labels (m,) of the cells asked, (m, d), by the vote of their k nearest points, (n, d), which have codes, (n,).
+
+    Points that are as far as the k-th share the votes that are left for them: of t such points and r votes each has
+    r / t of a vote. Of labels with equally many votes it is the first in order. Also how many cells have points that
+    share.
+    """
+    places, of_cell = np.unique(asked, axis=0, return_inverse=True)  # many cells may lie in one place
+    of_cell, shared = of_cell.reshape(-1), np.zeros(len(places), dtype=bool)
+    squared, found = NearestNeighbors(n_neighbors=min(k + 1, len(points))).fit(points).kneighbors(places)
+    squared **= 2
+    predicted = mode(codes[found[:, :k]], axis=1).mode
+    if k < len(points):
+        largest = max(float((view**2).sum(1).max()) for view in (points, places))
+        unclear = squared[:, k] - squared[:, k - 1] <= _CLEAR * largest
+        if unclear.any():
+            predicted[unclear], shared[unclear] = _shared(points, codes, places[unclear], k)
+    return predicted[of_cell], int(shared[of_cell].sum())
+
+
+def _shared(points: np.ndarray, codes: np.ndarray, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The labels, with all distances at hand, and whether points share: slower, and right where distances are equal."""
+    order = codes.argsort(kind="stable")
+    names, begins = np.unique(codes[order], return_index=True)
+    sorted_points, queries = torch.from_numpy(points[order]), torch.from_numpy(asked)
+    slack = rounding(sorted_points, queries)
+
+    def vote(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        block = distances(queries[rows], sorted_points).numpy()
+        kth = np.partition(block, k - 1, axis=1)[:, k - 1, None]
+        closer, up_to = block < kth - slack, block <= kth + slack
+        left = k - closer.sum(1, keepdims=True)
+        tied = up_to.sum(1, keepdims=True) - closer.sum(1, keepdims=True)
+        votes = np.where(closer, tied, np.where(up_to, left, 0))  # whole numbers: tied times the votes
+        return names[np.add.reduceat(votes, begins, axis=1).argmax(1)], tied[:, 0] > left[:, 0]
+
+    labels, shared = zip(*in_blocks(len(asked), len(points), vote), strict=True)
+    return np.concatenate(labels), np.concatenate(shared)
+
 
 _WORKING_MEMORY_MIB = 32  # of scikit-learn, for its own blocks of distances
 
@@ -27,7 +71,7 @@ def transfer_accuracy(
     codes: list[np.ndarray],
     n_neighbors: int,
     sample: int | None = None,
-    seed: int = sampling.SEED,
+    seed: int = match_ranks.SEED,
 ) -> Estimate:
     """See `mmdma_core.metrics.label_transfer_accuracy`; of a sample the labels of its cells alone are predicted."""
     n_neighbors = plain(n_neighbors)
@@ -39,7 +83,7 @@ def transfer_accuracy(
     if not np.intersect1d(*codes).size:
         raise Undefined("no label occurs in both views")
     views, rng = _centred(e_x, e_y), np.random.default_rng(seed)
-    sampled = [sampling.draw(len(view), sample, rng) for view in views]
+    sampled = [match_ranks.draw(len(view), sample, rng) for view in views]
     counts = len(sampled[0]), len(sampled[1])
     accuracies, shared = [], 0
     for j, k in ((1, 0), (0, 1)):
@@ -55,8 +99,8 @@ def transfer_accuracy(
     if counts == (len(e_x), len(e_y)):
         return Estimate(value, counts, None, tuple(notes))
     sizes = (counts[1], len(e_y)), (counts[0], len(e_x))
-    ends = [sampling.of_fraction(hit, *size) for hit, size in zip(accuracies, sizes, strict=True)]
-    return Estimate(value, counts, sampling.of_both(accuracies, ends), tuple(notes))
+    ends = [match_ranks.of_fraction(hit, *size) for hit, size in zip(accuracies, sizes, strict=True)]
+    return Estimate(value, counts, match_ranks.of_both(accuracies, ends), tuple(notes))
 
 
 def silhouette(
@@ -64,7 +108,7 @@ def silhouette(
     e_y: torch.Tensor,
     codes: list[np.ndarray],
     sample: int | None = None,
-    seed: int = sampling.SEED,
+    seed: int = match_ranks.SEED,
 ) -> Estimate:
     """See `mmdma_core.metrics.label_silhouette`; of a sample of the cells of both views together.
 
@@ -78,13 +122,13 @@ def silhouette(
     if n_labels == n:
         raise Undefined("every cell has a label of its own, a silhouette needs two cells of one label")
     points = np.concatenate(_centred(e_x, e_y))
-    drawn = sampling.draw(n, sample, np.random.default_rng(seed))
+    drawn = match_ranks.draw(n, sample, np.random.default_rng(seed))
     if len(drawn) == n:
         with sklearn.config_context(working_memory=_WORKING_MEMORY_MIB):
             return Estimate(float(silhouette_score(points, of_both)), (n_x, n - n_x))
     values = _silhouettes(points, of_both, drawn)
     from_x = int(np.count_nonzero(drawn < n_x))
-    return Estimate(float(values.mean()), (from_x, len(drawn) - from_x), sampling.of_mean(values, n, (-1, 1)))
+    return Estimate(float(values.mean()), (from_x, len(drawn) - from_x), match_ranks.of_mean(values, n, (-1, 1)))
 
 
 def _silhouettes(points: np.ndarray, codes: np.ndarray, drawn: np.ndarray) -> np.ndarray:

@@ -1,4 +1,17 @@
-"""The ranks of the true matches: what every metric of a match is made of.
+"""Metrics from a sample of cells: how many, which, and the 95 % interval of a mean over them.
+
+A direction (from x to y, or from y to x) has N cells, of which m are drawn at random without replacement. Its mean has
+an interval: of fractions Wilson's, which is sensible at 0 and 1, of other values the normal one. Both have the
+correction (N - m) / (N - 1) or (N - m) / N of a finite population: all cells drawn, the interval is a point. The
+metric is the mean of both directions, drawn apart, and its interval takes the distances d of its parts' ends as those
+of standard errors, sqrt(d_1^2 + d_2^2) / 2: for normal intervals that is the stratified formula.
+
+Sources: Wilson 1927, Probable inference; Newcombe 1998, Interval estimation for the difference between independent
+proportions, method 10; Cochran 1977, Sampling techniques.
+
+Distances from some cells to many, in blocks of rows that are formed beside each other.
+
+The ranks of the true matches: what every metric of a match is made of.
 
 e_x (n_x, d) and e_y (n_y, d) are the embedded views, rows are cells; distances are Euclidean. match (n_x,) says that
 row i of e_x is the same cell as row match[i] of e_y, -1 that its match is not there; it is one-to-one, and n_x and n_y
@@ -13,18 +26,123 @@ O(n^2 d); of a sample of m cells, each against all cells of the other view, O(m 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Real
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
+from scipy.stats import norm
 
-from mmdma_core.matching import sampling
-from mmdma_core.matching.blocks import distances, in_blocks, rounding
 from mmdma_core.inputs import unmasked
 from mmdma_core.settings import is_whole, plain
+
+EXACT_UP_TO = 50_000  # cells of the larger view
+SAMPLED_CELLS = 2_000  # of each view, beyond
+SEED = 0  # the same numbers each time
+
+Interval = tuple[float, float]
+Sample = int | Literal["auto"] | None  # cells of each view; None: all
+
+_Z = float(norm.ppf(0.975))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The value of a metric, and how well a sample of cells tells it.
+
+    value     the mean over the cells drawn
+    sampled   how many of them are of x, and of y
+    interval  with 95 % confidence the value over all cells lies in it; None where all cells were drawn
+    notes     what a reader of the value must know
+    """
+
+    value: float
+    sampled: tuple[int, int]
+    interval: Interval | None = None
+    notes: tuple[str, ...] = ()
+
+
+def sample_size(sample: Sample, n_x: int, n_y: int) -> int | None:
+    """The cells to draw of each view, None for all. Raises ValueError for what is no number of cells."""
+    sample = plain(sample)
+    if sample == "auto":
+        return SAMPLED_CELLS if max(n_x, n_y) > EXACT_UP_TO else None
+    if sample is not None and (not is_whole(sample) or sample < 2):
+        raise ValueError(f"sample must be an integer of at least 2, None or 'auto', got {sample!r}")
+    return sample
+
+
+def draw(n: int, sample: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Which of n to take, in order: all, or a simple random sample without replacement."""
+    if sample is None or sample >= n:
+        return np.arange(n)
+    return np.sort(rng.choice(n, sample, replace=False, shuffle=False))
+
+
+def of_fraction(hits: np.ndarray | float, m: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval (low, high) of a fraction `hits` of m cells drawn from n; of each where there are several."""
+    hits = np.asarray(hits, dtype=float)
+    spread = _Z**2 * (n - m) / max(n - 1, 1) / m
+    middle = hits + spread / 2
+    half = np.sqrt(spread * (hits * (1 - hits) + spread / 4))
+    return np.clip((middle - half) / (1 + spread), 0, hits), np.clip((middle + half) / (1 + spread), hits, 1)
+
+
+def of_mean(values: np.ndarray, n: int, bounds: Interval = (0, 1)) -> Interval:
+    """The normal interval of the mean of values, m drawn from n; between the bounds that no value leaves.
+
+    Values that are all the same have no spread to go by: then Wilson's, since none has more than 0 and 1 have.
+    """
+    m, mean = len(values), float(values.mean())
+    low, high = bounds
+    if m < 2 or np.ptp(values) == 0:
+        return tuple(float(low + (high - low) * end) for end in of_fraction((mean - low) / (high - low), m, n))
+    half = float(_Z * values.std(ddof=1) * np.sqrt((n - m) / n / m))
+    return max(low, mean - half), min(high, mean + half)
+
+
+def of_both(means: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """The interval of the mean of two directions, from theirs."""
+    mean = float(np.mean(means))
+    ends = np.array(intervals, dtype=float) - np.array(means)[:, None]
+    low, high = np.sqrt((ends**2).sum(0)) / len(means)
+    return float(mean - low), float(mean + high)
+
+
+_EPSILONS = 8  # of float64, what a few operations on coordinates round off
+_BLOCK_ELEMENTS = 2**18  # distances that a thread holds at a time, 2 MiB, which a cache holds too
+
+Found = TypeVar("Found")
+
+
+def in_blocks(n_rows: int, n_columns: int, work: Callable[[slice], Found]) -> list[Found]:
+    """What `work` finds for each block of rows, in order; SciPy and NumPy let other threads run meanwhile."""
+    rows = max(1, _BLOCK_ELEMENTS // n_columns)
+    slices = [slice(low, min(low + rows, n_rows)) for low in range(0, n_rows, rows)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(work, slices))
+
+
+def distances(e: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Euclidean, (m, n), from differences of coordinates; equal pairs of points get equal distances.
+
+    SciPy's on the CPU, which lets two threads run beside each other and is the faster one for few components.
+    """
+    if e.device.type == "cpu":
+        return torch.from_numpy(cdist(e.numpy(), others.numpy()))
+    return torch.cdist(e, others, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def rounding(*views: torch.Tensor) -> float:
+    """Distances between points of these views are equal if they differ by no more: what float64 rounds off."""
+    largest = max(float(view.abs().max()) for view in views)
+    return _EPSILONS * torch.finfo(torch.float64).eps * largest
+
 
 Matrix = np.ndarray | torch.Tensor
 Vector = np.ndarray | torch.Tensor | Sequence
@@ -94,24 +212,24 @@ class MatchRanks:
         """Whether some matched cells have no rank here."""
         return self.matched is not None and len(self.x) < self.matched
 
-    def foscttm_interval(self) -> sampling.Interval | None:
+    def foscttm_interval(self) -> Interval | None:
         """The 95 % interval of `foscttm` over all matched cells; None if it is over all already."""
         if not self.of_sample():
             return None
         closer = self._closer()
-        ends = [sampling.of_mean(fractions, self.matched) for fractions in closer]
-        return sampling.of_both([fractions.mean() for fractions in closer], ends)
+        ends = [of_mean(fractions, self.matched) for fractions in closer]
+        return of_both([fractions.mean() for fractions in closer], ends)
 
-    def top_k_interval(self, k: float, percent: bool = False) -> sampling.Interval | None:
+    def top_k_interval(self, k: float, percent: bool = False) -> Interval | None:
         """The same of `top_k`."""
         if not self.of_sample():
             return None
         hits = self._hits(k, percent)
-        return sampling.of_both(hits, [sampling.of_fraction(hit, len(self.x), self.matched) for hit in hits])
+        return of_both(hits, [of_fraction(hit, len(self.x), self.matched) for hit in hits])
 
     def overlap_interval(self) -> np.ndarray | None:
         """(2, n_y) the ends of the same of each entry of `overlap`, for itself."""
-        return np.stack(sampling.of_fraction(self.overlap(), len(self.x), self.matched)) if self.of_sample() else None
+        return np.stack(of_fraction(self.overlap(), len(self.x), self.matched)) if self.of_sample() else None
 
     def notes(self) -> tuple[str, ...]:
         """What a reader of the metrics must know beside them."""
@@ -125,9 +243,7 @@ class MatchRanks:
         return tuple(notes)
 
 
-def match_ranks(
-    e_x: Matrix, e_y: Matrix, match: Vector, sample: int | None = None, seed: int = sampling.SEED
-) -> MatchRanks:
+def match_ranks(e_x: Matrix, e_y: Matrix, match: Vector, sample: int | None = None, seed: int = SEED) -> MatchRanks:
     """The rank of each true match, in both directions; what `foscttm`, `top_k` and `neighbourhood_overlap` read.
 
     sample  matched cells to draw of x, and apart from them of y, each ranked among all of the other view; None: all
@@ -142,7 +258,7 @@ def match_ranks(
     pairs = np.stack([known, match[known]])
     backwards = pairs[::-1, pairs[1].argsort()]
     rng = np.random.default_rng(seed)
-    drawn = [of[:, sampling.draw(len(known), sample, rng)] for of in (pairs, backwards)]
+    drawn = [of[:, draw(len(known), sample, rng)] for of in (pairs, backwards)]
     there, back = (torch.from_numpy(of).to(e_x.device) for of in drawn)
     x, tied_x = _ranks(e_x, e_y, *there)
     y, tied_y = _ranks(e_y, e_x, *back)

@@ -1,4 +1,6 @@
-"""How well two embeddings match, where the truth is known: from the ranks of the true matches, and from labels.
+"""Cells that lie in one place: empty cells, copies of a cell, a view that the fit has collapsed.
+
+How well two embeddings match, where the truth is known: from the ranks of the true matches, and from labels.
 
 e_x (n_x, d) and e_y (n_y, d) are the embedded views, rows are cells; match (n_x,) says that row i of e_x is the same
 cell as row match[i] of e_y. What match may be, and that ties count half, is said in match_ranks.py. Memory is O(n)
@@ -13,10 +15,21 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+import pandas as pd
+import torch
 
-from mmdma_core.matching import coinciding, labels
-from mmdma_core.matching.match_ranks import MatchRanks, Matrix, Undefined, Vector, as_embeddings, match_ranks
-from mmdma_core.matching.sampling import Estimate, Sample, sample_size
+from mmdma_core.matching import labels
+from mmdma_core.matching.match_ranks import (
+    Estimate,
+    MatchRanks,
+    Matrix,
+    Sample,
+    Undefined,
+    Vector,
+    as_embeddings,
+    match_ranks,
+    sample_size,
+)
 
 __all__ = [
     "evaluate",
@@ -30,6 +43,30 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return __all__
+
+
+_ONE_POINT, _ONE_PLACE = 16, 8  # epsilons of the type that the largest coordinate has
+_FEWEST = 1e-3  # of the cells: a reader need not know of fewer
+
+
+def coinciding_note(e: torch.Tensor, given: object, name: str) -> tuple[str, ...]:
+    """What to say of an embedding in float64, if its cells coincide to the rounding of the type that was given."""
+    unit = _epsilon(given) * float(e.abs().max())
+    if float((e.amax(0) - e.amin(0)).max()) <= _ONE_POINT * unit:
+        return (f"all {len(e)} cells of {name} lie at one point: no metric can tell them apart",)
+    places = (e / (_ONE_PLACE * unit)).round().cpu().numpy() + 0.0  # no -0
+    alike = int(pd.DataFrame(places).duplicated(keep=False).sum())
+    if alike > _FEWEST * len(e):
+        return (f"{alike} of {len(e)} cells of {name} coincide with another cell of it",)
+    return ()
+
+
+def _epsilon(given: object) -> float:
+    """Of the type of the coordinates; of integers that of float64."""
+    if isinstance(given, torch.Tensor):
+        return torch.finfo(given.dtype if given.is_floating_point() else torch.float64).eps
+    dtype = np.asarray(given).dtype
+    return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -315,7 +352,7 @@ def evaluate(
         For bad input as the single metrics do; what is `Undefined` there is left out here.
     """
     given, (e_x, e_y) = (e_x, e_y), as_embeddings(e_x, e_y)
-    notes = coinciding.note(e_x, given[0], "x") + coinciding.note(e_y, given[1], "y")
+    notes = coinciding_note(e_x, given[0], "x") + coinciding_note(e_y, given[1], "y")
     size = sample_size(sample, len(e_x), len(e_y))
     ranks, metrics, left_out = None, {}, {}
     if match is None:

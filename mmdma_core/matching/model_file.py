@@ -14,8 +14,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from mmdma_core.files.atomic import atomically
-from mmdma_core.files.formats import DAMAGED
-from mmdma_core.files.standins import check_is_itself
+from mmdma_core.files.formats import DAMAGED, check_is_itself
 from mmdma_core.settings import plain
 
 _ARRAYS = ("embedding_x_", "embedding_y_", "weights_x_", "weights_y_")

@@ -1,18 +1,225 @@
-"""Two pictures of a fit: its loss, and both embedded views."""
+"""Text in pictures as people have written it: no mathematics, no label that is skipped, no script without a font.
+
+Panels of many points: counts in bins in place of dots, one size of bin and one range for all.
+
+Two pictures of a fit: its loss, and both embedded views.
+"""
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from scipy.ndimage import gaussian_filter
 
-from mmdma_core.matching import density, lettering
+from mmdma_core.files.atomic import atomically
+
+# For text that is created, and for ticks, which are created when a figure is saved.
+AS_IT_STANDS = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
+_LOG = logging.getLogger("mmdma_core")
+_MOST = 60  # characters of one text
+_NO_LETTERS = ("Last Resort", "cm", "STIXNonUnicode", "STIXSize")  # fonts of boxes, or with characters out of place
+
+
+@contextmanager
+def as_it_stands() -> Iterator[None]:
+    """While figures are made and measured: text is no mathematics, and a missing glyph is no warning."""
+    with matplotlib.rc_context(AS_IT_STANDS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+        yield
+
+
+def shortened(text: str, most: int = _MOST) -> str:
+    """The text on one line, without its middle where it is longer than `most` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most // 2]}\u2026{text[len(text) - (most - 1) // 2 :]}"
+
+
+def legend(
+    parent: Axes | Figure, handles: Sequence[Artist], labels: Iterable[str] | None = None, **place: object
+) -> Legend:
+    """A legend with every label, be it one that begins with '_', which Matplotlib takes as a sign to skip it.
+
+    labels  by default those of the handles
+    """
+    labels = [str(handle.get_label()) for handle in handles] if labels is None else list(labels)
+    made = parent.legend(handles, [f"{k}" for k in range(len(handles))], **place)
+    for text, label in zip(made.get_texts(), labels, strict=True):
+        text.set_text(label)
+        text.set_parse_math(False)
+        _complete(text)
+    return made
+
+
+def save(figure: Figure, path: Path, **options: object) -> None:
+    """Write a figure in one step. What the font lacks comes from others; what none has is told in one line."""
+    with as_it_stands():
+        for axes in figure.axes:  # ticks have their text when they are asked for
+            axes.get_xticklabels(), axes.get_yticklabels()
+        for text in figure.findobj(Text):
+            _complete(text)
+        with atomically(path) as part:
+            figure.savefig(part, **options)
+
+
+def _complete(text: Text) -> None:
+    """Have a text take what its font lacks from others."""
+    families = text.get_fontfamily()
+    others = _others(frozenset(text.get_text()), families[0]) if text.get_text() else ()
+    if others and len(families) == 1:
+        text.set_fontfamily([*families, *others])
+
+
+@cache
+def _others(characters: frozenset[str], family: str) -> tuple[str, ...]:
+    """Families that have what the font of a family lacks."""
+    own = findfont(FontProperties(family=[family]))
+    lacking = {character for character in characters if character.isprintable()} - _characters(own)
+    found = []
+    for name, file in _families().items() if lacking else ():
+        held = lacking & _characters(file)
+        if held and _can_draw(file, held):
+            found.append(name)
+            lacking -= held
+    if lacking:
+        _LOG.warning("no font that is installed has %s: boxes stand in their place", " ".join(sorted(lacking)))
+    return tuple(found)
+
+
+@cache
+def _families() -> dict[str, str]:
+    """Family -> file of its plainest face; those without serifs first."""
+    entries = [entry for entry in fontManager.ttflist if not entry.name.startswith(_NO_LETTERS)]
+    entries.sort(key=lambda entry: ("Sans" not in entry.name, entry.name, entry.style != "normal", entry.weight != 400))
+    found: dict[str, str] = {}
+    for entry in entries:
+        found.setdefault(entry.name, entry.fname)
+    return found
+
+
+@cache
+def _characters(file: str) -> frozenset[str]:
+    with suppress(RuntimeError, OSError):  # one that FreeType cannot read
+        return frozenset(map(chr, FT2Font(file).get_charmap()))
+    return frozenset()
+
+
+def _can_draw(file: str, characters: Iterable[str]) -> bool:
+    """Whether the glyphs have outlines: some fonts of pictures have bitmaps of one size alone."""
+    try:
+        font = FT2Font(file)
+        font.set_size(8, 72)
+        for character in characters:
+            font.load_char(ord(character))
+    except RuntimeError:
+        return False
+    return True
+
+
+_BINS = 120  # along the longer side
+_SHORTER = 0.4  # of the longer side, at least
+_ENCLOSED = (0.5, 0.9)  # of the cells, by the contours
+OTHERS = "0.75"  # the colour of labels that have none of their own
+_SMOOTHING = 1.5  # bins, of the contours alone
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Square bins that hold all points: edges of the bins along both axes."""
+
+    across: np.ndarray
+    up: np.ndarray
+
+    @classmethod
+    def around(cls, parts: tuple[np.ndarray, ...]) -> Grid:
+        """The grid around points (n, 2) of several parts."""
+        low = np.min([part.min(0) for part in parts], axis=0)
+        high = np.max([part.max(0) for part in parts], axis=0)
+        largest = float(np.abs([low, high]).max())
+        side = max(float((high - low).max()) * 1.04, 1e-6 * largest) or 1.0  # of points without spread
+        size, middle = side / _BINS, (low + high) / 2
+        numbers = np.clip(np.ceil((high - low) * 1.04 / size), int(_SHORTER * _BINS), _BINS).astype(int)
+        return cls(
+            *(at + size * (np.arange(number + 1) - number / 2) for at, number in zip(middle, numbers, strict=True))
+        )
+
+    def counts(self, points: np.ndarray) -> np.ndarray:
+        """How many points each bin holds, (up, across)."""
+        return np.histogram2d(points[:, 1], points[:, 0], bins=(self.up, self.across))[0]
+
+    def show(self, axes: Axes, picture: np.ndarray, **style: object) -> ScalarMappable:
+        """An array of (up, across) or colours of that shape, where it belongs."""
+        extent = (self.across[0], self.across[-1], self.up[0], self.up[-1])
+        return axes.imshow(picture, origin="lower", extent=extent, interpolation="nearest", aspect="equal", **style)
+
+
+def draw_counts(panels: list[Axes], grid: Grid, parts: tuple[np.ndarray, ...]) -> None:
+    """A panel for each part, in one scale of colours, the logarithm of the count; empty bins stay white."""
+    counts = [grid.counts(part) for part in parts]
+    norm = LogNorm(1, max(2.0, *(float(of.max()) for of in counts)))
+    for axes, of in zip(panels, counts, strict=True):
+        shown = grid.show(axes, np.where(of > 0, of, np.nan), norm=norm, cmap="viridis_r")
+    panels[-1].figure.colorbar(shown, ax=panels, label="cells in a bin", shrink=0.8, pad=0.01, format="%g")
+
+
+def draw_contours(axes: Axes, grid: Grid, parts: tuple[np.ndarray, ...], colors: tuple[str, ...]) -> None:
+    """Lines around the densest bins that hold half and nine tenths of a part's points: solid of x, dashed of y."""
+    at = [(edges[1:] + edges[:-1]) / 2 for edges in (grid.across, grid.up)]
+    lines = []
+    for part, color, style, name in zip(parts, colors, ("solid", "dashed"), "xy", strict=True):
+        density = gaussian_filter(grid.counts(part), _SMOOTHING)
+        ranked = np.sort(density, axis=None)[::-1]
+        held = ranked.cumsum() / ranked.sum()
+        levels = np.unique([ranked[np.searchsorted(held, fraction)] for fraction in _ENCLOSED])
+        axes.contour(*at, density, levels=levels, colors=color, linestyles=style, linewidths=1.2)
+        lines.append(Line2D([], [], color=color, linestyle=style, label=f"view {name}"))
+    axes.set_aspect("equal")
+    axes.legend(handles=lines, frameon=False, fontsize=8)
+
+
+def draw_labels(
+    panels: list[Axes],
+    grid: Grid,
+    parts: tuple[np.ndarray, ...],
+    labels: tuple[np.ndarray, ...],
+    shown: dict[str, str],
+) -> None:
+    """Each bin in the colour of its most frequent label, paler where it holds less; those not `shown` count as one."""
+    shades = np.array([to_rgb(color) for color in (*shown.values(), OTHERS)])
+    for axes, part, of in zip(panels, parts, labels, strict=True):
+        every = grid.counts(part)
+        counts = [grid.counts(part[of == name]) for name in shown]
+        counts.append(every - np.sum(counts, axis=0))
+        alpha = np.where(every > 0, 0.35 + 0.65 * np.log1p(every) / np.log1p(max(1.0, float(every.max()))), 0)
+        grid.show(axes, np.dstack([shades[np.argmax(counts, axis=0)], alpha]))
+
+
+def key(shown: dict[str, str], others: int) -> list[Patch]:
+    """The key to the colours of labels, `others` of which are grey."""
+    rest = [(f"{others} other{'s' * (others > 1)}", OTHERS)] if others else []
+    return [Patch(color=color, label=name) for name, color in (*shown.items(), *rest)]
+
 
 DENSITY_FROM = 50_000  # cells of the larger view
 _BLOCK = 2**16  # rows
@@ -29,7 +236,7 @@ _MANY_COLORS = (
 _MARKERS = ("o", "^")
 
 
-@lettering.as_it_stands()
+@as_it_stands()
 def draw_loss(history: pd.DataFrame, starts: pd.DataFrame, path: Path) -> None:
     """The terms of the winning start's loss over epochs, and the final losses of all starts."""
     figure = Figure(figsize=(9, 2.8), layout="constrained")
@@ -47,13 +254,13 @@ def draw_loss(history: pd.DataFrame, starts: pd.DataFrame, path: Path) -> None:
     panels[3].scatter(np.arange(len(starts)), starts["loss"], color=np.where(lowest, _VIEW_COLORS[1], "0.6"))
     panels[3].xaxis.set_major_locator(MaxNLocator(integer=True))
     _label_axes(panels[3], "final loss of each start", "start")
-    lettering.save(figure, path, dpi=160)
+    save(figure, path, dpi=160)
 
 
 _NAMES = {"total": "loss", "mmd": "MMD²", "pen_x": "x", "pen_y": "y", "dis_x": "x", "dis_y": "y"}
 
 
-@lettering.as_it_stands()
+@as_it_stands()
 def draw_embedding(
     e_x: np.ndarray, e_y: np.ndarray, labels_x: np.ndarray | None, labels_y: np.ndarray | None, path: Path
 ) -> None:
@@ -72,7 +279,7 @@ def draw_embedding(
     for axes, title in panels:
         _label_axes(axes, title, f"PC1 ({share[0]:.0%})")
         axes.set_ylabel(f"PC2 ({share[1]:.0%})")
-    lettering.save(figure, path, dpi=160)
+    save(figure, path, dpi=160)
 
 
 def _principal(e_x: np.ndarray, e_y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,14 +319,14 @@ def _draw_dots(
         panels[0].scatter(*part.T, color=color, label=f"view {'xy'[k]}", **style)
         if labelled:
             points, of = labelled[k]
-            colors = np.array([shown.get(label, density.OTHERS) for label in of], dtype=object)
-            for color in (density.OTHERS, *shown.values()):  # the rarest in the end, above the others
+            colors = np.array([shown.get(label, OTHERS) for label in of], dtype=object)
+            for color in (OTHERS, *shown.values()):  # the rarest in the end, above the others
                 panels[1].scatter(*points[colors == color].T, color=color, **style)
     for axes in panels:
         axes.set_aspect("equal", adjustable="datalim")
     panels[0].legend(frameon=False, fontsize=8, markerscale=2)
     if labelled:
-        width, height = _label_legend(figure, "outside right upper", density.key(shown, others))
+        width, height = _label_legend(figure, "outside right upper", key(shown, others))
         figure.set_size_inches(9 + width, max(4, height + 0.3))
     return figure, list(zip(panels, ("by view", "by label (circles x, triangles y)"), strict=False))
 
@@ -128,19 +335,19 @@ def _draw_density(
     parts: tuple[np.ndarray, np.ndarray], labelled: tuple[Labelled, Labelled] | None
 ) -> tuple[Figure, list[tuple[Axes, str]]]:
     """Counts of x, of y, and contours of both; with labels a second row, the most frequent label of x and of y."""
-    grid = density.Grid.around(parts)
+    grid = Grid.around(parts)
     rows = 2 if labelled else 1
     panel_height = 3.0 * len(grid.up) / len(grid.across) + 0.9
     figure = Figure(figsize=(11, rows * panel_height), layout="constrained")
     panels = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True)
-    density.draw_counts(list(panels[0, :2]), grid, parts)
-    density.draw_contours(panels[0, 2], grid, parts, _VIEW_COLORS)
+    draw_counts(list(panels[0, :2]), grid, parts)
+    draw_contours(panels[0, 2], grid, parts, _VIEW_COLORS)
     titled = list(zip(panels[0], ("cells of x", "cells of y", "both, around 50 % and 90 % of cells"), strict=True))
     if labelled:
         shown, others = _shown(labelled)
-        density.draw_labels(list(panels[1, :2]), grid, *zip(*labelled, strict=True), shown)
+        draw_labels(list(panels[1, :2]), grid, *zip(*labelled, strict=True), shown)
         panels[1, 2].set_axis_off()
-        width, height = _label_legend(panels[1, 2], "upper left", density.key(shown, others))
+        width, height = _label_legend(panels[1, 2], "upper left", key(shown, others))
         heights = panel_height, max(panel_height, height + 0.7)
         panels[0, 0].get_gridspec().set_height_ratios(heights)
         figure.set_size_inches(max(11, 3 * (width + 0.7) + 1), sum(heights))
@@ -158,9 +365,9 @@ def _shown(labelled: tuple[Labelled, Labelled]) -> tuple[dict[str, str], int]:
 
 def _label_legend(place: Figure | Axes, loc: str, handles: list[Patch]) -> tuple[float, float]:
     """The key to the colours; how wide and high it is, in inches."""
-    labels = [lettering.shortened(handle.get_label()) for handle in handles]
+    labels = [shortened(handle.get_label()) for handle in handles]
     look = {"frameon": False, "fontsize": 8, "borderaxespad": 0, "handlelength": 1}
-    made = lettering.legend(place, handles, labels, loc=loc, title="label", alignment="left", **look)
+    made = legend(place, handles, labels, loc=loc, title="label", alignment="left", **look)
     figure = place if isinstance(place, Figure) else place.figure
     box = made.get_window_extent(FigureCanvasAgg(figure).get_renderer())
     return box.width / figure.dpi, box.height / figure.dpi

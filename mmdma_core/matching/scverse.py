@@ -8,7 +8,7 @@ from typing import Any
 from mmdma_core.files.annotated import as_stored, listed
 from mmdma_core.matching import model_file
 from mmdma_core.matching.estimator import MMDMA
-from mmdma_core.matching.taking import Pair, is_annotated
+from mmdma_core.matching.preprocess import Pair, is_annotated
 
 _LOG = logging.getLogger("mmdma_core")
 

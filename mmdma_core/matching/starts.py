@@ -18,15 +18,14 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
-from mmdma_core.errors import Unsupported
 from mmdma_core import advice, registry
+from mmdma_core.errors import Unsupported
 from mmdma_core.fused.compose import takes_batches
+from mmdma_core.fused.ranks import in_world, world
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.matching.preprocess import Matrix
+from mmdma_core.run import AdamRun, History, Run
 from mmdma_core.settings import plain
-from mmdma_core.fused.ranks import in_world, world
-from mmdma_core.epochs import History
-from mmdma_core.run import AdamRun, Run
 
 _WHOLE_UP_TO, _AUTO_BATCH = 50_000, 20_000  # cells
 _LOG = logging.getLogger("mmdma_core")
