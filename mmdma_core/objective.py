@@ -21,8 +21,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
-from mmdma_core.host import own_state
-from mmdma_core.settings import Settings
+from mmdma_core.settings import Settings, own_state
 
 Scalar = TypeVar("Scalar", float, torch.Tensor)
 

@@ -16,11 +16,10 @@ import torch
 from torch import distributed
 
 from mmdma_core.errors import MissingDependency, Unsupported
-from mmdma_core.host import own_state
 from mmdma_core.inputs import Given, Kernel, View, as_device, as_views, is_sparse
 from mmdma_core.models import CostModel, MemoryModel
 from mmdma_core.run import Run, in_own_state
-from mmdma_core.settings import Settings, is_whole, plain
+from mmdma_core.settings import Settings, is_whole, own_state, plain
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -28,11 +28,10 @@ from tqdm.auto import tqdm
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import DAMAGED, reading
 from mmdma_core.formulations import Formulation
-from mmdma_core.host import own_state
 from mmdma_core.inputs import Rows, View
 from mmdma_core.kernels import Sums
 from mmdma_core.objective import LossTerms, squared_mmd, total_loss
-from mmdma_core.settings import Settings
+from mmdma_core.settings import Settings, own_state
 
 
 class Adam:

@@ -25,9 +25,8 @@ import triton
 import triton.language as tl
 
 from mmdma_core import compilers
-from mmdma_core.host import own_state
 from mmdma_core.inputs import as_device
-from mmdma_core.settings import plain
+from mmdma_core.settings import own_state, plain
 
 NOISE = 0.05
 _BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**22}  # noise is drawn in row blocks of about this many numbers

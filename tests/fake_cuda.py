@@ -417,9 +417,9 @@ def in_an_epoch_of_a_view(change):
 
 
 def no_guard(patch):
-    from mmdma_core import host
+    from mmdma_core import settings
 
-    patch.setattr(host, "current", lambda device: contextlib.nullcontext())
+    patch.setattr(settings, "current", lambda device: contextlib.nullcontext())
 
 
 def stream_of_another_gpu(patch):

@@ -19,7 +19,7 @@ from benchmarks.measuring import machine, records
 CONFIG = own_config()
 HOLD = """
 import sys, time
-from benchmarks.measuring import alone, machine
+from benchmarks.measuring import device as alone, machine
 names = sys.argv[2].split()
 machine.gpu_uuid = lambda k=0: names[k]
 alone._check_device = alone._check_model = lambda *_, **__: None

@@ -95,7 +95,7 @@ def test_an_error_of_keops_alone_is_put_down_to_the_compiler(tools):
 
 
 def test_an_error_of_keops_where_the_compiler_works_stays(monkeypatch):
-    monkeypatch.setattr(compilers, "why_not", lambda: None)
+    monkeypatch.setattr(compilers, "why_no_compiler", lambda: None)
     with pytest.raises(ModuleNotFoundError, match="pykeops_cpp"), compilers.explained():
         raise ModuleNotFoundError(FAILED)
 
@@ -124,8 +124,8 @@ def test_without_a_compiler_memory_that_runs_out_is_told(tools, error):
 
 
 def test_what_keops_lacks_of_cuda_is_told(monkeypatch):
-    monkeypatch.setattr(compilers, "why_not", lambda: None)
-    monkeypatch.setattr(compilers.toolkit, "why_not", lambda: "KeOps needs libcudart of CUDA")
+    monkeypatch.setattr(compilers, "why_no_compiler", lambda: None)
+    monkeypatch.setattr(compilers, "why_no_cuda", lambda: "KeOps needs libcudart of CUDA")
     with pytest.raises(MissingDependency, match="libcudart"), compilers.explained():
         within("keopscore/binders/nvrtc", TypeError("'>=' not supported between instances of 'NoneType' and 'int'"))
     with pytest.raises(TypeError), compilers.explained():  # on a CPU
@@ -186,8 +186,8 @@ def test_a_variant_that_cannot_be_imported_ends_no_other(monkeypatch):
 ASK_TRITON = """
 import torch
 torch.cuda.is_available = lambda: True
-from mmdma_core import compiler
-print(compiler.why_no_triton())
+from mmdma_core import compilers
+print(compilers.why_no_triton())
 """
 
 

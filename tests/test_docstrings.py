@@ -62,13 +62,13 @@ def test_the_names_are_those_that_are_public():
 @pytest.mark.parametrize(
     "module",
     [
-        "families.registry",
+        "registry",
         "matching.estimator",
         "matching.metrics",
         "matching.scverse",
-        "objective.reference",
-        "objective.settings",
-        "simulation.simulate",
+        "objective",
+        "settings",
+        "simulation",
     ],
 )
 def test_examples_run(module):

@@ -112,7 +112,7 @@ def test_memory_that_ran_out_and_led_to_another_error():
     ],
 )
 def test_what_keops_prints_tells_of_memory(monkeypatch, printed, error):
-    monkeypatch.setattr(compilers, "why_not", lambda: None)
+    monkeypatch.setattr(compilers, "why_no_compiler", lambda: None)
     assert ended(fails(RuntimeError(error), printed))[0] == "oom"
     assert ended(fails(RuntimeError(error), "something else"))[0] == "error"
 

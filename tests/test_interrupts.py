@@ -13,7 +13,7 @@ MEASURE = """
     import os, signal, sys
     from benchmarks import __main__ as command
     from benchmarks.measuring import guard
-    from benchmarks.study import config, study
+    from benchmarks import config, study
 
     here = study.load(config.read(overrides=["study=smoke", "device=cpu", "machine=here"]))
     signal.signal(int(sys.argv[1]), command._interrupt)

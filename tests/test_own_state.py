@@ -18,11 +18,11 @@ from benchmarks.measuring import measurement
 from mmdma_core import (
     MMDMA,
     Settings,
-    host,
     metrics,
     reference_gradients,
     reference_loss,
     registry,
+    settings,
     simulate,
     start,
     variants,
@@ -30,8 +30,8 @@ from mmdma_core import (
 from mmdma_core import variant as known
 from mmdma_core.external import original_2019
 from mmdma_core.fused import compose, views_cuda
-from mmdma_core.host import own_state as in_own_state
 from mmdma_core.run import AdamRun
+from mmdma_core.settings import own_state as in_own_state
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(n_components=2, learning_rate=1e-3)
@@ -93,16 +93,16 @@ def seen():
     """What this thread has set."""
     found = [torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()]
     found += [torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
-    found += [torch.get_deterministic_debug_mode(), torch.get_num_threads(), host._LEAST_NORMAL / 2 == 0]
+    found += [torch.get_deterministic_debug_mode(), torch.get_num_threads(), settings._LEAST_NORMAL / 2 == 0]
     return found + products()
 
 
 def products():
     """How float32 products are rounded, by each of the settings; None where one cannot be read beside the others."""
     backends = torch.backends
-    readers = [partial(getattr, owner, "fp32_precision", None) for owner in (backends, backends.cudnn, *host._EACH)]
+    readers = [partial(getattr, owner, "fp32_precision", None) for owner in (backends, backends.cudnn, *settings._EACH)]
     readers += [partial(getattr, owner, "allow_tf32") for owner in (MATMUL, backends.cudnn)]
-    readers += [torch.get_float32_matmul_precision, *(partial(getattr, MATMUL, name) for name in host._HALF)]
+    readers += [torch.get_float32_matmul_precision, *(partial(getattr, MATMUL, name) for name in settings._HALF)]
     found = []
     for read in readers:
         try:
@@ -373,8 +373,8 @@ def test_products_are_rounded_to_float32_alone(allow):
         with in_own_state():
             assert torch.get_float32_matmul_precision() == "highest"
             assert not MATMUL.allow_tf32
-            assert not any(getattr(MATMUL, name) for name in host._HALF)
-            for owner in host._EACH:
+            assert not any(getattr(MATMUL, name) for name in settings._HALF)
+            for owner in settings._EACH:
                 assert owner.fp32_precision == "ieee"
             with in_own_state():
                 assert not MATMUL.allow_tf32
@@ -385,19 +385,19 @@ def test_products_are_rounded_to_float32_alone(allow):
 @newer
 def test_what_followed_a_setting_still_follows_it():
     """A setting that was not made for one kind of product is not made for it here."""
-    with all_of(*(attribute(owner, "fp32_precision", "none") for owner in host._EACH)):
+    with all_of(*(attribute(owner, "fp32_precision", "none") for owner in settings._EACH)):
         for value in ("none", "ieee", "tf32"):
             with in_own_state():
                 pass
             with attribute(torch.backends, "fp32_precision", value):
-                assert {owner.fp32_precision for owner in host._EACH} == {value}
+                assert {owner.fp32_precision for owner in settings._EACH} == {value}
                 with in_own_state():
                     pass
-                assert {owner.fp32_precision for owner in host._EACH} == {value}
+                assert {owner.fp32_precision for owner in settings._EACH} == {value}
 
 
 def test_the_older_settings_alone_suffice_where_there_are_no_newer_ones(monkeypatch):
-    monkeypatch.setattr(host, "_EACH", [])
+    monkeypatch.setattr(settings, "_EACH", [])
     with precision("high"):
         with in_own_state():
             assert torch.get_float32_matmul_precision() == "highest"

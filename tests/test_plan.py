@@ -13,6 +13,7 @@ from benchmarks.analysis import predict
 from benchmarks.analysis.published import PAPER_VARIANTS
 from benchmarks.measuring import guard
 from benchmarks.plan import Forecast, Plan
+from mmdma_core.compositions import PAPER
 from mmdma_core.models import NOMINAL
 
 V100 = predict.card("v100").rates()
@@ -141,7 +142,7 @@ def test_a_sweep_runs_as_it_was_forecast(tmp_path, monkeypatch, stop, sweep_s, t
     for made in records:
         planned.add(made)
     assert planned.forecasts()["dual", 10].cut == forecast.cut  # the same from what is known then
-    assert mmdma_core.variant("dual").module == plan._PAPER
+    assert mmdma_core.variant("dual").reference == PAPER
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ VARIANT = """
 import torch
 from mmdma_core import Primal, TorchRun, register
 from mmdma_core.kernels import gaussian_kernel
-from mmdma_core.models import costs, memory
+from mmdma_core import models
 
 def sums(a, b, s):
     k = lambda u, v: gaussian_kernel(u, v, s).sum(dtype=torch.float64)
     return k(a, a) - len(a), k(b, b) - len(b), k(a, b)
 
 @register("{name}", label="of a plugin", reference="here", requires={requires},
-          memory_model=memory.composed(memory.primal, memory.dense), cost_model={cost})
+          memory_model=models.composed_memory(models.primal_memory, models.dense_memory), cost_model={cost})
 def start(x, y, settings, device, seed, parameters):
     return TorchRun((Primal(x), Primal(y)), sums, settings, x, seed, parameters)
 """
@@ -42,9 +42,18 @@ ENDS = {
 }
 
 
+COST = "models.composed_cost(models.primal_cost, models.dense_cost)"
+
+
 @pytest.fixture
 def plugin(project):
-    def write(module, head="", name="of-a-plugin", requires=(), cost="costs.composed(costs.primal, costs.dense)"):
+    def write(
+        module,
+        head="",
+        name="of-a-plugin",
+        requires=(),
+        cost=COST,
+    ):
         body = textwrap.dedent(head) + "\n" + VARIANT.format(name=name, requires=requires, cost=cost)
         (project / f"{module}.py").write_text(body)
         return module

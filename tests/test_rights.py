@@ -91,8 +91,8 @@ def test_a_model_that_another_has_written_for_itself_alone_is_told_by_the_record
     owner = shared / "r" / "t" / "model.txt"
     os.chown(owner, 1000, -1)
     os.chmod(owner, 0o600)
-    code = "from pathlib import Path; from benchmarks.measuring import alone, machine\n"
-    code += "alone._check_model(machine.model('cpu'), Path('r/t')); alone._check_model('another', Path('r/t'))"
+    code = "from pathlib import Path; from benchmarks.measuring import device, machine\n"
+    code += "device._check_model(machine.model('cpu'), Path('r/t')); device._check_model('another', Path('r/t'))"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*_COLLEAGUE, sys.executable, "-c", code], cwd=shared, env=environment, capture_output=True, text=True

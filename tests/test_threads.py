@@ -124,7 +124,7 @@ def test_openmp_waits_briefly_within_a_fit_and_no_thread_is_left():
     """By default they would spin through the 3 ms after each product here."""
     code = """
 import os, threading, time, torch
-from mmdma_core.host import brief_waits
+from mmdma_core.settings import brief_waits
 torch.set_num_threads(len(os.sched_getaffinity(0)))
 before = threading.active_count()
 with brief_waits():

@@ -46,7 +46,7 @@ def bare(tmp_path, monkeypatch):
     monkeypatch.setattr(compilers, "_USUAL", ())
     monkeypatch.setattr(compilers, "find_library", lambda name: None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(compilers, "why_not", lambda: None)  # which compiles
+    monkeypatch.setattr(compilers, "why_no_compiler", lambda: None)  # which compiles
     monkeypatch.delitem(sys.modules, "keopscore.config", raising=False)  # of a test before, which found no CUDA
     site = tmp_path / "site"
     monkeypatch.setattr(sys, "path", [str(site), *sys.path])
@@ -236,11 +236,10 @@ def wheels(version):
 TRY = """
 import torch
 torch.version.cuda = {version!r}
-from mmdma_core import toolkit
-from mmdma_core.kernels import keops
-toolkit._USUAL = ()
+from mmdma_core import compilers, kernels
+compilers._USUAL = ()
 try:
-    print(keops._runs_on_gpu(torch.arange(12.0).reshape(4, 3) / 10))
+    print(kernels._runs_on_gpu(torch.arange(12.0).reshape(4, 3) / 10))
 except MemoryError as error:
     print("MemoryError", error)
 """

@@ -146,9 +146,9 @@ def test_keops_without_cuda_is_a_missing_dependency_on_a_gpu():
 
 
 def test_a_keops_that_computes_elsewhere_or_wrongly_is_found_out(monkeypatch):
-    monkeypatch.setattr(kernels, "_sum", lambda *arguments, **options: torch.tensor(3.0, dtype=torch.float64))
+    monkeypatch.setattr(kernels, "_keops_sum", lambda *arguments, **options: torch.tensor(3.0, dtype=torch.float64))
     assert "KeOps gives 3.0 on cpu where 16.0" in kernels._runs_on_gpu(torch.ones(4, 3))
-    monkeypatch.setattr(kernels, "_sum", lambda *arguments, **options: torch.tensor(16.0, dtype=torch.float64))
+    monkeypatch.setattr(kernels, "_keops_sum", lambda *arguments, **options: torch.tensor(16.0, dtype=torch.float64))
     assert kernels._runs_on_gpu(torch.ones(4, 3)) is None
 
 

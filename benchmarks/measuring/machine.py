@@ -31,8 +31,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from mmdma_core import host
-from mmdma_core.compilers import PARTS, lacks, python_headers
+from mmdma_core import compilers, host
 
 _HIDES_ALL = re.compile(r"\s*(-\d.*|NoDevFiles.*)?", re.DOTALL)  # what is written to have no GPU
 _AT_MOST = 64  # GPUs of a machine, where the driver does not count them
@@ -418,7 +417,7 @@ _COMPILERS = {
     "gcc": ("CC", ("gcc", "clang"), re.compile(r"\bC compiler|\bgcc\b", re.IGNORECASE)),
 }
 _PYTHON = "Python.h"
-_COMPILED = re.compile("|".join(rf"(?<![\w/]){re.escape(name)}(?!\w)" for name in (_PYTHON, *PARTS)))
+_COMPILED = re.compile("|".join(rf"(?<![\w/]){re.escape(name)}(?!\w)" for name in (_PYTHON, *compilers.PARTS)))
 _MODULE = re.compile(r"No module named '(\w+)'")  # of one without dots: to look for a part imports the whole
 
 
@@ -436,9 +435,9 @@ def is_here(name: str) -> bool:
         variable, names, _ = _COMPILERS[name]
         return any(map(shutil.which, (os.environ.get(variable, ""), *names)))
     if name == _PYTHON:
-        return Path(python_headers(), name).is_file()
-    if name in PARTS:
-        return name not in lacks()
+        return Path(compilers.python_headers(), name).is_file()
+    if name in compilers.PARTS:
+        return name not in compilers.lacks()
     try:
         return importlib.util.find_spec(name) is not None
     except ValueError:  # a module without a specification, such as __main__

@@ -24,8 +24,8 @@ from benchmarks.measuring import machine, memory
 from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported, compilers
 from mmdma_core.files.formats import of_share
 from mmdma_core.fused.ranks import in_world, world
-from mmdma_core.host import own_state
 from mmdma_core.inputs import Given, as_views, is_sparse
+from mmdma_core.settings import own_state
 
 EARLY_EPOCHS = 3  # every measured cell does that many: a warm-up and at least MIN_TIMED
 MIN_TIMED = 2

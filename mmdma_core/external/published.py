@@ -27,10 +27,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mmdma_core import compilers, kernels
 from mmdma_core.errors import Unsupported
-from mmdma_core.host import current
 from mmdma_core.objective import LossTerms, total_loss
 from mmdma_core.run import Pair, starting_values
-from mmdma_core.settings import Settings
+from mmdma_core.settings import Settings, current
 
 # Modules that it imports and that training never uses -> the package that has them.
 _FILE_ACCESS = {

@@ -17,9 +17,8 @@ from mmdma_core.formulations import Dual, SparsePrimal
 from mmdma_core.fused.parts import MMD, Batches, FusedView
 from mmdma_core.fused.ranks import shared
 from mmdma_core.fused.run import FormulationView, FusedRun
-from mmdma_core.host import own_state
 from mmdma_core.inputs import Kernel, Rows, View, is_sparse
-from mmdma_core.settings import Settings
+from mmdma_core.settings import Settings, own_state
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

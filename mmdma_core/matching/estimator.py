@@ -19,7 +19,6 @@ from mmdma_core import compilers, registry
 from mmdma_core.files.atomic import check_writable
 from mmdma_core.fused.compose import in_batches
 from mmdma_core.fused.ranks import in_world, world
-from mmdma_core.host import brief_waits
 from mmdma_core.inputs import Kernel, as_device
 from mmdma_core.matching import model_file
 from mmdma_core.matching.preprocess import (
@@ -39,7 +38,7 @@ from mmdma_core.matching.preprocess import (
 from mmdma_core.matching.starts import batch_size, choose_variant, draw_seeds, median_sigma, run_starts
 from mmdma_core.objective import LossTerms
 from mmdma_core.run import AdamRun, Callback, Checkpoint, History, Run, Stopping, train
-from mmdma_core.settings import Settings, plain
+from mmdma_core.settings import Settings, brief_waits, plain
 
 if TYPE_CHECKING:
     from sklearn.utils import Tags  # from scikit-learn 1.6 on

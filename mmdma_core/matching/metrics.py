@@ -49,7 +49,7 @@ _ONE_POINT, _ONE_PLACE = 16, 8  # epsilons of the type that the largest coordina
 _FEWEST = 1e-3  # of the cells: a reader need not know of fewer
 
 
-def coinciding_note(e: torch.Tensor, given: object, name: str) -> tuple[str, ...]:
+def _coinciding_note(e: torch.Tensor, given: object, name: str) -> tuple[str, ...]:
     """What to say of an embedding in float64, if its cells coincide to the rounding of the type that was given."""
     unit = _epsilon(given) * float(e.abs().max())
     if float((e.amax(0) - e.amin(0)).max()) <= _ONE_POINT * unit:
@@ -352,7 +352,7 @@ def evaluate(
         For bad input as the single metrics do; what is `Undefined` there is left out here.
     """
     given, (e_x, e_y) = (e_x, e_y), as_embeddings(e_x, e_y)
-    notes = coinciding_note(e_x, given[0], "x") + coinciding_note(e_y, given[1], "y")
+    notes = _coinciding_note(e_x, given[0], "x") + _coinciding_note(e_y, given[1], "y")
     size = sample_size(sample, len(e_x), len(e_y))
     ranks, metrics, left_out = None, {}, {}
     if match is None:
