@@ -1,21 +1,26 @@
-"""config.yaml: read, merged with overrides, and checked against its schema."""
+"""config.yaml: read, merged with overrides, and checked against a model of its keys.
+
+A new key goes into config.yaml with its comment, and into the model of its mapping below. What is not allowed is a
+ConfigError of one line, with the place, the value and what is allowed.
+"""
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
+import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-import jsonschema
 import numpy as np
 import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-_SCHEMA = Path(__file__).with_name("config.schema.json")
 DEFAULT_CONFIG = Path("config.yaml")
+Entries = TypeVar("Entries", bound=Collection)
 
 
 class ConfigError(ValueError):
@@ -46,7 +51,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(path: Path = DEFAULT_CONFIG, overrides: Iterable[str] = (), profile: Path | None = None) -> dict[str, Any]:
-    """The configuration of a file. Not checked yet.
+    """Read the configuration in a file. It is not checked yet.
 
     overrides  'key=value' or 'key.of.a.mapping=value' in YAML
     profile    a folder with a machine.yaml, whose keys come before those of the file, and after the overrides
@@ -72,7 +77,7 @@ def read(path: Path = DEFAULT_CONFIG, overrides: Iterable[str] = (), profile: Pa
 
 
 def mapping(path: Path) -> dict[str, Any]:
-    """What a file of YAML holds. Raises ConfigError with the line of what is wrong."""
+    """Read a mapping from a file of YAML. Raises ConfigError with the line of what is wrong."""
     try:
         data = path.read_bytes()
         text = data.decode("utf-8")
@@ -104,33 +109,230 @@ def _where_and_what(error: yaml.YAMLError, text: str) -> str:
 
 
 def overrides(config: dict[str, Any], path: Path = DEFAULT_CONFIG) -> str:
-    """What differs from the file, as command line options: the way from `snakemake --config` to our own commands."""
+    """Give what differs from the file as command line options: from `snakemake --config` to our own commands."""
     base = mapping(path)
     changed = {key: value for key, value in config.items() if base.get(key) != value}
     return " ".join(f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in changed.items())
 
 
-def _is_number(_: Any, value: Any) -> bool:
-    """A number as JSON has it, so that it can stand in a record: neither infinite nor NaN."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole or (isinstance(value, float) and math.isfinite(value))
+def closest(word: str, allowed: Iterable[str]) -> str:
+    """'did you mean ...?' if an allowed word is near, and the allowed words."""
+    allowed = list(allowed)
+    near = difflib.get_close_matches(word, allowed, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}allowed: {', '.join(allowed)}"
 
 
-_Validator = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator,
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("number", _is_number),
+def _refused(words: str) -> PydanticCustomError:
+    return PydanticCustomError("refused", "{words}", {"words": words})
+
+
+def _only(is_allowed: Callable[[Any], object], allowed: Callable[[Any], str]) -> BeforeValidator:
+    """Refuse a value, with what is allowed in the place of it."""
+
+    def check(value: Any) -> Any:
+        if not is_allowed(value):
+            raise _refused(f"{value!r} is not allowed; {allowed(value)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _one_of(*words: str, more: str = "") -> BeforeValidator:
+    return _only(lambda value: value in words, lambda value: closest(str(value), words) + more)
+
+
+def _matching(pattern: str, words: str) -> BeforeValidator:
+    is_allowed = re.compile(pattern).fullmatch
+    return _only(lambda value: isinstance(value, str) and is_allowed(value), lambda _: f"allowed: {words}")
+
+
+def _whole(value: Any) -> Any:
+    """1.0e+6 as YAML has it is a whole number, too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _distinct(entries: Entries) -> Entries:
+    if len(set(entries)) < len(entries):
+        raise _refused(f"{entries!r} has an entry twice")
+    return entries
+
+
+def _settings(changed: Any) -> Any:
+    """mmdma_core.Settings with the hyper-parameters that a mapping changes."""
+    from mmdma_core.settings import Settings  # imports PyTorch, before which the threads are set
+
+    _refuse_unknown(changed, Settings.__dataclass_fields__)
+    try:
+        return Settings(**changed)
+    except ValueError as error:
+        raise _refused(str(error)) from None
+
+
+def _refuse_unknown(keys: Any, known: Iterable[str]) -> None:
+    if not isinstance(keys, dict):
+        raise _refused(f"a mapping of keys to values is expected, got {keys!r}")
+    for key in keys:
+        if key not in known:
+            raise _refused(f"unknown key {key!r}; {closest(str(key), known)}")
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Natural = Annotated[Whole, Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[list[str], AfterValidator(_distinct)]
+Variants = Annotated[Names, Field(min_length=1)]
+Cells = Annotated[list[Annotated[Whole, Field(ge=4)]], Field(min_length=1), AfterValidator(_distinct)]
+Features = Annotated[list[Count], Field(min_length=1), AfterValidator(_distinct)]
+Peers = Annotated[list[Annotated[str, _one_of("quantised-gw", "low-rank-gw")]], AfterValidator(_distinct)]
+Hyperparameters = Annotated[Any, BeforeValidator(_settings)]
+Threads = _only(
+    lambda value: value == "auto" or (type(value) is int and value >= 1),
+    lambda _: "allowed: 'auto' or an integer of at least 1",
 )
+Device = _one_of("auto", "cpu", "cuda", more="; CUDA_VISIBLE_DEVICES says which GPU")
+Folder = _matching(r"[^{}\n]+", "a path, without braces, which are wildcards to Snakemake")
+Machine = _matching(
+    "[A-Za-z0-9][A-Za-z0-9._-]*", "a name of letters, digits, '.', '_' and '-', the first a letter or digit"
+)
+Module = _matching("[A-Za-z_][A-Za-z0-9_.]*", "the name of a module, without .py")
 
 
-def check(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as YAML would have it. Raises ConfigError for the first key or value that is not allowed."""
-    config = _of_yaml(config)
-    schema = json.loads(_SCHEMA.read_text())
-    errors = _Validator(schema).iter_errors(config)
-    first = min(errors, key=lambda error: (len(error.absolute_path), str(error.message)), default=None)
-    if first is not None:
-        raise ConfigError(_sentence(first))
-    return config
+class _Keys(BaseModel):
+    """The keys of a mapping. Their values are of the type that is named, and numbers are finite."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_all_keys(cls, keys: Any) -> Any:
+        _refuse_unknown(keys, cls.model_fields)
+        return keys
+
+
+class Further(_Keys):
+    """n beyond the grid of a study for some variants, at some p."""
+
+    variants: Variants
+    n: Cells
+    p: Features
+    host_memory_gib: Positive | None = None
+
+
+class Grid(_Keys):
+    """A study: its grid, how long a measurement may take, and how much memory."""
+
+    n: Cells
+    p: Features
+    variants: Variants
+    epochs: Annotated[Whole, Field(ge=2)]
+    cell_budget_s: Positive
+    cell_timeout_s: Positive
+    sweep_budget_s: Positive
+    gpu_memory_gib: Positive | None = None
+    host_memory_gib: Positive | None = None
+    devices: Count = 1
+    further: list[Further] = []
+
+
+class Figures(_Keys):
+    """What the figures show; without figure_1b_p Figure 1B has every p of the study."""
+
+    figure_1b_p: Annotated[list[Count], Field(min_length=1)] | None = None
+    published: bool = True
+
+
+class HyperparameterGrid(_Keys):
+    """The values of which `quality` fits every combination."""
+
+    n_components: Annotated[list[Count], Field(min_length=1)]
+    lambda1: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+    lambda2: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+    sigma: Annotated[list[Positive], Field(min_length=1)]
+
+
+class Quality(_Keys):
+    """The experiment on SNARE-seq and scGEM."""
+
+    data: Text
+    datasets: Annotated[
+        list[Annotated[str, _one_of("snareseq", "scgem")]], Field(min_length=1), AfterValidator(_distinct)
+    ]
+    grid_variant: str
+    variants: Names
+    grid: HyperparameterGrid
+    learning_rate: Positive
+    n_epochs: Count
+    n_starts: Count
+    unbiased: bool
+    seed: Natural
+    peers: Peers
+    fit_timeout_s: Positive
+
+
+class Scale(_Keys):
+    """The experiment of whole fits, quality against time."""
+
+    n: Cells
+    p: Count
+    variants: Names
+    batch_size: Annotated[Whole, Field(ge=100)] | None
+    peers: Peers
+    settings: Hyperparameters
+    n_epochs: Count
+    n_starts: Count
+    seed: Natural
+    fit_timeout_s: Positive
+
+
+class Citeseq(_Keys):
+    """The experiment of genes against proteins."""
+
+    path: Text | None
+    layer: Text | None
+    cells: Annotated[Whole, Field(ge=4)]
+    genes: Count
+    proteins: Count
+    density: Annotated[float, Field(gt=0, lt=1)]
+    cpu_fraction: Annotated[float, Field(gt=0, le=1)]
+    variants: Variants
+    epochs: Annotated[Whole, Field(ge=2)]
+    cell_budget_s: Positive
+    cell_timeout_s: Positive
+
+
+class Config(_Keys):
+    """All keys of config.yaml, which says what each of them means."""
+
+    study: str
+    studies: Annotated[dict[str, Grid], Field(min_length=1)]
+    device: Annotated[str, Device] = "auto"
+    cpu_threads: Annotated[int | str, Threads] = "auto"
+    gpu_memory_gib: Positive | None = None
+    host_memory_gib: Positive | None = None
+    stop_after_failure: bool = True
+    results: Annotated[str, Folder] = "results"
+    machine: Annotated[str, Machine] = "auto"
+    plugins: list[Annotated[str, Module]] = []
+    shape: Annotated[str, _one_of("branch", "triangle")] = "branch"
+    seed: Annotated[Whole, Field(ge=0, le=2**32 - 2)] = 4
+    exact_data_below: Annotated[float, Field(ge=0)] = 2e7
+    settings: Hyperparameters = Field({}, validate_default=True)
+    figures: Figures = Figures()
+    quality: Quality | None = None
+    scale: Scale | None = None
+    citeseq: Citeseq | None = None
+
+
+def check(config: dict[str, Any]) -> Config:
+    """Check a configuration. Raises ConfigError for the first key or value that is not allowed."""
+    try:
+        return Config.model_validate(_of_yaml(config))
+    except ValidationError as error:
+        first = min(error.errors(include_url=False), key=lambda one: len(one["loc"]))
+        raise ConfigError(_sentence(first)) from None
 
 
 def _of_yaml(value: Any) -> Any:
@@ -142,30 +344,12 @@ def _of_yaml(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def closest(word: str, allowed: Iterable[str]) -> str:
-    """'; did you mean ...?' if an allowed word is near, and the allowed words."""
-    allowed = list(allowed)
-    near = difflib.get_close_matches(word, allowed, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}allowed: {', '.join(allowed)}"
-
-
-def _sentence(error: jsonschema.ValidationError) -> str:
-    where = ".".join(str(part) for part in error.absolute_path) or "config"
-    if error.validator == "additionalProperties":
-        allowed = error.schema["properties"]
-        unknown = next(key for key in error.instance if key not in allowed)
-        return f"{where}: unknown key {unknown!r}; {closest(str(unknown), allowed)}"
-    if error.validator == "type" and isinstance(error.instance, float) and not math.isfinite(error.instance):
-        null = ", or null" if "null" in error.validator_value else ""
-        return f"{where}: {error.instance} is not allowed; allowed: a finite number{null}"
-    if error.validator == "enum":
-        more = f"; {error.schema['description']}" if "description" in error.schema else ""
-        return (
-            f"{where}: {error.instance!r} is not allowed; {closest(str(error.instance), error.validator_value)}{more}"
-        )
-    if error.validator == "pattern":
-        return f"{where}: {error.instance!r} is not allowed; allowed: {error.schema['description']}"
-    if error.validator == "oneOf":
-        return f"{where}: {error.instance!r} is not allowed; allowed: 'auto' or an integer of at least 1"
-    return f"{where}: {error.message}"
+def _sentence(error: Any) -> str:
+    """What pydantic has found, in one line."""
+    *outer, last = error["loc"] or ("config",)
+    if error["type"] == "missing":
+        return f"{'.'.join(map(str, outer)) or 'config'}: the key {last!r} is missing"
+    where, words = ".".join(map(str, (*outer, last))), error["msg"]
+    if error["type"] == "refused":
+        return f"{where}: {words}"
+    return f"{where}: {error['input']!r} is not allowed; {words[0].lower()}{words[1:]}"

@@ -2,7 +2,7 @@
 
 From config.yaml to cells: the configuration, the study that it asks for, its sweeps, and the plan of what is left.
 
-A new key goes into config.yaml with its comment, into config.schema.json, and into `study.load`.
+A new key goes into config.yaml with its comment, into the models of config.py, and into `study.load`.
 
 From a checked configuration to a study: its grid, its sweeps, and what is asked of each cell.
 """
@@ -23,7 +23,7 @@ import torch
 
 import mmdma_core
 from benchmarks import plugins
-from benchmarks.config import ConfigError, check, closest
+from benchmarks.config import Config, ConfigError, check, closest
 from benchmarks.measuring import machine, records
 from benchmarks.measuring.device import why_no_gpu
 from benchmarks.measuring.fingerprint import source_digest
@@ -244,48 +244,54 @@ class Study:
         return self.stamp(variant, p, max(0, absent - 1) if known else absent)
 
 
-def load(config: dict[str, Any]) -> Study:
-    """The study that a configuration asks for. Raises ConfigError for what is not allowed, an absent GPU included."""
-    config = check(config)
-    plugins.take(config.get("plugins", []))
-    folder = config.get("machine", "auto")
-    asked = config.get("device", "auto")
-    device = _device(asked, folder)
-    name = config["study"]
+def load(keys: dict[str, Any]) -> Study:
+    """Load the study that a configuration asks for.
+
+    Raises ConfigError for what is not allowed, an absent GPU included.
+    """
+    config = check(keys)
+    plugins.take(config.plugins)
+    device = _device(config.device, config.machine)
+    name = config.study
     if name == "auto":
         name = "paper" if device == "cuda" else "laptop"
-    if name not in config["studies"]:
-        raise ConfigError(f"study: unknown study {name!r}; {closest(name, ['auto', *config['studies']])}")
-    study = config["studies"][name]
-    devices = int(study.get("devices", 1))
-    if device == "cuda" and devices > 1:
-        _device("cuda", folder, devices)
-    threads = config.get("cpu_threads", "auto")
-    figures = config.get("figures", {})
+    if name not in config.studies:
+        raise ConfigError(f"study: unknown study {name!r}; {closest(name, ['auto', *config.studies])}")
+    grid = config.studies[name]
+    if device == "cuda" and grid.devices > 1:
+        _device("cuda", config.machine, grid.devices)
     return Study(
         name=name,
-        root=_root(config, device, folder, devices),
-        devices=devices,
-        n=tuple(sorted(map(int, study["n"]))),
-        p=tuple(sorted(map(int, study["p"]))),
-        variants=chosen_variants(f"studies.{name}.variants", study["variants"]),
-        epochs=int(study["epochs"]),
-        cell_budget_s=study["cell_budget_s"],
-        cell_timeout_s=study["cell_timeout_s"],
-        sweep_budget_s=study["sweep_budget_s"],
+        root=_root(config, device, grid.devices),
+        devices=grid.devices,
+        n=tuple(sorted(grid.n)),
+        p=tuple(sorted(grid.p)),
+        variants=chosen_variants(f"studies.{name}.variants", grid.variants),
+        epochs=grid.epochs,
+        cell_budget_s=grid.cell_budget_s,
+        cell_timeout_s=grid.cell_timeout_s,
+        sweep_budget_s=grid.sweep_budget_s,
         device=device,
-        threads=machine.available_threads() if threads == "auto" else threads,
-        gpu_gib=gpu_limit_gib(device, config.get("gpu_memory_gib") or study.get("gpu_memory_gib")),
-        host_gib=config.get("host_memory_gib") or study.get("host_memory_gib"),
-        stop_after_failure=config.get("stop_after_failure", True),
-        shape=config.get("shape", "branch"),
-        seed=config.get("seed", 4),
-        exact_data_below=config.get("exact_data_below", 2e7),
-        settings=_settings(config.get("settings", {})),
-        figure_1b_p=tuple(figures.get("figure_1b_p", study["p"])),
-        published=figures.get("published", True),
-        further=tuple(_further(name, k, config) for k in range(len(study.get("further", [])))),
-        notes=(*_notes(asked, device), *plugins.notes()),
+        threads=machine.available_threads() if config.cpu_threads == "auto" else config.cpu_threads,
+        gpu_gib=gpu_limit_gib(device, config.gpu_memory_gib or grid.gpu_memory_gib),
+        host_gib=config.host_memory_gib or grid.host_memory_gib,
+        stop_after_failure=config.stop_after_failure,
+        shape=config.shape,
+        seed=config.seed,
+        exact_data_below=config.exact_data_below,
+        settings=config.settings,
+        figure_1b_p=tuple(config.figures.figure_1b_p or grid.p),
+        published=config.figures.published,
+        further=tuple(
+            Further(
+                chosen_variants(f"studies.{name}.further.{k}.variants", more.variants),
+                tuple(more.n),
+                tuple(more.p),
+                None if config.host_memory_gib else more.host_memory_gib,
+            )
+            for k, more in enumerate(grid.further)
+        ),
+        notes=(*_notes(config.device, device), *plugins.notes()),
     )
 
 
@@ -306,20 +312,11 @@ def _notes(asked: str, device: str) -> Iterator[str]:
         )
 
 
-def _root(config: dict[str, Any], device: str, folder: str, devices: int) -> Path:
+def _root(config: Config, device: str, devices: int) -> Path:
     """results/MACHINE; of studies on several devices a folder below it, so that no figure mixes them with others."""
-    root = Path(config.get("results", "results")) / (machine.default_name(device) if folder == "auto" else folder)
+    name = machine.default_name(device) if config.machine == "auto" else config.machine
+    root = Path(config.results, name)
     return root if devices == 1 else root / f"devices{devices}"
-
-
-def _further(name: str, k: int, config: dict[str, Any]) -> Further:
-    asked = config["studies"][name]["further"][k]
-    return Further(
-        chosen_variants(f"studies.{name}.further.{k}.variants", asked["variants"]),
-        tuple(map(int, asked["n"])),
-        tuple(map(int, asked["p"])),
-        None if config.get("host_memory_gib") else asked.get("host_memory_gib"),
-    )
 
 
 def _device(device: str, folder: str = "auto", devices: int = 1) -> str:
@@ -359,10 +356,3 @@ def chosen_variants(key: str, names: list[str]) -> tuple[str, ...]:
     if not kept:
         raise ConfigError(f"{key}: {names!r} leaves no variant")
     return kept
-
-
-def _settings(changed: dict[str, Any]) -> Settings:
-    try:
-        return Settings(**changed)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"settings: {error}") from None

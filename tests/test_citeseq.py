@@ -234,8 +234,8 @@ def test_another_question_has_another_key():
     [
         ({"variants": ["dual"]}, "citeseq.variants: 'dual' takes no sparse view; allowed: primal, primal-keops"),
         ({"variants": ["duall"]}, "citeseq.variants: unknown variant 'duall'; did you mean 'dual'"),
-        ({"density": 0}, "citeseq.density: 0 is less than or equal to the minimum of 0"),
-        ({"cpu_fraction": 2}, "citeseq.cpu_fraction: 2 is greater than the maximum of 1"),
+        ({"density": 0}, "citeseq.density: 0 is not allowed; input should be greater than 0"),
+        ({"cpu_fraction": 2}, "citeseq.cpu_fraction: 2 is not allowed; input should be less than or equal to 1"),
         ({"epocs": 2}, "citeseq: unknown key 'epocs'; did you mean 'epochs'"),
     ],
 )

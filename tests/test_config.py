@@ -1,9 +1,11 @@
 """A typo in a key or a value is refused with its name and the allowed ones, before anything runs."""
 
 import copy
+import dataclasses
 import shlex
 import subprocess
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, own_config
@@ -15,6 +17,7 @@ from benchmarks import study
 from benchmarks.config import ConfigError
 from benchmarks.experiments import gpu_check
 from benchmarks.experiments.gpu_check_steps import FULL
+from mmdma_core import Settings
 
 CONFIG = own_config()
 
@@ -43,15 +46,22 @@ def changed(path, value):
         ("device", None, "device: None is not allowed"),
         ("cpu_threads", 0, "cpu_threads: 0 is not allowed; allowed: 'auto' or an integer"),
         ("studies.laptop.variants", ["primal", "duall"], "unknown variant 'duall'; did you mean 'dual'"),
-        ("studies.laptop.n", [2], "studies.laptop.n.0: 2 is less than the minimum of 4"),
+        ("studies.laptop.n", [2], "studies.laptop.n.0: 2 is not allowed; input should be greater than or equal to 4"),
         ("studies.laptop.n", [], "studies.laptop.n"),
         ("studies.laptop.cell_budget_s", -1, "studies.laptop.cell_budget_s: -1"),
-        ("gpu_memory_gib", "16", "gpu_memory_gib: '16' is not of type 'number', 'null'"),
+        ("gpu_memory_gib", "16", "gpu_memory_gib: '16' is not allowed; input should be a valid number"),
         ("machine", "../elsewhere", "machine: '../elsewhere' is not allowed; allowed: a name of"),
         ("plugins", ["no_such_module"], "plugins: 'no_such_module' cannot be imported"),
         ("settings", {"init": 5}, "settings: init must start with one of uniform"),
         ("settings", {"init": [[1]]}, "settings: init must start with one of uniform"),
         ("settings", {"sigma": 0}, "settings: sigma must be a positive number, got 0"),
+        ("settings", None, "settings: a mapping of keys to values is expected, got None"),
+        ("studies.laptop", {"n": [9], "p": [9]}, "studies.laptop: the key 'variants' is missing"),
+        ("studies.laptop.p", [9, 9], "studies.laptop.p: [9, 9] has an entry twice"),
+        ("studies.laptop.further", [{"n": [9.5], "p": [9], "variants": ["dual"]}], "studies.laptop.further.0.n.0: 9.5"),
+        ("scale.settings", {"sigma": 0}, "scale.settings: sigma must be a positive number, got 0"),
+        ("citeseq.density", 1, "citeseq.density: 1 is not allowed; input should be less than 1"),
+        ("stop_after_failure", 1, "stop_after_failure: 1 is not allowed; input should be a valid boolean"),
     ],
 )
 def test_typos_are_named(path, value, message):
@@ -62,6 +72,18 @@ def test_typos_are_named(path, value, message):
         study.load(config)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_hyper_parameter_may_be_set():
+    changed = Settings(8, 2.0, 0.1, 0.2, 0.3, False, ("normal", 0.0, 1.0), True, 99)
+    held = dataclasses.asdict(changed) | {"init": [*changed.init]}
+    assert study.load(CONFIG | {"settings": held, "device": "cpu"}).settings == changed
+
+
+def test_a_whole_number_may_have_an_exponent():
+    grid = CONFIG["studies"]["smoke"] | {"n": (1.0e3, np.int64(2000)), "p": np.array([10, 20])}
+    loaded = study.load(CONFIG | {"study": "smoke", "studies": {"smoke": grid}, "device": "cpu"})
+    assert repr((loaded.n, loaded.p)) == "((1000, 2000), (10, 20))"
 
 
 def test_the_command_line_says_it_in_one_line(command, project):
