@@ -184,7 +184,7 @@ def test_whatever_keops_raises_on_a_gpu_is_what_it_lacks(bare, monkeypatch, erro
         raise error
 
     bare("13.0", but=["libcudart"])
-    monkeypatch.setattr(kernels, "_sum", fails)
+    monkeypatch.setattr(kernels, "_keops_sum", fails)
     reason = kernels._runs_on_gpu(torch.ones(2, 3))
     assert words in reason
     assert "/a/b.py" not in reason
@@ -210,7 +210,7 @@ def test_an_engine_of_another_cuda_is_to_be_removed(bare, monkeypatch):
         raise OSError("libnvrtc.so.12: cannot open shared object file")
 
     bare("13.0")
-    monkeypatch.setattr(kernels, "_sum", fails)
+    monkeypatch.setattr(kernels, "_keops_sum", fails)
     monkeypatch.setattr(compilers, "_imported_without", lambda: None)
     assert f"remove {compilers.keops_folder()}" in kernels._runs_on_gpu(torch.ones(2, 3))
 
