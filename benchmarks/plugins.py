@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from benchmarks.config import ConfigError
-from benchmarks.measuring import fingerprint, guard
+from benchmarks.measuring import guard
+from benchmarks.measuring.fingerprint import tell, variant_fingerprint
 from mmdma_core import registry
 from mmdma_core.registry import Variant
 
@@ -94,15 +95,16 @@ class _Plugin:
         os.kill(self._process, signal.SIGKILL)
         os.waitpid(self._process, 0)
 
-    def _stand_in(self, told: dict[str, Any], models: list[str], absent: tuple[str, ...], digest: str) -> Variant:
+    def _stand_in(self, told: dict[str, Any], models: list[str], absent: tuple[str, ...], fingerprint: str) -> Variant:
         name = told["name"]
-        fingerprint.tell(told["module"], digest)
-        return Variant(
+        made = Variant(
             **told,
             requires=(*absent, lambda device: self._real(name).missing(device)),
             start=lambda *arguments, **options: self._real(name).start(*arguments, **options),
             **{model: partial(self._ask, name, model) for model in models},
         )
+        tell(made, fingerprint)
+        return made
 
     @cache  # noqa: B019  (a plugin lives as long as its process)
     def _ask(self, name: str, model: str, *sizes: int) -> Any:
@@ -184,11 +186,11 @@ def _answer(model: Callable[[], Any]) -> Any:
 
 
 def _told(variant: Variant) -> tuple[dict[str, Any], list[str], tuple[str, ...], str]:
-    """What a stand-in takes: the plain fields, the models that there are, the modules that are absent, the digest."""
+    """What a stand-in takes: the plain fields, the models that there are, what is absent, the fingerprint."""
     values = {field.name: getattr(variant, field.name) for field in fields(Variant) if field.name != "requires"}
     plain = {name: value for name, value in values.items() if not callable(value)}
     models = [name for name in _MODELS if name not in plain]
-    return plain, models, variant.absent(), fingerprint.source_digest(variant.module)
+    return plain, models, variant.absent(), variant_fingerprint(variant)
 
 
 def _state() -> dict[str, Any]:

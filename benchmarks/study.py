@@ -26,7 +26,7 @@ from benchmarks import plugins
 from benchmarks.config import Config, ConfigError, check, closest
 from benchmarks.measuring import machine, records
 from benchmarks.measuring.device import why_no_gpu
-from benchmarks.measuring.fingerprint import source_digest
+from benchmarks.measuring.fingerprint import variant_fingerprint
 from benchmarks.measuring.machine import is_here
 from benchmarks.measuring.measurement import Cell, DataSource, Limits
 from benchmarks.measuring.memory import GIB, within_reach
@@ -178,7 +178,7 @@ class Study:
             variant=variant,
             n=n,
             p=p,
-            source=source_digest(registered.module),
+            source=variant_fingerprint(registered),
             absent=registered.absent(),
             settings=self.settings,
             shape=self.shape,

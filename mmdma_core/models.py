@@ -25,7 +25,7 @@ all of that is still held, so that the peak is
 
     max(prepare, held + max(sums' peak, sums' saved + distortions))
 
-Nothing that computes imports this module (benchmarks.measuring.fingerprint leaves it out of a variant's digest).
+Nothing that computes imports this module (benchmarks.measuring.fingerprint leaves it out of a variant's fingerprint).
 """
 
 from __future__ import annotations

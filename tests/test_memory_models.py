@@ -11,7 +11,6 @@ from test_records import known, load
 import mmdma_core
 from benchmarks import plan
 from benchmarks.analysis import frontier
-from benchmarks.measuring import fingerprint
 from benchmarks.study import Further
 from mmdma_core import Settings, advice, models, start, variant
 from mmdma_core.fused import compose, fourier, views_cuda
@@ -138,16 +137,6 @@ def test_the_plan_of_a_gpu_counts_no_threads(tmp_path, monkeypatch):
 def test_every_variant_of_the_project_has_a_model():
     own = [name for name in mmdma_core.variants() if variant(name).module.startswith("mmdma_core.")]
     assert [name for name in own if variant(name).memory_model is None] == []
-
-
-def test_a_model_of_memory_is_no_part_of_a_variants_source(monkeypatch):
-    parsed, real = [], fingerprint._parse
-    fingerprint.source_digest.cache_clear()
-    monkeypatch.setattr(fingerprint, "_parse", lambda module: parsed.append(module) or real(module))
-    fingerprint.source_digest("mmdma_core.compositions")
-    fingerprint.source_digest.cache_clear()
-    assert "mmdma_core.formulations" in parsed
-    assert models.__name__ not in parsed
 
 
 def test_the_plan_names_what_will_not_fit_and_runs_it_all_the_same(tmp_path):

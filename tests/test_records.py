@@ -1,17 +1,15 @@
-"""Records, the digest of a variant's source, the table, the plan."""
+"""Records, the table, the plan."""
 
 import dataclasses
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
-from conftest import ROOT, own_config
+from conftest import own_config
 
 import mmdma_core
 from benchmarks import study
 from benchmarks.analysis import table
-from benchmarks.measuring import fingerprint, records
+from benchmarks.measuring import records
 from benchmarks.measuring.records import Record, UnreadableRecord
 from benchmarks.plan import Plan, describe, duration
 
@@ -78,32 +76,6 @@ def test_the_table_says_what_a_skipped_cell_was_skipped_for():
         ]
     )
     assert list(frame["outcome"]) == ["oom", "oom", "budget"]
-
-
-def test_the_digest_follows_the_code_of_a_variant_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    path = tmp_path / "one_variant.py"
-
-    def digest(text):
-        path.write_text(text)
-        fingerprint.source_digest.cache_clear()
-        return fingerprint.source_digest("one_variant")
-
-    first = digest('"""A variant."""\nfrom mmdma_core.kernels import dense\n\nx = 1\n')
-    assert first == digest('"""Another word."""\n# a comment\nfrom mmdma_core.kernels import dense\nx = 1\n')
-    assert first != digest("from mmdma_core.kernels import dense\nx = 2\n")
-    without = digest("x = 1\n")
-    assert first != without  # dense.py counts
-
-    real = fingerprint._parse
-    import ast
-
-    def changed(module):
-        return ast.parse("y = 2") if module == "mmdma_core.kernels" else real(module)
-
-    monkeypatch.setattr(fingerprint, "_parse", changed)
-    assert first != digest("from mmdma_core.kernels import dense\nx = 1\n")
-    assert without == digest("x = 1\n")
 
 
 @pytest.fixture
@@ -216,24 +188,3 @@ def test_a_sweep_with_a_cell_that_is_not_known_wants_a_new_stamp_and_nothing_is_
     before = sorted(small.root.rglob("*"))
     assert small.wanted_stamp("primal", 10) == small.stamp("primal", 10, 2)
     assert sorted(small.root.rglob("*")) == before
-
-
-def test_the_digest_reaches_what_a_plugin_takes_from_the_core(tmp_path, monkeypatch):
-    """`from mmdma_core import Primal` counts formulations.py, and neither the reference nor another family."""
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "helper_of_it.py").write_text("y = 1\n")
-    (tmp_path / "some_plugin.py").write_text("import torch\nimport helper_of_it\nfrom mmdma_core import Primal\n")
-    parsed = []
-    real = fingerprint._parse
-    monkeypatch.setattr(fingerprint, "_parse", lambda module: parsed.append(module) or real(module))
-    fingerprint.source_digest("some_plugin")
-    assert {"some_plugin", "helper_of_it", "mmdma_core.formulations"} <= set(parsed)
-    assert "mmdma_core.objective" in parsed
-    assert not {"mmdma_core", "mmdma_core.objective", "mmdma_core.compositions", "torch"} & set(parsed)
-
-
-def test_the_digest_follows_a_submodule_that_is_imported_only_when_it_runs():
-    """In a process of its own, where nothing has imported it yet: not the package, with every other family."""
-    code = "from benchmarks.measuring import sources; print(sources._defining_module('mmdma_core.fused', 'views_cpu'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "mmdma_core.fused.views_cpu"

@@ -20,7 +20,7 @@ import mmdma_core
 from benchmarks.experiments import correctness
 from benchmarks.experiments.correctness import CASES, Deviation
 from benchmarks.measuring import guard, records
-from benchmarks.measuring.fingerprint import source_digest
+from benchmarks.measuring.fingerprint import fingerprint_of
 from benchmarks.measuring.measurement import Cell, Report, Work
 from benchmarks.measuring.records import Record
 from benchmarks.study import Study
@@ -41,7 +41,9 @@ def check(study: Study, kind: str, variant: str, timeout_s: float, cases: int = 
     """A check of a variant on the study's device; n, where it is 0, and p are those of the first problem."""
     first = CASES[0]
     asked = replace(study, epochs=1, cell_timeout_s=timeout_s).cell(variant, n or first.n_x, first.p_x)
-    source = asked.source + source_digest(__name__)  # with it that of the problems
+    registered = mmdma_core.variant(variant)
+    allowed = registered.tolerance, registered.bias
+    source = asked.source + fingerprint_of(KINDS[kind], allowed, module=__name__)  # with it that of the problems
     return Check(**vars(asked) | {"source": source, "kind": kind, "cases": cases})
 
 

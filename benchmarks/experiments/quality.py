@@ -29,7 +29,7 @@ from benchmarks.experiments.peers import PEERS, absent
 from benchmarks.experiments.scale import Fit, known_or_measured, style_of
 from benchmarks.figures.style import PAGE, UNLIKE, save
 from benchmarks.measuring import machine
-from benchmarks.measuring.fingerprint import source_digest
+from benchmarks.measuring.fingerprint import fingerprint_of
 from benchmarks.measuring.measurement import Limits
 from benchmarks.measuring.records import Record, write_atomically
 from mmdma_core import MMDMA, MissingDependency, Settings
@@ -127,7 +127,7 @@ def _of_peers(
                 variant=name,
                 n=shape[0],
                 p=shape[1],
-                source=source_digest("benchmarks.experiments.peers"),
+                source=fingerprint_of(PEERS[name].fit, module=__name__),
                 absent=absent(PEERS[name]),
                 settings=Settings(),
                 shape="",

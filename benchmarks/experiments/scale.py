@@ -43,7 +43,7 @@ from benchmarks.figures.style import (
 )
 from benchmarks.measuring import guard, machine, memory, records
 from benchmarks.measuring.device import alone
-from benchmarks.measuring.fingerprint import source_digest
+from benchmarks.measuring.fingerprint import fingerprint_of, variant_fingerprint
 from benchmarks.measuring.measurement import Cell, Limits, Report, few
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
@@ -208,7 +208,7 @@ def _fit(study: Study, asked: dict[str, Any], settings: Settings, method: str, n
         variant=method,
         n=n,
         p=asked["p"],
-        source=source_digest(variant.module if variant else "benchmarks.experiments.peers"),
+        source=variant_fingerprint(variant) if variant else fingerprint_of(PEERS[method].fit, module=__name__),
         absent=variant.absent() if variant else absent(PEERS[method]),
         settings=settings,
         shape=study.shape,

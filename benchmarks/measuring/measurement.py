@@ -73,7 +73,7 @@ class Cell:
     """What is asked of one measurement.
 
     variant, n, p  one point of the grid
-    source         digest of the variant's source, see benchmarks.measuring.fingerprint
+    source         fingerprint of what the variant runs, see benchmarks.measuring.fingerprint
     absent         modules that the variant requires and that cannot be imported here
     shape, seed    of mmdma_core.simulate; the same seed draws the starting values
     data_mode      its `noise`: 'exact' or 'fast'; the name of `data` where that is given
