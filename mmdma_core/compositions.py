@@ -100,6 +100,7 @@ for _name, _memory, _cuda_memory, _cost in _FUSED:
         accepts=_ACCEPTS[_name],
         formulation=_name,
         several_ranks=_name == "primal",
+        takes_batches=_name == "primal",
     )(fused.compose(_name, fused.fourier_mmd))
 
 for _mode in ("primal", "dual"):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a folder on any file system, and of an option's value
 
 Requirement = str | Callable[[torch.device], str | None]
+BatchSize = int | Literal["auto"] | None
+LEAST_BATCH = 100  # cells; fewer tell little of a cloud
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Variant:
         What to type where a required module is absent; None: pip install and its name.
     several_ranks : bool
         Whether its `start` takes a group of torch.distributed as well, whose ranks share the rows of both views.
+    takes_batches : bool
+        Whether its `start` takes batch_size and n_updates as well, see mmdma_core.start.
     tolerance : float
         Of an approximation: how far one estimate may be off, in root mean square over seeds and orders of the cells:
         MMD2 absolutely, the gradient as a part of the sum of the norms of its parts. It is meant for some 50 cells, the
@@ -98,6 +102,7 @@ class Variant:
     importer: Callable[[str], object] = importlib.import_module
     install: str | None = None
     several_ranks: bool = False
+    takes_batches: bool = False
     tolerance: float = 0.05
     bias: float = 0.0
     objective: str | None = None
@@ -331,6 +336,8 @@ def start(
     seed: int = 0,
     parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
     group: ProcessGroup | None = None,
+    batch_size: BatchSize = None,
+    n_updates: int = 0,
 ) -> Run:
     """Prepare a run of the variant on two views, rows are cells; nothing is trained yet.
 
@@ -356,6 +363,12 @@ def start(
     group : torch.distributed.ProcessGroup, optional
         Its ranks share one run: each calls `start` with rows of its own, rank 0 with the first ones, and all else the
         same, then does all that the others do. None: this process has all rows.
+    batch_size : int or 'auto', optional
+        Cells of each view, at least 100, that an update takes, drawn afresh for each: of 'primal-fourier', on dense
+        views with fewer features than cells. 'auto': 20,000 where that can be and a view has more than 50,000. None:
+        all cells.
+    n_updates : int
+        With batch_size: the updates that the run is going to take, over which the learning rate falls to 0.
 
     Returns
     -------
@@ -390,6 +403,12 @@ def start(
         raise ValueError(f"seed must be an integer, got {seed!r}")
     settings = chosen.taken(settings or Settings())
     check_ranks(chosen, group)
+    batch_size = plain(batch_size)
+    check_batch_size(batch_size)
+    if isinstance(batch_size, int) and not chosen.takes_batches:
+        raise no_batches()
+    if batch_size is not None and n_updates < 1:
+        raise ValueError(f"n_updates must be at least 1 with batch_size, got {n_updates!r}")
     device = as_device(device)
     missing = chosen.missing(device)
     if missing:
@@ -405,9 +424,23 @@ def start(
                 "its penalty cannot vanish",
                 stacklevel=2,
             )
-    if _size(group) == 1:
-        return chosen.start(x, y, settings, device, seed, parameters)
-    return chosen.start(x, y, settings, device, seed, parameters, group)
+    options = {"group": group} if _size(group) > 1 else {}
+    if chosen.takes_batches:
+        options |= {"batch_size": batch_size, "n_updates": plain(n_updates)}
+    return chosen.start(x, y, settings, device, seed, parameters, **options)
+
+
+def check_batch_size(size: BatchSize) -> None:
+    """Raise ValueError for cells of a batch that cannot be."""
+    if size is not None and size != "auto" and (not is_whole(size) or size < LEAST_BATCH):
+        raise ValueError(f"batch_size must be 'auto', None or an integer of at least {LEAST_BATCH}, got {size!r}")
+
+
+def no_batches() -> Unsupported:
+    """Return the error of a variant, or of views, of which an update cannot take a part of the cells."""
+    return Unsupported(
+        "batch_size is for primal-fourier, on dense views with fewer features than cells; None takes all cells"
+    )
 
 
 def check_ranks(chosen: Variant, group: ProcessGroup | None) -> None:

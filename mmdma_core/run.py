@@ -129,6 +129,7 @@ class AdamRun:
     """
 
     amsgrad = False
+    batch_size: int | None = None  # cells of each view that an update takes; None: all
     held = Rows(0)  # of a run that shares its rows over ranks: those of the first view that are here
 
     def __init__(

@@ -9,17 +9,13 @@ import torch
 from test_fourier_fits import unit_rows
 
 from mmdma_core import MMDMA, Settings, Unsupported, simulate, start
-from mmdma_core.fused.compose import in_batches, takes_batches
-from mmdma_core.matching.starts import batch_size
 
 SETTINGS = Settings(n_components=2, learning_rate=1e-3, lambda1=0.1, lambda2=0.1)
 
 
 def sampled(n=900, size=200, n_updates=40, seed=0, **more):
     x, y, _ = simulate("branch", n, 15, p_y=12)
-    run = start("primal-fourier", x, y, SETTINGS, seed=seed, **more)
-    in_batches(run, size, n_updates)
-    return run
+    return start("primal-fourier", x, y, SETTINGS, seed=seed, batch_size=size, n_updates=n_updates, **more)
 
 
 def whole(n=900, **more):
@@ -89,13 +85,16 @@ def test_a_run_in_batches_that_is_left_goes_on_to_the_same_numbers():
 
 
 def test_auto_takes_all_up_to_50_000_cells_and_then_20_000():
+    def taken(variant, x, y):
+        return start(variant, x, y, SETTINGS, batch_size="auto", n_updates=10).batch_size
+
     for n, size in ((50_000, None), (50_001, 20_000)):
-        assert batch_size("auto", whole(n)) == size
+        assert sampled(n, "auto").batch_size == size
     x, y, _ = simulate("branch", 60_000, 4)
     sparse = scipy.sparse.csr_array(x.numpy())
-    assert batch_size("auto", start("primal-fourier", sparse, y, SETTINGS)) is None
-    assert batch_size("auto", start("dual-fourier", x, y, SETTINGS)) is None
-    assert batch_size("auto", start("primal-fused", x, y, SETTINGS)) is None
+    assert taken("primal-fourier", sparse, y) is None
+    assert taken("dual-fourier", x, y) is None
+    assert taken("primal-fused", x, y) is None
 
 
 @pytest.mark.parametrize("size", [0, 99, 2.5, True, "all"])
@@ -108,7 +107,10 @@ def test_what_cannot_take_samples_says_so():
     x, y, _ = simulate("branch", 300, 20)
     with pytest.raises(Unsupported, match="batch_size is for primal-fourier, on dense views with fewer features than"):
         MMDMA("primal-fused", batch_size=100, n_epochs=1, n_starts=1).fit(x, y)
-    assert not takes_batches(start("primal-fourier", *simulate("branch", 60, 100)[:2], SETTINGS))
+    with pytest.raises(Unsupported, match="batch_size is for primal-fourier, on dense views with fewer features than"):
+        start("primal-fourier", *simulate("branch", 300, 310)[:2], SETTINGS, batch_size=100, n_updates=1)
+    with pytest.raises(ValueError, match="n_updates must be at least 1 with batch_size, got 0"):
+        start("primal-fourier", x, y, SETTINGS, batch_size=100)
 
 
 @pytest.mark.slow

@@ -186,8 +186,7 @@ def in_batches():
     """With the code for CUDA, which holds tensors of its own."""
     x, y, _ = simulate("branch", 300, 5)
     with attribute(compose, "on_gpu", lambda device: True):
-        run = start("primal-fourier", x, y, SETTINGS)
-        compose.in_batches(run, 100, 20)
+        run = start("primal-fourier", x, y, SETTINGS, batch_size=100, n_updates=20)
     for _ in range(5):
         run.step()
     return [t.numpy() for t in run.embeddings()]

@@ -11,7 +11,6 @@ from torch import distributed
 
 from mmdma_core import MMDMA, Settings, Unsupported, formulations, simulate, start
 from mmdma_core.formulations import SparsePrimal
-from mmdma_core.fused.compose import in_batches
 from mmdma_core.fused.fourier import CudaFourierMMD
 from mmdma_core.fused.pairs_cuda import FusedMMD
 from mmdma_core.fused.ranks import shared
@@ -41,7 +40,7 @@ CASES = {
 def views(n, p, sparse=False):
     x, y, _ = simulate("branch", n, p, p_y=p + 3)
     y = y[:-30]
-    if formulations:
+    if sparse:
         return [scipy.sparse.csr_array((view * (view.abs() > 1)).numpy()) for view in (x, y)]
     return [x, y]
 
@@ -55,8 +54,8 @@ def own(view, rank, size, which):
 
 def trained(case, rank, size):
     """Losses every 10 epochs, the embeddings of the rows here, parameters, and gradients before the first epoch."""
-    name, n, p, settings, formulations = CASES[case]
-    x, y = (own(view, rank, size, which) for which, view in enumerate(views(n, p, formulations)))
+    name, n, p, settings, sparse = CASES[case]
+    x, y = (own(view, rank, size, which) for which, view in enumerate(views(n, p, sparse)))
     run = start(name, x, y, settings, seed=1, group=distributed.group.WORLD)
     return followed(run)
 
@@ -121,9 +120,8 @@ def in_kernels(rank, size):
 
 def in_samples(rank, size):
     x, y = (own(view, rank, size, which) for which, view in enumerate(views(700, 20)))
-    run = start("primal-fourier", x, y, SETTINGS, seed=1, group=distributed.group.WORLD)
-    in_batches(run, 100, EPOCHS)
-    return followed(run)
+    group = distributed.group.WORLD
+    return followed(start("primal-fourier", x, y, SETTINGS, seed=1, group=group, batch_size=100, n_updates=EPOCHS))
 
 
 def of_dense_blocks(rank, size):

@@ -193,8 +193,7 @@ def test_epochs_on_the_gpu_wait_for_nothing(n, p, captured, tf32, monkeypatch):
 @pytest.mark.gpu
 def test_taking_a_sample_waits_for_nothing():
     x, y, _ = simulate("branch", 3000, 30)
-    run = start("primal-fourier", x, y, Settings(), "cuda")
-    compose.in_batches(run, 500, 100)
+    run = start("primal-fourier", x, y, Settings(), "cuda", batch_size=500, n_updates=100)
     run.step()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -50,9 +50,9 @@ from benchmarks.measuring.records import Record
 from benchmarks.study import Study, chosen_variants, gpu_limit_gib, known_at
 from mmdma_core import MMDMA, MissingDependency, Settings
 from mmdma_core.fused.compose import EXACT_UP_TO
-from mmdma_core.fused.parts import LEAST
 from mmdma_core.matching.pictures import shortened
 from mmdma_core.models import in_words
+from mmdma_core.registry import LEAST_BATCH
 
 BATCHED = " in batches"  # behind the name of a variant
 _SAMPLE = 1_000  # cells of each view that FOSCTTM is of, where it is not of all
@@ -115,7 +115,7 @@ def _fit_few(cell: Fit) -> None:
     """A fit of few cells, before the clock starts, in which all is compiled, for CUDA too: see cell.few."""
     n, p = few(cell.n, cell.p, cell.device)
     batched = cell.batch_size and cell.n > cell.batch_size
-    batch_size = min(cell.batch_size, max(LEAST, n // 2)) if batched else None
+    batch_size = min(cell.batch_size, max(LEAST_BATCH, n // 2)) if batched else None
     random = np.random.default_rng(0)
     _fitted(replace(cell, batch_size=batch_size), *(random.random((n, p), np.float32) for _ in "xy"), updates=2)
 

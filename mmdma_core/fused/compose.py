@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -14,11 +14,12 @@ import torch
 from mmdma_core import compilers
 from mmdma_core.errors import Unsupported
 from mmdma_core.formulations import Dual, SparsePrimal
-from mmdma_core.fused.parts import MMD, Batches, FusedView
+from mmdma_core.fused.parts import AUTO_SIZE, MMD, WHOLE_UP_TO, Batches, FusedView
 from mmdma_core.fused.ranks import shared
 from mmdma_core.fused.run import FormulationView, FusedRun
 from mmdma_core.inputs import Kernel, Rows, View, is_sparse
-from mmdma_core.settings import Settings, own_state
+from mmdma_core.registry import BatchSize, no_batches
+from mmdma_core.settings import Settings
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -41,6 +42,8 @@ def compose(formulation: str, mmd: Callable[..., MMD]) -> Callable[..., FusedRun
         seed: int = 0,
         parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
         group: ProcessGroup | None = None,
+        batch_size: BatchSize = None,
+        n_updates: int = 0,
     ) -> FusedRun:
         if x.dtype != torch.float32:
             raise Unsupported("the fused variants compute in float32: give float32 views, or take 'primal' or 'dual'")
@@ -57,7 +60,10 @@ def compose(formulation: str, mmd: Callable[..., MMD]) -> Callable[..., FusedRun
 
         held = tuple(shared(data.shape[0], group, device) for data in (x, y))
         made = mmd(held[0].n, held[1].n, settings, device, held)
-        return module.RUN((view(x, held[0]), view(y, held[1])), made, settings, x, seed, parameters)
+        run = module.RUN((view(x, held[0]), view(y, held[1])), made, settings, x, seed, parameters)
+        if batch_size is not None:
+            _take_batches(run, batch_size, n_updates)
+        return run
 
     return start
 
@@ -120,16 +126,17 @@ def _fourier(n_x: int, n_y: int, settings: Settings, device: torch.device, exact
     return CpuFourierMMD(n_x, n_y, settings, exact, held)
 
 
-def takes_batches(run: FusedRun) -> bool:
-    """Whether an update of the run can take a sample of the cells: one of primal-fourier, on dense views with p < n."""
+def _take_batches(run: FusedRun, size: int | Literal["auto"], n_updates: int) -> None:
+    """Let each update take `size` cells of each view, see mmdma_core.fused.parts; 'auto': if there are very many."""
     views = zip(run.views, run.sizes, strict=True)
-    return run.mmd.linear_in_n and all(hasattr(view, "take") and view.rows < n for view, n in views)
-
-
-@own_state()
-def in_batches(run: FusedRun, size: int, n_updates: int) -> None:
-    """Let each update take `size` cells of each view, see mmdma_core.fused.parts."""
+    able = run.mmd.linear_in_n and all(hasattr(view, "take") and view.rows < n for view, n in views)
+    if size == "auto":
+        if not able or max(run.sizes) <= WHOLE_UP_TO:
+            return
+        size = AUTO_SIZE
+    if not able:
+        raise no_batches()
     sizes = [min(size, n) for n in run.sizes]
     unbiased = replace(run.settings, unbiased=True)  # a biased MMD2 would depend on the size of the sample
     sampled = _fourier(*sizes, unbiased, run.parameters[0].device, None, run.held)
-    run.batches = Batches(run.views, sizes, sampled, run.mmd, n_updates)
+    run.batch_size, run.batches = size, Batches(run.views, sizes, sampled, run.mmd, n_updates)

@@ -89,7 +89,7 @@ class BatchView(FusedView, Protocol):
 
 
 _FIRST_RATE = 3.0
-LEAST = 100  # cells of a sample; fewer tell little of a cloud
+WHOLE_UP_TO, AUTO_SIZE = 50_000, 20_000  # cells up to which 'auto' takes all, and those of its samples beyond
 
 
 class Batches:

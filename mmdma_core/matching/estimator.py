@@ -17,7 +17,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from mmdma_core import compilers, registry
 from mmdma_core.files.atomic import check_writable
-from mmdma_core.fused.compose import in_batches
 from mmdma_core.fused.ranks import in_world, world
 from mmdma_core.inputs import Kernel, as_device
 from mmdma_core.matching import model_file
@@ -35,7 +34,7 @@ from mmdma_core.matching.preprocess import (
     take,
     take_both,
 )
-from mmdma_core.matching.starts import batch_size, choose_variant, draw_seeds, median_sigma, run_starts
+from mmdma_core.matching.starts import choose_variant, draw_seeds, median_sigma, run_starts
 from mmdma_core.objective import LossTerms
 from mmdma_core.run import AdamRun, Callback, Checkpoint, History, Run, Stopping, train
 from mmdma_core.settings import Settings, brief_waits, plain
@@ -431,11 +430,16 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _start(self, views: list[Matrix], settings: Settings, seed: int) -> Run:
         given = [Kernel(view) for view in views] if self.kernel == "precomputed" else views
         with at_the_caller():
-            run = registry.start(self.variant_, *given, settings, self.device_, seed, group=world())
-        size = batch_size(plain(self.batch_size), run)
-        if size is not None:
-            in_batches(run, size, plain(self.n_epochs))
-        return run
+            return registry.start(
+                self.variant_,
+                *given,
+                settings,
+                self.device_,
+                seed,
+                group=world(),
+                batch_size=plain(self.batch_size),
+                n_updates=plain(self.n_epochs),
+            )
 
     def _sigma(self, views: list[Matrix], seed: int) -> float:
         if self.sigma != "median":
@@ -460,8 +464,8 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return None
         if not isinstance(run, AdamRun):
             raise ValueError(f"variant {self.variant_!r} cannot be resumed: no checkpoint for it")
-        size = batch_size(plain(self.batch_size), run)
-        asked = [self.variant_, self.kernel, seed, asdict(settings), size and [size, plain(self.n_epochs)]]
+        batches = run.batch_size and [run.batch_size, plain(self.n_epochs)]
+        asked = [self.variant_, self.kernel, seed, asdict(settings), batches]
         return Checkpoint(self._checkpoint_path(k), digest(asked, views))
 
     def _checkpoint_path(self, k: int) -> Path:

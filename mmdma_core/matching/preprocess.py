@@ -29,10 +29,10 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
 
 from mmdma_core.files.annotated import Keys, chosen
-from mmdma_core.fused.parts import LEAST
 from mmdma_core.fused.ranks import in_world
 from mmdma_core.inputs import canonical, on_host, unmasked
 from mmdma_core.models import in_words
+from mmdma_core.registry import check_batch_size
 from mmdma_core.settings import is_whole, plain
 
 Matrix = np.ndarray | scipy.sparse.csr_array | scipy.sparse.csr_matrix
@@ -220,9 +220,7 @@ def check_parameters(model: BaseEstimator) -> None:
         value = plain(getattr(model, name))
         if not is_whole(value) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-    size = plain(model.batch_size)
-    if size is not None and size != "auto" and (not is_whole(size) or size < LEAST):
-        raise ValueError(f"batch_size must be 'auto', None or an integer of at least {LEAST}, got {size!r}")
+    check_batch_size(plain(model.batch_size))
     for name in ("window", "tolerance"):
         value = plain(getattr(model, name))
         if not isinstance(value, numbers.Real) or value < 0:

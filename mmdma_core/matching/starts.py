@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -19,15 +18,12 @@ from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
 from mmdma_core import advice, registry
-from mmdma_core.errors import Unsupported
-from mmdma_core.fused.compose import takes_batches
 from mmdma_core.fused.ranks import in_world, world
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.matching.preprocess import Matrix
 from mmdma_core.run import AdamRun, History, Run
 from mmdma_core.settings import plain
 
-_WHOLE_UP_TO, _AUTO_BATCH = 50_000, 20_000  # cells
 _LOG = logging.getLogger("mmdma_core")
 
 
@@ -120,20 +116,6 @@ def draw_seeds(first: int | np.random.RandomState | None, n_starts: int) -> list
         first = check_random_state(first).randint(2**31 - n_starts)
     first = in_world(0).of_first(int(first))
     return [first + k for k in range(n_starts)]
-
-
-def batch_size(asked: int | Literal["auto"] | None, run: Run) -> int | None:
-    """Cells of each view that an update of the run takes; None: all. Raises Unsupported for a variant that cannot."""
-    if asked is None:
-        return None
-    able = isinstance(run, FusedRun) and takes_batches(run)
-    if asked != "auto":
-        if not able:
-            raise Unsupported(
-                "batch_size is for primal-fourier, on dense views with fewer features than cells; None takes all cells"
-            )
-        return asked
-    return _AUTO_BATCH if able and max(run.sizes) > _WHOLE_UP_TO else None
 
 
 def median_sigma(e_x: np.ndarray, e_y: np.ndarray) -> float:
