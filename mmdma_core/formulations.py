@@ -1,16 +1,6 @@
-"""The two formulations of one view: what is prepared from the data, its embedding, penalty and distortion.
+"""The two formulations of a view: what is prepared from the data, its embedding, penalty and distortion.
 
-A formulation of a view offers `rows` (the number of rows of its parameters), `embed(theta) -> E`,
-`penalty(theta, e)` and `distortion(theta, e)`. Each keeps the cost per epoch of the published package (Table A1).
-
-The primal of a sparse view, which is never made dense: O(nnz d) an epoch.
-
-With E = X W, T = X^T E (p, d) and B = E^T E (d, d), |X X^T - E E^T|^2 = |X X^T|^2 - 2 |T|^2 + |B|^2, the first term
-formed once. The three cancel near the optimum, so that all is held and summed in float64.
-
-Libraries count in 32 bits: MKL the entries of a matrix, cuSPARSE also the products that it adds up in a product of two
-sparse matrices, where it then fails or gives zeros. So a view has fewer than 2^31 entries, no dense matrix in a product
-has more, and on CUDA two sparse matrices are never multiplied: the first term comes from dense blocks there.
+Each keeps the cost per epoch of the published package (Table A1). A sparse view is never made dense, see SparsePrimal.
 """
 
 from __future__ import annotations
@@ -83,10 +73,12 @@ class Formulation(Protocol):
         """
 
 
-class Primal:
+class Primal(Formulation):
     """A view in the primal: E = X W, with X (n, p) and parameters W (p, d); nothing is prepared.
 
-    The penalty is |W^T W - I| / sqrt(p), the distortion |X X^T - X W W^T X^T| / (n sqrt(p)).
+    The penalty is |W^T W - I| / sqrt(p), the distortion |X X^T - X W W^T X^T| / (n sqrt(p)). For n > p that comes from
+    R = G - W W^T G, with G = X^T X formed in every epoch, as sqrt(trace(R R)): O(n p^2 + p^3). For n <= p it comes from
+    the n x n difference: O(n^2 p).
 
     Parameters
     ----------
@@ -103,55 +95,12 @@ class Primal:
         self.rows = x.shape[1]
 
     def embed(self, theta: torch.Tensor) -> torch.Tensor:
-        """Embed the cells: E = X W.
-
-        Parameters
-        ----------
-        theta : torch.Tensor
-            Parameters W, (p, d).
-
-        Returns
-        -------
-        torch.Tensor
-            E, (n, d).
-        """
         return self.x @ theta
 
     def penalty(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        """Penalise columns of W that are not orthonormal: |W^T W - I| / sqrt(p).
-
-        Parameters
-        ----------
-        theta : torch.Tensor
-            Parameters W, (p, d).
-        e : torch.Tensor
-            Its embedding, (n, d); not used.
-
-        Returns
-        -------
-        torch.Tensor
-            The penalty, a scalar.
-        """
         return objective.penalty(theta.T @ theta, self.rows)
 
     def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        """Measure what the embedding changes of the inner products between cells.
-
-        For n > p from R = G - W W^T G, with G = X^T X formed anew, as sqrt(trace(R R)): O(n p^2 + p^3). For n <= p from
-        the n x n difference: O(n^2 p).
-
-        Parameters
-        ----------
-        theta : torch.Tensor
-            Parameters of the view, (rows, d).
-        e : torch.Tensor
-            Its embedding, (n, d).
-
-        Returns
-        -------
-        torch.Tensor
-            The distortion, a scalar.
-        """
         n, p = self.x.shape
         if n > p:
             gram = self.x.T @ self.x
@@ -163,10 +112,11 @@ class Primal:
         return objective.distortion(norm, n, p)
 
 
-class Dual:
+class Dual(Formulation):
     """A view in the dual: E = K alpha, with K = X X^T (n, n), formed once, and parameters alpha (n, d).
 
-    The penalty is |alpha^T K alpha - I| / sqrt(p), the distortion |K - K alpha alpha^T K| / (n sqrt(p)): O(n^2 d).
+    The penalty is |alpha^T K alpha - I| / sqrt(p), the distortion |K - K alpha alpha^T K| / (n sqrt(p)), from the n x n
+    difference: O(n^2 d).
 
     Parameters
     ----------
@@ -186,54 +136,12 @@ class Dual:
             self.rows, self.p = x.shape
 
     def embed(self, theta: torch.Tensor) -> torch.Tensor:
-        """Embed the cells: E = K alpha.
-
-        Parameters
-        ----------
-        theta : torch.Tensor
-            Parameters alpha, (n, d).
-
-        Returns
-        -------
-        torch.Tensor
-            E, (n, d).
-        """
         return self.kernel @ theta
 
     def penalty(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        """Penalise columns of X^T alpha that are not orthonormal: |alpha^T K alpha - I| / sqrt(p).
-
-        Parameters
-        ----------
-        theta : torch.Tensor
-            Parameters alpha, (n, d).
-        e : torch.Tensor
-            Its embedding, (n, d).
-
-        Returns
-        -------
-        torch.Tensor
-            The penalty, a scalar.
-        """
         return objective.penalty(theta.T @ e, self.p)
 
     def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        """Measure what the embedding changes of the inner products between cells.
-
-        It is |K - K alpha alpha^T K| / (n sqrt(p)), from the n x n difference: O(n^2 d).
-
-        Parameters
-        ----------
-        theta : torch.Tensor
-            Parameters alpha, (n, d); not used.
-        e : torch.Tensor
-            Its embedding, (n, d).
-
-        Returns
-        -------
-        torch.Tensor
-            The distortion, a scalar.
-        """
         return objective.distortion(torch.linalg.matrix_norm(self.kernel - e @ e.T), self.rows, self.p)
 
 
@@ -263,8 +171,18 @@ class _Product(torch.autograd.Function):
         return None, None, _times(ctx.a_t, gradient.contiguous())
 
 
-class SparsePrimal:
-    """E = X W, with X (n, p) in CSR, see mmdma_core.formulations.Primal; X and X^T are held, in float64."""
+class SparsePrimal(Formulation):
+    """The primal of a sparse view, X (n, p) in CSR: O(nnz d) an epoch. X and X^T are kept, in float64.
+
+    With E = X W, T = X^T E (p, d) and B = E^T E (d, d), |X X^T - E E^T|^2 = |X X^T|^2 - 2 |T|^2 + |B|^2, the first term
+    formed once. The three cancel near the optimum, so that all is summed in float64.
+
+    Libraries count in 32 bits: MKL the entries of a matrix, cuSPARSE also the products that it adds up in a product of
+    two sparse matrices, where it then fails or gives zeros. So a view has fewer than 2^31 entries, no dense matrix in a
+    product has more, and on CUDA two sparse matrices are never multiplied: the first term comes from dense blocks.
+
+    held  the rows of the view that are here; None: x has all
+    """
 
     def __init__(self, x: torch.Tensor, held: Rows | None = None) -> None:
         if x.values().numel() >= _LIMIT:
@@ -285,7 +203,6 @@ class SparsePrimal:
         return objective.penalty(theta.T @ theta, self.rows)
 
     def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        """In float64, from T and B."""
         e = e.double()
         t = self._held.sum_of_graph(_Product.apply(self._x_t, self._x, e))
         b = self._held.sum_of_graph(e.T @ e)

@@ -1,19 +1,9 @@
-"""Adam (Kingma and Ba 2015), in place, on PyTorch's fused kernel.
-
-The functional form is used because torch.optim.Adam imports the whole compiler stack when the first one is made,
-which takes as long as importing PyTorch itself, in every measuring process.
-
-A run of MMD-MA: one epoch at a time, and the one Adam loop that every PyTorch variant shares.
-
-Training a run: epochs, the history of its loss, early stopping, interruption, checkpoints.
-"""
+"""A run of MMD-MA: one epoch at a time by Adam, and its training with history, early stopping and checkpoints."""
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,46 +22,6 @@ from mmdma_core.inputs import Rows, View
 from mmdma_core.kernels import Sums
 from mmdma_core.objective import LossTerms, squared_mmd, total_loss
 from mmdma_core.settings import Settings, own_state
-
-
-class Adam:
-    """Updates `parameters` in place, with torch.optim.Adam's defaults beta = (0.9, 0.999), eps = 1e-8.
-
-    amsgrad  divide by the largest second moment so far (Reddi et al. 2018)
-    """
-
-    def __init__(self, parameters: Sequence[torch.Tensor], learning_rate: float, amsgrad: bool = False) -> None:
-        self._parameters = list(parameters)
-        self.learning_rate = learning_rate
-        self._first_moments = [torch.zeros_like(p) for p in self._parameters]
-        self._second_moments = [torch.zeros_like(p) for p in self._parameters]
-        self._largest = [torch.zeros_like(p) for p in self._parameters] if amsgrad else []
-        self._steps = [torch.zeros((), device=p.device) for p in self._parameters]
-
-    def state(self) -> list[torch.Tensor]:
-        """All that it remembers, the tensors themselves: moments and numbers of steps."""
-        return [*self._first_moments, *self._second_moments, *self._largest, *self._steps]
-
-    @torch.no_grad()
-    def step(self, gradients: Sequence[torch.Tensor]) -> None:
-        """One update from the gradient of each parameter."""
-        adam(
-            self._parameters,
-            list(gradients),
-            self._first_moments,
-            self._second_moments,
-            self._largest,
-            self._steps,
-            fused=True,
-            amsgrad=bool(self._largest),
-            beta1=0.9,
-            beta2=0.999,
-            lr=self.learning_rate,
-            weight_decay=0.0,
-            eps=1e-8,
-            maximize=False,
-        )
-
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -121,7 +71,49 @@ class Run(Protocol):
         """
 
 
-class AdamRun:
+class Adam:
+    """Adam (Kingma and Ba 2015) on PyTorch's fused kernel, in place, with the defaults of torch.optim.Adam.
+
+    The functional form is taken because torch.optim.Adam imports PyTorch's compiler when the first one is made, which
+    takes as long as importing PyTorch itself, in every measuring process.
+
+    amsgrad  divide by the largest second moment so far (Reddi et al. 2018)
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], learning_rate: float, amsgrad: bool = False) -> None:
+        self._parameters = list(parameters)
+        self.learning_rate = learning_rate
+        self._first_moments = [torch.zeros_like(p) for p in self._parameters]
+        self._second_moments = [torch.zeros_like(p) for p in self._parameters]
+        self._largest = [torch.zeros_like(p) for p in self._parameters] if amsgrad else []
+        self._steps = [torch.zeros((), device=p.device) for p in self._parameters]
+
+    def state(self) -> list[torch.Tensor]:
+        """Return what it remembers, the tensors themselves: moments and numbers of steps."""
+        return [*self._first_moments, *self._second_moments, *self._largest, *self._steps]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Update the parameters once, from the gradient of each."""
+        adam(
+            self._parameters,
+            list(gradients),
+            self._first_moments,
+            self._second_moments,
+            self._largest,
+            self._steps,
+            fused=True,
+            amsgrad=bool(self._largest),
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.learning_rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+class AdamRun(Run):
     """What runs on our own Adam share: they count their epochs, can be left, gone on with, and begun again.
 
     parameters  starting values (theta_x, theta_y); without them the seed decides (Settings.draw)
@@ -225,40 +217,18 @@ class TorchRun(AdamRun):
             parameter.requires_grad_()
 
     def step(self) -> None:
-        """Run one epoch: the loss on all cells, its gradient, one update of the parameters by Adam."""
         self._adam.step(self.gradients())
         self.epoch += 1
 
     def loss(self) -> LossTerms:
-        """Evaluate the loss and its terms at the current parameters.
-
-        Returns
-        -------
-        LossTerms
-            The loss and its terms.
-        """
         with torch.no_grad():
             terms = [term.item() for term in self._terms()]
         return LossTerms(total_loss(self.settings, *terms), *terms)
 
     def gradients(self) -> Pair:
-        """Evaluate the gradient of the loss at the current parameters, by automatic differentiation.
-
-        Returns
-        -------
-        tuple of torch.Tensor
-            In the shapes of the parameters.
-        """
         return torch.autograd.grad(total_loss(self.settings, *self._terms()), self.parameters)
 
     def embeddings(self) -> Pair:
-        """Embed both views with the current parameters.
-
-        Returns
-        -------
-        tuple of torch.Tensor
-            (E_x, E_y) of shapes (n_x, d) and (n_y, d).
-        """
         with torch.no_grad():
             return self._embed()
 
@@ -333,44 +303,32 @@ def starting_values(
 _COMPUTE = ("step", "loss", "gradients", "embeddings", "state", "restore", "restart")  # methods of a Run, of an AdamRun
 
 
+class _InOwnState:
+    """A run as it is, but that its methods that compute do so in `own_state` on its device."""
+
+    def __init__(self, run: Run, device: torch.device) -> None:
+        self.__dict__.update(_run=run, _device=device)
+
+    @property
+    def __class__(self) -> type:
+        return type(self._run)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._run, name)
+        return own_state(self._device)(value) if name in _COMPUTE else value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._run, name, value)
+
+
 def in_own_state(start: Callable[..., Run]) -> Callable[..., Run]:
-    """A variant's `start`, itself and the methods of its runs in `own_state` on their device, whatever their class."""
+    """Return a variant's `start` that computes in `own_state` on the device, and so do the methods of its runs."""
 
     def prepare(x: View, y: View, settings: Settings, device: torch.device, *more: Any, **options: Any) -> Run:
         with own_state(device):
-            run = start(x, y, settings, device, *more, **options)
-        own = getattr(run, "__dict__", {})  # a function that an instance holds comes before those of its class
-        own.update({name: own_state(device)(own[name]) for name in _COMPUTE if name in own})
-        if any(hasattr(type(run), name) for name in _COMPUTE):
-            object.__setattr__(run, "__class__", _computing_in_own_state(type(run), device))
-        return run
+            return _InOwnState(start(x, y, settings, device, *more, **options), device)
 
     return prepare
-
-
-@functools.cache
-def _computing_in_own_state(run: type, device: torch.device) -> type:
-    """A class like that of a run, as which it goes on: a method of the instance would keep it from being freed."""
-
-    def fill(body: dict[str, Any]) -> None:
-        body |= {
-            "__slots__": (),
-            "__module__": run.__module__,
-            "__qualname__": run.__qualname__,
-            "__doc__": run.__doc__,
-        }
-        body |= {name: computing(name) for name in _COMPUTE if hasattr(run, name)}
-
-    def computing(name: str) -> Callable[..., Any]:
-        @functools.wraps(getattr(run, name))
-        def method(self: Any, *arguments: Any, **options: Any) -> Any:
-            with own_state(device):
-                return getattr(super(made, self), name)(*arguments, **options)
-
-        return method
-
-    made = types.new_class(run.__name__, (run,), exec_body=fill)
-    return made
 
 
 Callback = Callable[[Run, LossTerms], object]  # called whenever the loss is recorded but for the start
