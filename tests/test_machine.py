@@ -201,7 +201,7 @@ def test_a_copy_in_another_repository_has_no_commit(tmp_path, commit_of, place, 
 
 def _two_ranks(cell, report, work):
     """In place of a group on CUDA: each rank waits, and says where it is."""
-    ranks = [os.fork() for _ in range(measurement.devices)]
+    ranks = [os.fork() for _ in range(cell.devices)]
     if 0 in ranks:
         time.sleep(60)
     report({"stage": "epochs", "ranks": [{"pid": pid} for pid in ranks]})
@@ -226,8 +226,8 @@ def test_the_guard_looks_at_every_rank_on_its_gpu(driver, limit, status):
     driver.setattr(pynvml, "nvmlDeviceGetUUID", str)
     driver.setattr(guard.ranks, "in_ranks", _two_ranks)
     limits = Limits(1.0, 30.0, None, limit)
-    measurement = Cell("primal", 9, 2, "", (), Settings(), "branch", 0, "fast", 1, "cuda", 1, limits, devices=2)
-    record = guard.measure_cell(measurement, machine.describe("cuda", 1), 30)
+    cell = Cell("primal", 9, 2, "", (), Settings(), "branch", 0, "fast", 1, "cuda", 1, limits, devices=2)
+    record = guard.measure_cell(cell, machine.describe("cuda", 1), 30)
     assert record.status == status, record.detail
     assert record.peak_device_bytes == 2 * memory.GIB
     assert status == "ok" or "device memory over the limit of 1.5 GiB during epochs" in record.detail
