@@ -226,7 +226,7 @@ def test_what_is_there_is_kept_unless_overwritten(folder, capsys):
 
 
 def test_ctrl_c_keeps_the_best_and_says_so_in_the_exit_status(folder, monkeypatch):
-    from mmdma_core.matching import estimator
+    from mmdma_core.matching import starts
 
     def interrupt(*arguments, **options):
         def stop(run, terms):
@@ -234,8 +234,8 @@ def test_ctrl_c_keeps_the_best_and_says_so_in_the_exit_status(folder, monkeypatc
 
         return train(*arguments, **options | {"callbacks": [stop]})
 
-    train = estimator.train
-    monkeypatch.setattr(estimator, "train", interrupt)
+    train = starts.train
+    monkeypatch.setattr(starts, "train", interrupt)
     fit("--x", "x.npy", "--y", "y.npy", status=130)
     assert pd.read_csv("out/starts.csv")["stopped"].tolist() == ["interrupted"]
     assert (folder / "out/embedding_x.npy").exists()

@@ -214,10 +214,10 @@ def test_a_checkpoint_is_gone_on_from_to_the_same_numbers(tmp_path, variant):
         fitted(X + 1, Y, **asked)
 
 
-def test_a_finished_start_survives_an_interruption_of_the_next(caplog):
+def test_a_finished_start_survives_an_interruption_of_the_next(monkeypatch):
     """Wherever Ctrl-C comes: here before the second start has trained at all."""
     model = MMDMA(**QUICK | {"n_starts": 3})
-    train = model._train
+    train = starts.Problem.train
     calls = []
 
     def once(*arguments):
@@ -226,7 +226,7 @@ def test_a_finished_start_survives_an_interruption_of_the_next(caplog):
             raise KeyboardInterrupt
         return train(*arguments)
 
-    model._train = once
+    monkeypatch.setattr(starts.Problem, "train", once)
     model.fit(X, Y)
     assert model.interrupted_
     assert model.starts_["seed"].tolist() == [3]

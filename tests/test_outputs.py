@@ -38,9 +38,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def no_work(monkeypatch):
     """Nothing may be trained or embedded."""
-    for work in ("_train", "transform"):
-        monkeypatch.setattr(MMDMA, work, lambda *_, work=work, **__: pytest.fail(f"{work} has begun"))
-    for module in ("commands.simulate_views", "commands.metrics.evaluate"):
+    monkeypatch.setattr(MMDMA, "transform", lambda *_, **__: pytest.fail("the work has begun"))
+    for module in ("starts.train", "commands.simulate_views", "commands.metrics.evaluate"):
         monkeypatch.setattr(f"mmdma_core.matching.{module}", lambda *_, **__: pytest.fail("the work has begun"))
 
 

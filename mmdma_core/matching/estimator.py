@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.preprocessing import normalize
 from sklearn.utils._set_output import _wrap_data_with_container
 from sklearn.utils.validation import check_is_fitted
 
-from mmdma_core import compilers, registry
+from mmdma_core import registry
 from mmdma_core.files.atomic import check_writable
 from mmdma_core.fused.ranks import in_world, world
-from mmdma_core.inputs import Kernel, as_device
-from mmdma_core.matching import model_file
+from mmdma_core.inputs import Kernel
+from mmdma_core.matching import model_file, starts
 from mmdma_core.matching.preprocess import (
     Matrix,
     Pair,
     as_rows,
-    at_the_caller,
     centred,
     check_features,
     check_parameters,
     column_means,
-    digest,
     is_annotated,
     take,
     take_both,
 )
-from mmdma_core.matching.starts import choose_variant, draw_seeds, median_sigma, run_starts
 from mmdma_core.objective import LossTerms
-from mmdma_core.run import AdamRun, Callback, Checkpoint, History, Run, Stopping, train
-from mmdma_core.settings import Settings, brief_waits, plain
+from mmdma_core.run import Callback
+from mmdma_core.settings import plain
 
 if TYPE_CHECKING:
     from sklearn.utils import Tags  # from scikit-learn 1.6 on
-
-_SETTINGS = ("n_components", "lambda1", "lambda2", "learning_rate", "unbiased", "init", "amsgrad")
 
 
 class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -232,26 +224,24 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             Where no variant can run.
         """
         check_parameters(self)
-        self._settings(1.0 if self.sigma == "median" else self.sigma)
+        starts.settings_of(self, 1.0 if self.sigma == "median" else self.sigma)
         if self.checkpoint is not None and in_world(0).rank == 0:  # which writes it for all
-            check_writable({self._checkpoint_path(k): 0 for k in range(plain(self.n_starts))})
+            check_writable({starts.checkpoint_path(self, k): 0 for k in range(plain(self.n_starts))})
         taken = take_both(X, Y, use_rep, layer)
-        views = [self._prepared(view.matrix, name, fitting=True) for name, view in zip("xy", taken, strict=True)]
+        views = [as_rows(view.matrix, name, 2, self.l2_normalize) for name, view in zip("XY", taken, strict=True)]
+        self.mean_x_, self.mean_y_ = (column_means(view) if self.center else None for view in views)
+        views = [centred(views[0], "X", self.mean_x_), centred(views[1], "Y", self.mean_y_)]
         self.n_features_in_, self.n_features_y_ = (view.shape[1] for view in views)
         self.feature_names_x_, self.feature_names_y_ = (view.features for view in taken)
         self.representation_x_, self.representation_y_ = (view.representation for view in taken)
-        self.device_ = self._device()
-        self.variant_ = choose_variant(self, *views)
-        seeds = draw_seeds(plain(self.random_state), plain(self.n_starts))
-        with compilers.explained(), brief_waits():
-            self.sigma_ = self._sigma(views, seeds[0])
-            settings = self._settings(self.sigma_)
-            self.starts_, self.interrupted_ = run_starts(
-                seeds,
-                lambda seed: self._start(views, settings, seed),
-                lambda run, seed, k: self._train(run, views, settings, seed, k),
-                lambda run, history: self._keep_results(run, history, views),
-            )
+        problem = starts.Problem(self, views)
+        best, self.starts_, self.interrupted_ = problem.solve()
+        self.variant_, self.device_, self.sigma_ = problem.variant, problem.device, problem.sigma
+        self.embedding_x_, self.embedding_y_ = best.embeddings
+        self.weights_x_, self.weights_y_ = best.weights
+        self.loss_history_ = pd.DataFrame(best.history.losses, columns=LossTerms._fields)
+        self.loss_history_.insert(0, "epoch", best.history.epochs)
+        self.n_iter_ = best.history.epochs[-1]
         return self
 
     def fit_transform(self, X: Any, Y: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -340,7 +330,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             if any(view.shape[0] != view.shape[1] for view in views):
                 raise ValueError("score takes the kernels of fit: those of new cells do not tell the distortion")
             views = [Kernel(view) for view in views]
-        settings = registry.variant(self.variant_).taken(self._settings(self.sigma_))
+        settings = registry.variant(self.variant_).taken(starts.settings_of(self, self.sigma_))
         run = registry.start(name, *views, settings, self.device_, parameters=weights, group=world())
         return -run.loss().total
 
@@ -398,86 +388,15 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         return model_file.load(cls(), Path(path))
 
-    def _settings(self, sigma: float) -> Settings:
-        return Settings(sigma=sigma, **{name: getattr(self, name) for name in _SETTINGS})
-
     def _taken(
         self, given: Any, name: str, view: Literal["x", "y"], use_rep: str | None = None, layer: str | None = None
     ) -> Matrix:
-        """Cells as `fit` took those of the view."""
+        """Cells as `fit` took those of the view, ready to be embedded."""
         if use_rep is None and layer is None and is_annotated(given):
             use_rep, layer = getattr(self, f"representation_{view}_") or (None, None)
         matrix, features, _ = take(given, name, use_rep, layer)
         check_features(f"view {view!r}", features, getattr(self, f"feature_names_{view}_"))
-        return self._prepared(matrix, view, fitting=False)
-
-    def _prepared(self, view: Any, name: str, fitting: bool) -> Matrix:
-        """The view as float32, normalised and centred as asked; in `fit` the means are taken, else those are used."""
-        rows = as_rows(view, name, least=2 if fitting else 1)
-        columns = rows.shape[1] if fitting else len(getattr(self, f"weights_{name}_"))
+        rows, columns = as_rows(matrix, view.upper(), 1, self.l2_normalize), len(getattr(self, f"weights_{view}_"))
         if rows.shape[1] != columns:
-            raise ValueError(f"view {name!r} was fitted with {columns} columns, got {rows.shape[1]}")
-        if self.l2_normalize:
-            rows = normalize(rows)
-        if fitting:
-            setattr(self, f"mean_{name}_", column_means(rows) if self.center else None)
-        mean = getattr(self, f"mean_{name}_")
-        return rows if mean is None else centred(rows, name, mean)
-
-    def _device(self) -> torch.device:
-        return as_device(self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-
-    def _start(self, views: list[Matrix], settings: Settings, seed: int) -> Run:
-        given = [Kernel(view) for view in views] if self.kernel == "precomputed" else views
-        with at_the_caller():
-            return registry.start(
-                self.variant_,
-                *given,
-                settings,
-                self.device_,
-                seed,
-                group=world(),
-                batch_size=plain(self.batch_size),
-                n_updates=plain(self.n_epochs),
-            )
-
-    def _sigma(self, views: list[Matrix], seed: int) -> float:
-        if self.sigma != "median":
-            return float(self.sigma)
-        run = self._start(views, self._settings(1.0), seed)
-        return median_sigma(*(e.cpu().numpy() for e in run.embeddings()))
-
-    def _train(self, run: Run, views: list[Matrix], settings: Settings, seed: int, k: int) -> History:
-        return train(
-            run,
-            plain(self.n_epochs),
-            loss_every=plain(self.loss_every),
-            stopping=Stopping(plain(self.window), plain(self.tolerance)),
-            callbacks=self.callbacks,
-            progress=self.verbose,
-            checkpoint=self._checkpoint(run, views, settings, seed, k),
-            description=f"{self.variant_}, start {k + 1} of {self.n_starts}",
-        )
-
-    def _checkpoint(self, run: Run, views: list[Matrix], settings: Settings, seed: int, k: int) -> Checkpoint | None:
-        if self.checkpoint is None:
-            return None
-        if not isinstance(run, AdamRun):
-            raise ValueError(f"variant {self.variant_!r} cannot be resumed: no checkpoint for it")
-        batches = run.batch_size and [run.batch_size, plain(self.n_epochs)]
-        asked = [self.variant_, self.kernel, seed, asdict(settings), batches]
-        return Checkpoint(self._checkpoint_path(k), digest(asked, views))
-
-    def _checkpoint_path(self, k: int) -> Path:
-        path = Path(self.checkpoint)
-        return path if self.n_starts == 1 else path.with_name(f"{path.stem}-start{k}{path.suffix}")
-
-    def _keep_results(self, run: Run, history: History, views: list[Matrix]) -> None:
-        self.embedding_x_, self.embedding_y_ = (e.cpu().numpy().copy() for e in run.embeddings())
-        thetas = [theta.detach().cpu().numpy().copy() for theta in run.parameters]
-        if registry.variant(self.variant_).formulation == "dual" and self.kernel == "linear":
-            thetas = [np.asarray(view.T @ alpha) for view, alpha in zip(views, thetas, strict=True)]
-        self.weights_x_, self.weights_y_ = thetas
-        self.loss_history_ = pd.DataFrame(history.losses, columns=LossTerms._fields)
-        self.loss_history_.insert(0, "epoch", history.epochs)
-        self.n_iter_ = history.epochs[-1]
+            raise ValueError(f"view {view!r} was fitted with {columns} columns, got {rows.shape[1]}")
+        return centred(rows, view.upper(), getattr(self, f"mean_{view}_"))
