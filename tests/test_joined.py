@@ -148,3 +148,17 @@ def test_a_rank_that_the_others_do_not_reach_ends(data, tmp_path):
     assert lines == [
         "error: rank 0 of 2: cannot reach the others at 127.0.0.1:29731 within 40 s: not there is rank 1"
     ], done.stderr
+
+
+def test_a_rank_may_work_on_in_silence_when_the_others_have_left(tmp_path):
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import time\n"
+        "from mmdma_core.matching import joined\n"
+        "joined.HANGING_S = 2.0\n"
+        "with joined.joined(use_gpu=False) as (rank, size):\n"
+        "    time.sleep(0 if rank else 6)\n"
+        "    print(f'done {rank}', flush=True)\n"
+    )
+    done = subprocess.run([TORCHRUN, "--nproc-per-node", "2", script], capture_output=True, text=True, timeout=MINUTE)
+    assert (done.returncode, sorted(done.stdout.split("\n"))) == (0, ["", "done 0", "done 1"]), done.stderr
