@@ -43,7 +43,7 @@ def told(study: Study, variant: str, p: int, n: int) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def running_cells(study: Study) -> tuple[list[dict[str, Any]], list[Path]]:
+def running(study: Study) -> tuple[list[dict[str, Any]], list[Path]]:
     """What is measured now: variant, p, n, node, job, and `seconds` since it began; and files that do not tell that.
 
     These are of nodes that have died, or the harness has not written them.
@@ -110,12 +110,12 @@ class Plan:
     def __init__(self, study: Study, rates: Rates = NOMINAL) -> None:
         self.study = study
         self.rates = rates
-        self.total = sum(1 for _ in study.cells())
+        self.total = sum(1 for _ in study.points())
         self.known: dict[Point, Record] = {}
         self._measured: dict[str, dict[tuple[int, int], Measured]] = {}  # variant -> p, n -> what its cell gave last
         self._speed: float | None = None
         self._free = machine_memory(study.device)
-        for variant, p, n in study.cells():
+        for variant, p, n in study.points():
             record = study.known(variant, n, p)
             if record is not None:
                 self.add(record)
@@ -128,7 +128,7 @@ class Plan:
 
     def remaining(self) -> list[Point]:
         """The cells that are not known, in the order in which they run."""
-        return [point for point in self.study.cells() if point not in self.known]
+        return [point for point in self.study.points() if point not in self.known]
 
     def basis(self) -> str:
         """What the estimate rests on, in words."""
@@ -313,7 +313,7 @@ def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
         count = sum(name == variant for name, _, _ in remaining)
         said = _said_of_variant(study, variant, {p: forecasts[variant, p] for p in study.p})
         lines.append(f"  {variant:<24} {count:>5} to run{said}")
-    if "predicted" in "".join(lines):
+    if any(forecast.too_large for forecast in forecasts.values()):
         lines.append("what is predicted not to fit in the memory that a cell may take is tried all the same")
     lines += _said_of_cuts(plan, forecasts)
     if remaining:
@@ -327,7 +327,7 @@ def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
     lines += [
         f"running now: {cell['variant']}, n = {cell['n']}, p = {cell['p']}, on {cell['node']}"
         f"{' in job ' + cell['job'] if cell['job'] else ''} since {duration(cell['seconds'])}"
-        for cell in running_cells(study)[0]
+        for cell in running(study)[0]
     ]
     return "\n".join(lines)
 

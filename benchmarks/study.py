@@ -28,7 +28,7 @@ from benchmarks.measuring import machine, records
 from benchmarks.measuring.device import why_no_gpu
 from benchmarks.measuring.fingerprint import variant_fingerprint
 from benchmarks.measuring.machine import is_here
-from benchmarks.measuring.measurement import Cell, DataSource, Limits
+from benchmarks.measuring.measurement import DataSource, Limits, Measurement
 from benchmarks.measuring.memory import GIB, within_reach
 from benchmarks.measuring.records import Record, UnreadableRecord
 from mmdma_core import Settings
@@ -37,7 +37,7 @@ from mmdma_core.models import in_words
 _MARGIN = 1.1  # so much more memory than ran out is worth another try; less is the coming and going of others
 
 
-def answers(record: Record, cell: Cell) -> bool:
+def answers(record: Record, cell: Measurement) -> bool:
     """Whether a record is one of this cell, and would come out the same under the limits that are set now."""
     now, then = cell.limits, Limits(**{f.name: record.limits.get(f.name) for f in dataclasses.fields(Limits)})
     if record.key != cell.key or asked_again(record, cell):
@@ -53,7 +53,7 @@ def answers(record: Record, cell: Cell) -> bool:
     return True
 
 
-def known_at(path: Path, cell: Cell, retry: Collection[str] = ()) -> tuple[Record | None, str | None]:
+def known_at(path: Path, cell: Measurement, retry: Collection[str] = ()) -> tuple[Record | None, str | None]:
     """The record at a path, if it answers what is asked of the cell; else None, and why that is asked again, if it is.
 
     retry  statuses that are no answer. A record that cannot be read is set aside, one that was skipped is no answer.
@@ -67,7 +67,7 @@ def known_at(path: Path, cell: Cell, retry: Collection[str] = ()) -> tuple[Recor
     return record, None
 
 
-def asked_again(record: Record, cell: Cell) -> str | None:
+def asked_again(record: Record, cell: Measurement) -> str | None:
     """Why the same question is worth asking again on this machine, None if it is not: memory, modules, compilers.
 
     A record that does not say what ran out or was missing is not asked again for it. That of a job on a cluster is
@@ -158,7 +158,7 @@ class Study:
         beyond = self._beyond(variant, n, p)
         return (beyond and beyond.host_gib) or self.host_gib
 
-    def cells(self) -> Iterator[tuple[str, int, int]]:
+    def points(self) -> Iterator[tuple[str, int, int]]:
         """(variant, p, n) of each cell, in the order in which they run."""
         for variant, p in self.sweeps():
             for n in self.ns(variant, p):
@@ -170,11 +170,11 @@ class Study:
             for p in self.p:
                 yield variant, p
 
-    def cell(self, variant: str, n: int, p: int) -> Cell:
+    def measurement(self, variant: str, n: int, p: int) -> Measurement:
         """What is asked at one point of the grid."""
         registered = mmdma_core.variant(variant)
         host_gib = self.host_limit_gib(variant, n, p)
-        return Cell(
+        return Measurement(
             variant=variant,
             n=n,
             p=p,
@@ -202,14 +202,14 @@ class Study:
         if record is None:
             return None
         if record.status == "skipped":
-            cell = self.cell(variant, n, p)
+            cell = self.measurement(variant, n, p)
             return record if record.key == cell.key and self._still_skipped(record) else None
-        return record if answers(record, self.cell(variant, n, p)) else None
+        return record if answers(record, self.measurement(variant, n, p)) else None
 
     def asked_again(self, variant: str, n: int, p: int) -> str | None:
         """Why a cell is measured again that has a record for the same question, in words; None where it is not."""
         record = self._record(variant, n, p)
-        return record and asked_again(record, self.cell(variant, n, p))
+        return record and asked_again(record, self.measurement(variant, n, p))
 
     def _record(self, variant: str, n: int, p: int) -> Record | None:
         path = self.path(variant, n, p)

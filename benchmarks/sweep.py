@@ -1,14 +1,11 @@
-"""Sweeps in a terminal: one line for each finished cell, a bar over those that remain, the time left.
+"""Sweeps: one variant at one p, along n. What is known is taken, and the first n that does not fit ends it.
 
-Sweeps: one variant at one p, along n. Takes known records, stops at the first n that does not fit.
-
-A cell beside which others took more than half of the cores or of the GPU is measured once more when the sweep ends: at
-its last n, or at the first that does not fit. If that one fits then, the sweep goes on.
+Where others took more than half of the cores or of the GPU, the sweep measures once more before it ends: its last n,
+or the first that does not fit. If that one fits then, the sweep goes on.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -27,47 +24,6 @@ from mmdma_core.models import in_words
 tqdm.monitor_interval = 0  # no monitor thread: this process forks
 
 
-class Progress:
-    """The lines go to stdout, the bar to stderr, where it is shown in a terminal only."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._bar = tqdm(
-            total=plan.total,
-            initial=len(plan.known),
-            disable=None,
-            dynamic_ncols=True,
-            bar_format="{n_fmt}/{total_fmt} cells |{bar}|{postfix}",
-        )
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def finished(self, record: Record) -> None:
-        """A cell has ended."""
-        self._plan.add(record)
-        self._bar.n = min(len(self._plan.known), self._plan.total)
-        self._bar.set_postfix_str(f"about {duration(self._plan.seconds_left())} left", refresh=True)
-        tqdm.write(line(record), file=sys.stdout)
-        sys.stdout.flush()
-
-
-def line(record: Record) -> str:
-    """A finished cell in one line: status, seconds per epoch, memory."""
-    point = f"{record.variant:<24} n = {record.n:<8} p = {record.p:<6} {record.status:<8}"
-    if record.status != "ok":
-        return f"{point} {record.detail.splitlines()[-1] if record.detail else ''}"
-    held = record.peak_host_bytes if record.peak_device_bytes is None else record.peak_device_bytes
-    how = "extrapolated" if record.extrapolated else "measured"
-    return (
-        f"{point} {record.median_epoch_s:10.3e} s/epoch  {in_words(held):>10}"
-        f"  {record.epochs} epochs: {record.runtime_s:9.3g} s ({how})"
-    )
-
-
 def run_sweeps(
     study: Study,
     variants: Sequence[str] | None = None,
@@ -78,8 +34,10 @@ def run_sweeps(
 ) -> None:
     """Run the sweeps of the study, or those of some variants, p and n (which need not be in its grid).
 
-    budget_s  no cell goes on after so many seconds; the budget of each sweep counts besides it
-    retry     measure cells again that ended in an error
+    Each measurement is a line on stdout as it ends; a terminal has a bar over those that remain, and the time left.
+
+    budget_s  nothing is measured after so many seconds; the budget of each sweep counts besides it
+    retry     measure again what ended in an error
 
     Raises ValueError for an unknown variant or an n or p that is too small.
     """
@@ -90,16 +48,44 @@ def run_sweeps(
     end = time.monotonic() + budget_s
     with alone(study.device, study.root, study.devices):
         guard.preload(variants, study.device)
-        with Progress(Plan(study)) as progress:
+        planned = Plan(study)
+        with tqdm(
+            total=planned.total,
+            initial=len(planned.known),
+            disable=None,
+            dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} measurements |{bar}|{postfix}",
+        ) as bar:
             for variant in variants:
                 for p in ps:
                     budget = min(study.sweep_budget_s, end - time.monotonic())
                     for record in _sweep(study, variant, p, sorted(ns or study.ns(variant, p)), budget, retry):
-                        progress.finished(record)
+                        planned.add(record)
+                        bar.n = min(len(planned.known), planned.total)
+                        bar.set_postfix_str(f"about {duration(planned.seconds_left())} left", refresh=True)
+                        _say(line(record))
+
+
+def line(record: Record) -> str:
+    """Describe a measurement that has ended in one line: status, seconds per epoch, memory."""
+    point = f"{record.variant:<24} n = {record.n:<8} p = {record.p:<6} {record.status:<8}"
+    if record.status != "ok":
+        return f"{point} {record.last_words}"
+    held = record.peak_host_bytes if record.peak_device_bytes is None else record.peak_device_bytes
+    how = "extrapolated" if record.extrapolated else "measured"
+    return (
+        f"{point} {record.median_epoch_s:10.3e} s/epoch  {in_words(held):>10}"
+        f"  {record.epochs} epochs: {record.runtime_s:9.3g} s ({how})"
+    )
+
+
+def _say(words: str) -> None:
+    tqdm.write(words, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def _sweep(study: Study, variant: str, p: int, ns: Sequence[int], budget_s: float, retry: bool) -> Iterator[Record]:
-    """The record of each n that was not known or is measured once more; each is written as its cell ends."""
+    """The record of each n that was not known or is measured once more; each is written as its measurement ends."""
     who = machine.describe(study.device, study.threads)
     end = time.monotonic() + budget_s
     limit = None  # the record that implies that no larger n fits
@@ -107,13 +93,14 @@ def _sweep(study: Study, variant: str, p: int, ns: Sequence[int], budget_s: floa
     for n in ns:
         record = study.known(variant, n, p)
         if record is None or (retry and record.status == "error"):
-            records.set_aside_if_unreadable(study.path(variant, n, p))
+            path = study.path(variant, n, p)
+            records.set_aside_if_unreadable(path)
             why = study.asked_again(variant, n, p)
             if why:
-                tqdm.write(why, file=sys.stdout)
+                _say(why)
             record = _measure(study, variant, n, p, limit, end, who)
             record.limits["sweep_budget_s"] = budget_s
-            records.write(record, study.path(variant, n, p))
+            records.write(record, path)
             yield record
         if study.stop_after_failure and record.status in ENDS_A_SWEEP:
             record = yield from _once_more(study, record, budget_s, end, who)
@@ -125,7 +112,7 @@ def _sweep(study: Study, variant: str, p: int, ns: Sequence[int], budget_s: floa
 
 
 def _once_more(study: Study, first: Record, budget_s: float, end: float, who: dict) -> Generator[Record, None, Record]:
-    """Measure a cell again beside which others took too much, if that has not been done; returns the record that stays.
+    """Measure again beside what others took too much, if that has not been done; returns the record that stays.
 
     An ok one stays before one that is not, of two alike the one beside which others took less.
     """
@@ -134,14 +121,14 @@ def _once_more(study: Study, first: Record, budget_s: float, end: float, who: di
     where = f"{first.variant} n = {first.n} p = {first.p}: others took {first.others_in_words}"
     second = _measure(study, first.variant, first.n, first.p, None, end, who)
     if second.status == "skipped":
-        tqdm.write(f"{where}, the sweep has no time left to measure it once more", file=sys.stdout)
+        _say(f"{where}, the sweep has no time left to measure it once more")
         return first
     second.limits["sweep_budget_s"] = budget_s
     stays = min(first, second, key=_how_bad)
     stays.repeated = True
     records.write(stays, study.path(first.variant, first.n, first.p))
     then, which = second.others_in_words, "first" if stays is first else "second"
-    tqdm.write(f"{where}, and {then} when it was measured once more: the {which} stays", file=sys.stdout)
+    _say(f"{where}, and {then} when it was measured once more: the {which} stays")
     yield stays
     return stays
 
@@ -151,12 +138,12 @@ def _how_bad(record: Record) -> tuple[bool, float]:
 
 
 def _measure(study: Study, variant: str, n: int, p: int, limit: Record | None, end: float, who: dict) -> Record:
-    cell = study.cell(variant, n, p)
+    asked = study.measurement(variant, n, p)
     if limit:
-        skipped = guard.new_record(cell, "skipped", f"{limit.status} at n = {limit.n}", who)
-        return dataclasses.replace(skipped, implied_by=limit.n)
+        why = f"{limit.status} at n = {limit.n}"
+        return guard.new_record(asked, "skipped", why, who, implied_by=limit.n, implied_end=limit.status)
     left = end - time.monotonic()
     if left <= 0:
-        return guard.new_record(cell, "skipped", "no time left in the sweep's budget", who)
+        return guard.new_record(asked, "skipped", "no time left in the sweep's budget", who)
     with plan.told(study, variant, p, n):
-        return guard.measure_within(cell, who, left)
+        return guard.measure_within(asked, who, left)

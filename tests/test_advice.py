@@ -156,6 +156,6 @@ def test_the_plan_is_within_a_factor_of_two_of_what_then_happened(tmp_path, know
 
 def test_the_laptop_study_is_complete():
     laptop = study.load(CONFIG | {"study": "laptop"})
-    assert set(laptop.cells()) == {(record.variant, record.p, record.n) for record in RECORDS}
+    assert set(laptop.points()) == {(record.variant, record.p, record.n) for record in RECORDS}
     assert pd.read_csv(LAPTOP / "summary.csv").shape[0] == len(RECORDS)
     assert dataclasses.asdict(RECORDS[0])["machine"]

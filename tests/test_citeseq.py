@@ -212,7 +212,7 @@ def test_what_config_yaml_asks_for():
     assert found.host_gib is None  # not that of the laptop study
     assert found.root == Path("results/here/citeseq/stand-in")
     assert "1,805 of 90,261 cells (0.02)" in citeseq.headline(found)
-    cell = found.cell("primal-fused", *found.n, *found.p)
+    cell = found.measurement("primal-fused", *found.n, *found.p)
     assert (cell.data_mode, cell.settings.n_components, cell.data) == ("stand-in", 10, found.data)
 
 
@@ -224,9 +224,9 @@ def test_config_yaml_comments_the_keys_of_the_experiment():
 
 
 def test_another_question_has_another_key():
-    cells = [loaded(**change).cell("primal", 60, 200) for change in ({}, {"density": 0.2}, {"proteins": 9})]
+    cells = [loaded(**change).measurement("primal", 60, 200) for change in ({}, {"density": 0.2}, {"proteins": 9})]
     assert len({cell.key for cell in cells}) == 3
-    assert cells[0].key == loaded().cell("primal", 60, 200).key
+    assert cells[0].key == loaded().measurement("primal", 60, 200).key
 
 
 @pytest.mark.parametrize(

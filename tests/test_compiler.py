@@ -11,7 +11,7 @@ from triton.runtime.errors import OutOfResources
 
 import mmdma_core
 from benchmarks.measuring import guard, machine
-from benchmarks.measuring.measurement import Cell, Limits
+from benchmarks.measuring.measurement import Limits, Measurement
 from mmdma_core import MMDMA, MissingDependency, Settings, Unsupported, compilers, registry, simulate
 from mmdma_core.matching import command_line
 
@@ -149,8 +149,8 @@ def test_a_cell_without_a_compiler_lacks_it(tools):
         raise ModuleNotFoundError(FAILED)
 
     limits = Limits(1.0, 60.0, None, None)
-    cell = Cell("primal-keops", 20, 5, "", (), Settings(), "branch", 4, "exact", 5, "cpu", 1, limits)
-    record = guard.measure_cell(cell, machine.describe("cpu", 1), 60, compile_in_vain)
+    cell = Measurement("primal-keops", 20, 5, "", (), Settings(), "branch", 4, "exact", 5, "cpu", 1, limits)
+    record = guard.measure(cell, machine.describe("cpu", 1), 60, compile_in_vain)
     assert record.status == "missing_dependency"
     assert "install g++" in record.detail
 

@@ -1,13 +1,16 @@
 """What ended a cell, from its own words: memory that ran out, in whichever library, and what only sounds like it."""
 
+import dataclasses
 import os
+import signal
+import time
 
 import pytest
 import torch
 from triton.runtime.errors import OutOfResources
 
 from benchmarks.measuring import guard, machine
-from benchmarks.measuring.measurement import Cell, Limits
+from benchmarks.measuring.measurement import Limits, Measurement
 from mmdma_core import Settings, compilers, host
 
 RAN_OUT = [
@@ -53,10 +56,13 @@ OTHERWISE = [
 ]
 
 
-def ended(work):
-    limits = Limits(1.0, 60.0, None, None)
-    cell = Cell("primal", 20, 5, "", (), Settings(), "branch", 4, "exact", 5, "cpu", 1, limits)
-    record = guard.measure_cell(cell, machine.describe("cpu", 1), 60, lambda cell, report: work())
+ASKED = Measurement(
+    "primal", 20, 5, "", (), Settings(), "branch", 4, "exact", 5, "cpu", 1, Limits(1.0, 60.0, None, None)
+)
+
+
+def ended(work, asked=ASKED):
+    record = guard.measure(asked, machine.describe("cpu", 1), 60, lambda asked, report: work())
     return record.status, record.detail
 
 
@@ -158,6 +164,15 @@ def test_a_child_that_the_kernel_ended(monkeypatch, said, status):
     """The kernel has counted a kill while the cell ran; it may have been another's."""
     monkeypatch.setattr(host, "killed_since", lambda before: True)
     assert ended(fails(RuntimeError("no formula"), said))[0] == status
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, "oom"), (signal.SIGTERM, "error")])
+def test_a_rank_that_the_kernel_ended(monkeypatch, number, status):
+    def work():
+        os.kill(os.getpid(), number) if os.environ["RANK"] == "1" else time.sleep(60)
+
+    monkeypatch.setattr(host, "killed_since", lambda before: True)
+    assert ended(work, dataclasses.replace(ASKED, devices=2))[0] == status
 
 
 def test_too_little_shared_memory_is_unsupported_with_what_the_gpu_has():

@@ -89,7 +89,7 @@ def drawn():
     asked = {"n": [1000, 2000, 30_000], "p": p, "variants": ["all"], "epochs": 500, "host_memory_gib": 1}
     values["studies"] = {"test": asked | {"cell_budget_s": 1, "cell_timeout_s": 9, "sweep_budget_s": 99}}
     asked = study.load(values | {"study": "test", "device": "cpu", "machine": "nowhere"})
-    made = [record(variant, n, p, "oom" if n == 30_000 else "ok") for variant, p, n in asked.cells()]
+    made = [record(variant, n, p, "oom" if n == 30_000 else "ok") for variant, p, n in asked.points()]
     for one in made:
         one.machine = {"cpu": "A CPU With a Name as Long as They Come @ 2.00GHz"}
         one.peak_host_bytes = 2**20 * one.n
@@ -299,7 +299,7 @@ def test_text_of_people_stands_in_figures_as_it_is(monkeypatch, tmp_path):
     }
     values["studies"] = {"test": asked | {"cell_budget_s": 1, "cell_timeout_s": 9, "sweep_budget_s": 99}}
     asked = study.load(values | {"study": "test", "device": "cpu", "machine": "nowhere"})
-    made = [record(variant, n, p) for variant, p, n in asked.cells()]
+    made = [record(variant, n, p) for variant, p, n in asked.points()]
     for one in made:
         one.machine = {"cpu": "A $CPU_1_2$ of " + 30 * "many words, "}
         one.peak_host_bytes = 2**20 * one.n

@@ -43,7 +43,7 @@ def plugin():
 def _measured(asked):
     import slow_at_first  # noqa: F401  (registers its variants)
 
-    return guard.measure_cell(asked, WHO, 60)
+    return guard.measure(asked, WHO, 60)
 
 
 @pytest.fixture(scope="module")

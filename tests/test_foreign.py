@@ -98,7 +98,7 @@ def test_what_runs_is_told_by_files_of_the_harness_alone(tmp_path):
         dead.write_text(path.read_text().replace(json.loads(path.read_text())["node"], "dead"))
         old = time.time() - study.cell_timeout_s - 100
         os.utime(dead, (old, old))
-        found, others = plan.running_cells(study)
+        found, others = plan.running(study)
     assert [(cell["variant"], cell["p"], cell["n"]) for cell in found] == [("primal", 10, 100)]
     assert {other.name for other in others} == {*copies, "list-7.json", "node-8.json", "dead-9.json"}
 

@@ -15,12 +15,12 @@ from benchmarks.analysis.table import to_frame
 from benchmarks.figures import scaling
 from benchmarks.figures.scaling import scaled
 from benchmarks.measuring import guard, machine
-from benchmarks.measuring.measurement import Cell, Limits
+from benchmarks.measuring.measurement import Limits, Measurement
 from mmdma_core import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]  # beside others, threads that wait spin
 
-CELL = Cell(
+CELL = Measurement(
     variant="primal-fourier",
     n=4001,
     p=20,
@@ -41,15 +41,15 @@ WHO = machine.describe("cpu", 2)
 
 @pytest.fixture(scope="module")
 def measured():
-    """guard.measure_cell in a process that has never computed, as a sweep's: what forks cells must have no threads.
+    """guard.measure in a process that has never computed, as a sweep's: what forks cells must have no threads.
 
     That of the tests may have some, of what other test files compute.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(os.getpid).result()  # it has begun, and no test takes it for a child that was left
 
-        def measure(cell, timeout_s=300, work=guard.cell_module.time_epochs):
-            return pool.submit(guard.measure_cell, cell, WHO, timeout_s, work).result()
+        def measure(cell, timeout_s=300, work=guard.measurement.time_epochs):
+            return pool.submit(guard.measure, cell, WHO, timeout_s, work).result()
 
         yield measure
 

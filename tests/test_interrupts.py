@@ -19,7 +19,7 @@ MEASURE = """
     signal.signal(int(sys.argv[1]), command._interrupt)
     os.register_at_fork(before=lambda: os.kill(os.getpid(), int(sys.argv[1])))
     try:
-        guard.measure_cell(here.cell("primal", 100, 10), {}, 60)
+        guard.measure(here.measurement("primal", 100, 10), {}, 60)
     except KeyboardInterrupt:
         children = guard.multiprocessing.active_children()
         print("interrupted", len(children))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.measuring import guard, machine, measurement, memory, records
-from benchmarks.measuring.measurement import Cell, Limits
+from benchmarks.measuring.measurement import Limits, Measurement
 from mmdma_core import Settings
 
 
@@ -226,8 +226,8 @@ def test_the_guard_looks_at_every_rank_on_its_gpu(driver, limit, status):
     driver.setattr(pynvml, "nvmlDeviceGetUUID", str)
     driver.setattr(guard.ranks, "in_ranks", _two_ranks)
     limits = Limits(1.0, 30.0, None, limit)
-    cell = Cell("primal", 9, 2, "", (), Settings(), "branch", 0, "fast", 1, "cuda", 1, limits, devices=2)
-    record = guard.measure_cell(cell, machine.describe("cuda", 1), 30)
+    asked = Measurement("primal", 9, 2, "", (), Settings(), "branch", 0, "fast", 1, "cuda", 1, limits, devices=2)
+    record = guard.measure(asked, machine.describe("cuda", 1), 30)
     assert record.status == status, record.detail
     assert record.peak_device_bytes == 2 * memory.GIB
     assert status == "ok" or "device memory over the limit of 1.5 GiB during epochs" in record.detail

@@ -18,7 +18,7 @@ from test_records import load, record, with_study
 from benchmarks import sweep
 from benchmarks.analysis import compare, table
 from benchmarks.measuring import guard, machine, others, records
-from benchmarks.measuring.measurement import Cell, Limits
+from benchmarks.measuring.measurement import Limits, Measurement
 from benchmarks.plan import Plan
 from benchmarks.report import evidence, noise
 from mmdma_core import Settings
@@ -89,7 +89,7 @@ def test_where_the_kernel_does_not_tell_nothing_is_known(tmp_path, monkeypatch):
 
 def cell_of(n=20, timeout_s=60.0):
     limits = Limits(1.0, timeout_s, None, None)
-    return Cell("primal", n, 5, "", (), Settings(), "branch", 4, "exact", 5, "cpu", 1, limits)
+    return Measurement("primal", n, 5, "", (), Settings(), "branch", 4, "exact", 5, "cpu", 1, limits)
 
 
 @pytest.mark.parametrize("ended_by", ["itself", "the guard"])
@@ -111,7 +111,7 @@ def test_what_a_cell_leaves_behind_is_its_own(tmp_path, monkeypatch, ended_by):
         broken = lambda watch, cell, late: ("timeout", "planted") if done.exists() else None  # noqa: E731
         monkeypatch.setattr(guard, "_broken_limit", broken)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = guard.measure_cell(cell_of(), machine.describe("cpu", 1), 60, work)
+    found = guard.measure(cell_of(), machine.describe("cpu", 1), 60, work)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert found.status == ("timeout" if ended_by == "the guard" else "error")
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime > 0.39
@@ -127,7 +127,7 @@ def test_a_busy_process_on_each_core_is_seen():
 
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
     try:
-        found = guard.measure_cell(cell_of(), machine.describe("cpu", 1), 60, work)
+        found = guard.measure(cell_of(), machine.describe("cpu", 1), 60, work)
     finally:
         for process in busy:
             process.kill()

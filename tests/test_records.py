@@ -1,6 +1,7 @@
 """Records, the table, the plan."""
 
 import dataclasses
+import json
 
 import pandas as pd
 import pytest
@@ -71,11 +72,21 @@ def test_the_table_says_what_a_skipped_cell_was_skipped_for():
     frame = table.to_frame(
         [
             record(n=1000, status="oom"),
-            record(n=2000, status="skipped", detail="oom at n = 1000"),
+            record(n=2000, status="skipped", implied_by=1000, implied_end="oom"),
             record(n=3000, status="skipped", detail="no time left in the sweep's budget"),
         ]
     )
     assert list(frame["outcome"]) == ["oom", "oom", "budget"]
+
+
+@pytest.mark.parametrize(
+    ("detail", "outcome"), [("oom at n = 1000", "oom"), ("no time left in the sweep's budget", "budget")]
+)
+def test_an_older_record_says_in_words_what_it_was_skipped_for(tmp_path, detail, outcome):
+    content = dataclasses.asdict(record(status="skipped", detail=detail))
+    del content["implied_end"], content["deviations"]
+    records.write_atomically(tmp_path / "old.json", json.dumps(content))
+    assert list(table.to_frame([records.read(tmp_path / "old.json")])["outcome"]) == [outcome]
 
 
 @pytest.fixture
@@ -90,7 +101,7 @@ def load(folder, **keys):
 
 
 def known(small, variant, n, p, status="ok", **fields):
-    cell = small.cell(variant, n, p)
+    cell = small.measurement(variant, n, p)
     made = dataclasses.replace(record(variant, n, p, status, **fields), key=cell.key)
     made.limits = dataclasses.asdict(cell.limits) | {"sweep_budget_s": small.sweep_budget_s}
     records.write(made, small.path(variant, n, p))

@@ -83,7 +83,7 @@ def test_what_a_record_says_cannot_become_html(tmp_path):
 def test_every_end_has_a_mark_and_a_reason(tmp_path):
     ends = {"oom": "M", "timeout": "T", "error": "E", "missing_dependency": "D", "unsupported": "U", "skipped": "b"}
     made = [planted("dual", n, 10, status=status, detail=f"because {n}") for n, status in enumerate(ends, start=11)]
-    made.append(planted("dual", 17, 10, status="skipped", detail="oom at n = 11"))
+    made.append(planted("dual", 17, 10, status="skipped", implied_end="oom"))
     html = written(study_of(tmp_path / "here", made, n=range(11, 19), p=[10], variants=["dual"]))
     marks = re.findall(r'<td class="mark \w+" title="n = (\d+), p = 10: [^"]+">(.)</td>', html)
     assert [mark for _, mark in sorted(marks)] == [*ends.values(), "m", "·"]

@@ -361,6 +361,6 @@ def _of_records(where: str, folders: Sequence[Folder]) -> Iterator[str]:
 
 
 def _not_running(study: Study) -> Iterator[str]:
-    others = plan.running_cells(study)[1]
+    others = plan.running(study)[1]
     if others:
         yield f"  {counted(others)} that tell of no running cell: a node has died, or they are not of the harness"

@@ -40,7 +40,11 @@ def _rank_of_bound(m: int) -> int:
     return max(int(binom.ppf(0.025, m, 0.5)), 1)
 
 
-_NESTED = ("epoch_s", "losses", "metrics", "limits", "machine", "ran_out_of", "missing", "ranks")
+# What the table has in columns of its own, or not at all.
+_LEFT_OUT = (
+    *("epoch_s", "losses", "metrics", "limits", "machine", "ran_out_of", "missing", "ranks"),
+    *("deviations", "implied_end"),
+)
 
 
 def to_frame(records: list[Record]) -> pd.DataFrame:
@@ -51,11 +55,11 @@ def to_frame(records: list[Record]) -> pd.DataFrame:
     """
     rows = []
     for record in records:
-        row = {f.name: getattr(record, f.name) for f in dataclasses.fields(Record) if f.name not in _NESTED}
+        row = {f.name: getattr(record, f.name) for f in dataclasses.fields(Record) if f.name not in _LEFT_OUT}
         row["median_epoch_s"] = record.median_epoch_s
         low_high = median_interval(record.epoch_s) if record.epoch_s else (None, None)
         row["median_low_s"], row["median_high_s"] = low_high
-        row["outcome"] = _outcome(record)
+        row["outcome"] = (record.implied_end or "budget") if record.status == "skipped" else record.status
         row |= {f"limit_{name}": value for name, value in record.limits.items()}
         for when, losses in record.losses.items():
             row |= {f"{when}_{name}": value for name, value in losses.items()}
@@ -65,13 +69,6 @@ def to_frame(records: list[Record]) -> pd.DataFrame:
         rows.append(row)
     frame = pd.DataFrame(rows)
     return frame.sort_values(["variant", "p", "n"], ignore_index=True) if rows else frame
-
-
-def _outcome(record: Record) -> str:
-    if record.status != "skipped":
-        return record.status
-    implied_by = record.detail.split(" ", 1)[0]
-    return implied_by if implied_by in STATUSES else "budget"
 
 
 def write_summary(root: Path) -> pd.DataFrame:

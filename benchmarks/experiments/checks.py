@@ -21,16 +21,16 @@ from benchmarks.experiments import correctness
 from benchmarks.experiments.correctness import CASES, Deviation
 from benchmarks.measuring import guard, records
 from benchmarks.measuring.fingerprint import fingerprint_of
-from benchmarks.measuring.measurement import Cell, Report, Work
+from benchmarks.measuring.measurement import Measurement, Report, Work
 from benchmarks.measuring.records import Record
 from benchmarks.study import Study
 from mmdma_core import MissingDependency, kernels
 
-_SHOWN = 3  # deviations of a variant in words; the record has the largest of every case
+_SHOWN = 3  # deviations of a variant in words; the record has all of them
 
 
 @dataclass(frozen=True)
-class Check(Cell):
+class Check(Measurement):
     """What is asked of a check: `kind` is its work, `cases` how many of the problems it takes."""
 
     kind: str = ""
@@ -40,7 +40,7 @@ class Check(Cell):
 def check(study: Study, kind: str, variant: str, timeout_s: float, cases: int = len(CASES), n: int = 0) -> Check:
     """A check of a variant on the study's device; n, where it is 0, and p are those of the first problem."""
     first = CASES[0]
-    asked = replace(study, epochs=1, cell_timeout_s=timeout_s).cell(variant, n or first.n_x, first.p_x)
+    asked = replace(study, epochs=1, cell_timeout_s=timeout_s).measurement(variant, n or first.n_x, first.p_x)
     registered = mmdma_core.variant(variant)
     allowed = registered.tolerance, registered.bias
     source = asked.source + fingerprint_of(KINDS[kind], allowed, module=__name__)  # with it that of the problems
@@ -71,7 +71,7 @@ def runs_keops(asked: Check, report: Report) -> None:
 
 
 def is_right(asked: Check, report: Report) -> None:
-    """The work of comparing the variant with float64, problem by problem; what is wrong goes into `detail`."""
+    """The work of comparing the variant with float64, problem by problem; what is wrong goes into `deviations`."""
     lacks(asked, lambda facts: None)
     wrong, ratios = [], {}
     begin = time.perf_counter()
@@ -86,8 +86,11 @@ def is_right(asked: Check, report: Report) -> None:
         report({"metrics": ratios})
     _done(report, ratios, time.perf_counter() - begin)
     if wrong:
-        more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
-        report({"status": "error", "detail": "\n".join(["wrong", *wrong[:_SHOWN], *more])})
+        report({"status": "error", "detail": "\n".join(["wrong", *_first(wrong)]), "deviations": wrong})
+
+
+def _first(wrong: list[str]) -> list[str]:
+    return [*wrong[:_SHOWN], *([f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else [])]
 
 
 def _problems(asked: Check) -> Iterator[tuple[str, Iterator[Deviation]]]:
@@ -143,8 +146,8 @@ KINDS: dict[str, Work] = {
 
 def sentence(record: Record) -> str:
     """A record that is not ok in one line: what is wrong, or the end of what was said."""
+    if record.deviations:
+        return f"{record.variant} is wrong: {'; '.join(_first(record.deviations))}"
     lines = [line.strip() for line in record.detail.splitlines() if line.strip()]
-    if lines[:1] == ["wrong"]:
-        return f"{record.variant} is wrong: {'; '.join(lines[1:])}"
     said = list(dict.fromkeys(lines[:1] + lines[-1:]))
     return f"{record.variant}: {record.status.replace('_', ' ')}: {': '.join(said)}"

@@ -223,7 +223,7 @@ def overview(visit: Visit) -> Outcome:
     for count in [most] if visit.retry else range(1, most + 1):  # an error is tried again once
         if visit.left() > 0:
             sweep.run_sweeps(study, ns=study.n[:count], budget_s=visit.left(), retry=visit.retry)
-    return _measured(study, [(variant, n, p) for variant, p, n in study.cells()])
+    return _measured(study, [(variant, n, p) for variant, p, n in study.points()])
 
 
 def table_figures_report(visit: Visit) -> Outcome:

@@ -239,7 +239,7 @@ def _rows_of_peers(peers: dict[str, list[Record]]) -> list[dict[str, Any]]:
     for name, records in peers.items():
         starts = _starts(records)
         if starts.empty:
-            detail = records[0].detail.splitlines()[-1] if records[0].detail else ""
+            detail = records[0].last_words
             rows.append({"variant": name, "status": records[0].status, "detail": detail})
         else:
             rows.append(_row(name, "start by its own loss, another objective", starts, starts))

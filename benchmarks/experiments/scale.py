@@ -44,7 +44,7 @@ from benchmarks.figures.style import (
 from benchmarks.measuring import guard, machine, memory, records
 from benchmarks.measuring.device import alone
 from benchmarks.measuring.fingerprint import fingerprint_of, variant_fingerprint
-from benchmarks.measuring.measurement import Cell, Limits, Report, few
+from benchmarks.measuring.measurement import Limits, Measurement, Report, few
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
 from benchmarks.study import Study, chosen_variants, gpu_limit_gib, known_at
@@ -59,7 +59,7 @@ _SAMPLE = 1_000  # cells of each view that FOSCTTM is of, where it is not of all
 
 
 @dataclass(frozen=True)
-class Fit(Cell):
+class Fit(Measurement):
     """What is asked of one fit: a variant or a peer, from one start; `seed` is that of the start.
 
     updates     epochs of the fit
@@ -239,11 +239,12 @@ def known_or_measured(
     if record:
         return record
     if ended:
-        record = guard.new_record(fit, "skipped", f"{ended.status} at n = {ended.n}, start {ended.seed}", who)
+        why = f"{ended.status} at n = {ended.n}, start {ended.seed}"
+        record = guard.new_record(fit, "skipped", why, who, implied_by=ended.n, implied_end=ended.status)
     else:
         if why:
             print(why, flush=True)
-        record = guard.measure_cell(fit, who, fit.limits.timeout_s, fit_and_evaluate)
+        record = guard.measure(fit, who, fit.limits.timeout_s, fit_and_evaluate)
         print(_line(record), flush=True)
     records.write(record, path)
     return record
@@ -256,7 +257,7 @@ def _path(root: Path, fit: Fit) -> Path:
 def _line(record: Record) -> str:
     where = f"{record.variant:<26} n = {record.n:<8} start {record.seed}: {record.status:<8}"
     if record.status != "ok":
-        return f"{where} {record.detail.splitlines()[-1] if record.detail else ''}"
+        return f"{where} {record.last_words}"
     found = record.metrics
     return f"{where} {record.runtime_s:8.1f} s, FOSCTTM {found['foscttm']:.3f}, loss {found['loss']:.4g}"
 
@@ -271,7 +272,7 @@ def _row(fit: Fit, record: Record) -> dict[str, Any]:
         "p": fit.p,
         "start": fit.seed,
         "status": record.status,
-        "detail": record.detail.splitlines()[-1] if record.detail else "",
+        "detail": record.last_words,
         "seconds": record.runtime_s,
         "prepare_s": record.prepare_s,
         "compile_s": found.get("compile_s"),

@@ -84,7 +84,7 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     runtime = ("runtime_s", f"seconds for {study.epochs} epochs")
     few = [p for p in study.p if p in study.figure_1b_p] or list(study.p)
     six = [variant for variant in study.variants if variant in PAPER_IMPLEMENTATIONS]
-    ns = sorted({n for variant, _, n in study.cells() if variant in six}) or study.n
+    ns = sorted({n for variant, _, n in study.points() if variant in six}) or study.n
     behind = _published(study, ns) if study.published else None
     for ps in (few, study.p):
         own, title = table[table["variant"].isin(six)], f"The paper's implementations, {where}"

@@ -37,7 +37,7 @@ _FEW_FEATURES = 64
 _CONTEXT_AT_MOST = memory.GIB  # a CUDA context takes less; what other processes hold is not this one's
 
 Report = Callable[[dict[str, Any]], None]
-Work = Callable[["Cell", Report], None]
+Work = Callable[["Measurement", Report], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class DataSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Measurement:
     """What is asked of one measurement.
 
     variant, n, p  one point of the grid
@@ -109,7 +109,7 @@ class Cell:
         return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(cell: Cell, report: Report, work: Work) -> None:
+def measure(cell: Measurement, report: Report, work: Work) -> None:
     """Do the work within the cell's limits; it reports the fields of a record as they become known, `status` last.
 
     What it raises passes through, except that a variant lacks something or cannot treat the problem.
@@ -127,7 +127,7 @@ def measure(cell: Cell, report: Report, work: Work) -> None:
         report({"status": "unsupported", "detail": str(error)})
 
 
-def time_epochs(cell: Cell, report: Report) -> None:
+def time_epochs(cell: Measurement, report: Report) -> None:
     """The work of the scaling study: data, a first start, preparation, a warm-up, timed epochs, memory, losses."""
     device = torch.device(cell.device)
     missing = mmdma_core.variant(cell.variant).missing(device)
@@ -158,7 +158,7 @@ def time_epochs(cell: Cell, report: Report) -> None:
     report({"status": "ok"})
 
 
-def _views(cell: Cell, device: torch.device) -> Simulated:
+def _views(cell: Measurement, device: torch.device) -> Simulated:
     """The two views on the device, and their match."""
     if cell.data is None:
         rows = of_share(cell.n, _share())
@@ -174,7 +174,7 @@ def few(n: int, p: int, device: str) -> tuple[int, int]:
     return n_few, min(p, _FEW_FEATURES) if p < n else n_few + min(p - n, _FEW_FEATURES)
 
 
-def _start_small(cell: Cell, views: Simulated, device: torch.device) -> None:
+def _start_small(cell: Measurement, views: Simulated, device: torch.device) -> None:
     """Start a small run of the same kind and do a step, so that what only a first one does is in none of the clocks.
 
     That is imports, compilation, the libraries that CUDA loads when they are called, the meeting of the ranks. (What
@@ -230,7 +230,7 @@ def _timed(device: torch.device, work: Callable[..., Any], /, *arguments: Any, *
     return result, time.perf_counter() - begin
 
 
-def _timed_epochs(cell: Cell, run: mmdma_core.Run, device: torch.device) -> dict[str, Any]:
+def _timed_epochs(cell: Measurement, run: mmdma_core.Run, device: torch.device) -> dict[str, Any]:
     seconds: list[float] = []
     losses = {}
     together = in_world(0)  # ranks time as many epochs as the first one does
@@ -259,7 +259,7 @@ def _set_threads(number: int) -> None:
     threadpool_limits(number)
 
 
-def _limit_memory(cell: Cell) -> None:
+def _limit_memory(cell: Measurement) -> None:
     if cell.device == "cuda":
         if cell.limits.gpu_gib is not None:
             free, total = torch.cuda.mem_get_info()

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import distributed, multiprocessing
 
-from benchmarks.measuring.measurement import Cell, Report, Work, measure
+from benchmarks.measuring.measurement import Measurement, Report, Work, measure
 
 _ENDED = ("missing_dependency", "unsupported")
 _LARGEST = ("data_s", "first_start_s", "prepare_s", "warmup_s", "peak_torch_bytes", "threads")
 
 
-def in_ranks(cell: Cell, report: Report, work: Work) -> None:
+def in_ranks(cell: Measurement, report: Report, work: Work) -> None:
     """Do the work in `cell.devices` processes. Where one of them ends before its end, RuntimeError says which."""
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
@@ -40,15 +40,15 @@ def in_ranks(cell: Cell, report: Report, work: Work) -> None:
         except multiprocessing.ProcessExitedException as error:
             _hear(queue, facts, report)
             ended = f"rank {error.error_index}: {error.signal_name or f'exit status {error.exit_code}'}"
-            os.write(2, b"Killed\n" if error.signal_name == "SIGKILL" else b"")
-            report({"ranks": _told(facts, {error.error_index: ended}), "ended": ended})
+            killed = error.signal_name == "SIGKILL"
+            report({"ranks": _told(facts, {error.error_index: ended}), "ended": ended, "killed": killed})
             raise RuntimeError(ended) from None
         finally:
             _hear(queue, facts, report)
         report(_together(facts))
 
 
-def _rank(rank: int, cell: Cell, work: Work, store: Path, queue: Any) -> None:
+def _rank(rank: int, cell: Measurement, work: Work, store: Path, queue: Any) -> None:
     """One rank: what it raises ends it, after a line that says which it was."""
     size = cell.devices
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))

@@ -39,6 +39,8 @@ class Record:
     limits            time and memory it was given, see benchmarks.measuring.measurement.Limits, and sweep_budget_s
     status, detail    how the cell ended, and why in words (the last lines of stderr for an error)
     implied_by        the smaller n that a skipped cell is skipped for, if it is for that
+    implied_end       how the measurement ended that it is skipped for: 'oom', 'timeout', ...; None: a budget did it
+    deviations        of a check that is wrong: how far each result is from the reference, a sentence each
     data_mode         'exact': the published random numbers; 'fast': the counter-based ones; of an experiment, the
                       name of its data ('real', 'stand-in')
     float32_bits      of a float32 number that products of matrices kept, found by products: 24; with TF32 11, in bf16 8
@@ -76,6 +78,8 @@ class Record:
     status: Status
     detail: str = ""
     implied_by: int | None = None
+    implied_end: Status | None = None
+    deviations: list[str] = field(default_factory=list)
     ran_out_of: dict[str, int] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     limits: dict[str, float | None] = field(default_factory=dict)
@@ -122,6 +126,11 @@ class Record:
         return f"{100 * self.others:.0f} % of the {'GPU' if self.others == self.others_gpu else 'cores'}"
 
     @property
+    def last_words(self) -> str:
+        """The last line of the detail, which says the most of an error."""
+        return self.detail.splitlines()[-1] if self.detail else ""
+
+    @property
     def measured(self) -> Measured:
         """The cell as mmdma_core.advice takes it; of one that is ok."""
         return Measured(self.variant, self.n, self.p, self.d, self.median_epoch_s)
@@ -163,6 +172,9 @@ def read(path: Path) -> Record:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
         raise UnreadableRecord(f"{path}: schema version {found}, this program reads {SCHEMA}")
+    if content.get("status") == "skipped" and "implied_end" not in content:  # of before: its words begin with it
+        end = str(content.get("detail")).partition(" ")[0]
+        content["implied_end"] = end if end in STATUSES else None
     try:
         return Record(**content)
     except TypeError as error:

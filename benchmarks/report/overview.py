@@ -57,7 +57,7 @@ def _facts(evidence: Evidence) -> Iterator[Fact]:
 
 def _cells(evidence: Evidence) -> Fact:
     outcomes = evidence.grid["outcome"].value_counts()
-    total = sum(1 for _ in evidence.study.cells())
+    total = sum(1 for _ in evidence.study.points())
     ok, memory = (int(outcomes.get(outcome, 0)) for outcome in ("ok", "oom"))
     others = f"{memory:,} out of memory, {total - ok - memory:,} otherwise"
     return Fact(f"{ok:,} of {total:,}", f"cells came to an end; {others}", "How every cell ended")

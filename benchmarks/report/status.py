@@ -157,7 +157,7 @@ def status_section(evidence: Evidence) -> Section | None:
     rows = {(cell.variant, cell.n, cell.p): cell for cell in evidence.grid.itertuples()}
     variants, apart = [], {name for name, _, _ in losses_apart(evidence)[0]}
     for name in study.variants:
-        asked = {(n, p) for variant, p, n in study.cells() if variant == name}
+        asked = {(n, p) for variant, p, n in study.points() if variant == name}
         grid = [[_square(rows.get((name, n, p)), n, p, asked) for n in study.every_n] for p in reversed(study.p)]
         ended = sum(square["mark"] is MARKS["ok", "ok"] for row in grid for square in row)
         remark = mmdma_core.variant(name).remark

@@ -63,7 +63,7 @@ def named(what: Iterable[str]) -> str:
 
 def _count(evidence: Evidence) -> str:
     study, counts = evidence.study, Counter(evidence.grid["outcome"]) if len(evidence.grid) else {}
-    total = sum(1 for _ in study.cells())
+    total = sum(1 for _ in study.points())
     known = [outcome for outcome in OUTCOMES if outcome in counts]
     others = [outcome for outcome in counts if outcome not in OUTCOMES]
     parts = [f"{counts[outcome]:,} {OUTCOMES.get(outcome, f'ended as {outcome}')}" for outcome in (*known, *others)]
