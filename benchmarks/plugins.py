@@ -26,7 +26,7 @@ from benchmarks.config import ConfigError
 from benchmarks.measuring import guard
 from benchmarks.measuring.fingerprint import tell, variant_fingerprint
 from mmdma_core import registry
-from mmdma_core.registry import Variant
+from mmdma_core.compositions import Variant
 
 LIMIT_S = 120.0  # that an import may take
 _MODELS = ("memory_model", "cost_model")

@@ -27,13 +27,13 @@ from mmdma_core import compilers
 # Imported when they are asked for: PyTorch takes a second, scikit-learn and pandas would slow every measuring process,
 # and who measures says first how threads are to wait, which is read when they are loaded.
 _WHERE = {
+    "compositions": ("Variant", "register", "start", "variant", "variants"),
     "errors": ("MissingDependency", "Unsupported"),
     "formulations": ("Dual", "Primal"),
     "inputs": ("Kernel",),
     "matching.estimator": ("MMDMA",),
     "matching.scverse": ("match",),
     "objective": ("LossTerms", "reference_gradients", "reference_loss"),
-    "registry": ("Variant", "register", "start", "variant", "variants"),
     "run": ("Run", "TorchRun", "compose"),
     "settings": ("Settings",),
     "simulation": ("Simulated", "simulate"),

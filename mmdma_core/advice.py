@@ -21,9 +21,9 @@ import torch
 from scipy.optimize import least_squares
 
 from mmdma_core import host
+from mmdma_core.compositions import variant, variants
 from mmdma_core.errors import MissingDependency, Unsupported
 from mmdma_core.models import NOMINAL, Rates, in_words
-from mmdma_core.registry import variant, variants
 
 _FACTOR_OF_OTHERS = 3.0  # 9 of 10 cells of the laptop study are nearer, if predicted from the other variants
 _FACTOR_OF_NOMINAL_RATES = 10.0  # and at nominal rates, on a machine that nothing is known of

@@ -15,8 +15,10 @@ from mmdma_core.external import original_2019, published
 from mmdma_core.formulations import Dual, primal
 from mmdma_core.fused import compose as fused
 from mmdma_core.objective import total_loss
-from mmdma_core.registry import register
+from mmdma_core.registry import Variant, register, start, variant, variants
 from mmdma_core.run import TorchRun, compose
+
+__all__ = ["Variant", "register", "start", "variant", "variants"]  # the registry, once these are in it
 
 PAPER = "Meng-Papaxanthos et al., LSMMD-MA, Table A1"
 _ORIGINAL_2020 = "Singh et al. 2020, Unsupervised manifold alignment for single-cell multi-omics data"

@@ -251,7 +251,7 @@ def add(made: Variant) -> Variant:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _WORDS:
         allowed = "up to 100 letters of ASCII, digits, '-', '_' and '.', the first neither '-' nor '.'"
         raise ValueError(f"{name!r} cannot be the name of a variant; allowed: {allowed}; not {', '.join(_WORDS)}")
-    taken = next((other for other in _registered() if other.lower() == name.lower()), None)
+    taken = next((other for other in _VARIANTS if other.lower() == name.lower()), None)
     if taken is not None:
         raise ValueError(f"a variant named {taken!r} is registered already; {name!r} could share its folder")
     _check_declared(made)
@@ -262,12 +262,6 @@ def add(made: Variant) -> Variant:
 def remove(name: str) -> None:
     """Take a variant out of the registry, to put another one in its place."""
     del _VARIANTS[name]
-
-
-def _registered() -> dict[str, Variant]:
-    """Return the registry, with the variants of the project in it: they register when their module is imported."""
-    importlib.import_module("mmdma_core.compositions")
-    return _VARIANTS
 
 
 def _check_declared(made: Variant) -> None:
@@ -298,7 +292,7 @@ def variants() -> list[str]:
     >>> variants()[:4]
     ['primal', 'primal-keops', 'dual', 'dual-keops']
     """
-    return list(_registered())
+    return list(_VARIANTS)
 
 
 def variant(name: str) -> Variant:
@@ -319,12 +313,11 @@ def variant(name: str) -> Variant:
     ValueError
         With the nearest name, if there is none.
     """
-    registered = _registered()
-    if name not in registered:
-        near = difflib.get_close_matches(name, registered, n=1)
+    if name not in _VARIANTS:
+        near = difflib.get_close_matches(name, _VARIANTS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown variant {name!r}; {hint}variants: {', '.join(registered)}")
-    return registered[name]
+        raise ValueError(f"unknown variant {name!r}; {hint}variants: {', '.join(_VARIANTS)}")
+    return _VARIANTS[name]
 
 
 def start(
@@ -446,7 +439,7 @@ def no_batches() -> Unsupported:
 def check_ranks(chosen: Variant, group: ProcessGroup | None) -> None:
     """Raises Unsupported for a variant that cannot share its run among the ranks of the group."""
     if _size(group) > 1 and not chosen.several_ranks:
-        able = [name for name, other in _registered().items() if other.several_ranks]
+        able = [name for name, other in _VARIANTS.items() if other.several_ranks]
         raise Unsupported(f"variant {chosen.name!r} runs in one process; take {' or '.join(able)} for {_size(group)}")
 
 
@@ -457,7 +450,7 @@ def _size(group: ProcessGroup | None) -> int:
 def _accepted(chosen: Variant, name: str, view: View) -> View:
     """The view in a form that the variant accepts."""
     if isinstance(view, Kernel) and "kernel" not in chosen.accepts:
-        able = [other for other, variant in _registered().items() if "kernel" in variant.accepts]
+        able = [other for other, variant in _VARIANTS.items() if "kernel" in variant.accepts]
         raise Unsupported(f"variant {chosen.name!r} takes no kernels; variants that do: {', '.join(able)}")
     if not is_sparse(view) or "sparse" in chosen.accepts:
         return view
