@@ -134,6 +134,8 @@ def test_a_plugin_in_a_package_counts_with_what_lies_beside_it(plugin, project, 
     (project / "lab" / "__init__.py").write_text("print('the package of the lab')")
     (project / "lab" / "helper.py").write_text("FACTOR = 1")
     plugin("lab/blocked", "from lab.helper import FACTOR\n", name="lab.blocked")
+    blocked = project / "lab" / "blocked.py"
+    blocked.write_text(blocked.read_text().replace("return k(a, a)", "return FACTOR * k(a, a)"))
     root = configure({"n": [100], "p": [10], "variants": ["lab.blocked"]}, plugins=["lab.blocked"])
     command("sweep")
     key = records.read(records.record_path(root, "lab.blocked", 10, 100)).key
