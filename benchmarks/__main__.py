@@ -112,7 +112,9 @@ def _figures(study, options) -> None:  # noqa: ANN001
 
 def _advise(study, options) -> None:  # noqa: ANN001
     from benchmarks.analysis import advise
+    from benchmarks.study import on_this_machine
 
+    study = on_this_machine(study, options.values)
     print(advise.describe(study, options.n, options.p, options.gpu_memory_gib, options.devices, options.like))
 
 

@@ -14,7 +14,7 @@ import fnmatch
 import itertools
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,6 +293,12 @@ def load(keys: dict[str, Any]) -> Study:
         ),
         notes=(*_notes(config.device, device), *plugins.notes()),
     )
+
+
+def on_this_machine(study: Study, config: Mapping[str, Any]) -> Study:
+    """The study with the configuration's limits of memory alone: one of its own emulates a smaller machine."""
+    gpu_gib = gpu_limit_gib(study.device, config.get("gpu_memory_gib"))
+    return dataclasses.replace(study, gpu_gib=gpu_gib, host_gib=config.get("host_memory_gib"))
 
 
 def gpu_limit_gib(device: str, asked: float | None) -> float | None:

@@ -111,6 +111,22 @@ def test_advise_in_words():
         advise.describe(laptop, 1, 10)
 
 
+def test_advise_keeps_to_the_configured_limits_and_not_to_those_that_emulate(tmp_path, monkeypatch):
+    monkeypatch.setattr(advise, "machine_memory", lambda device: 8 * 2**30)
+    for given, limit in (
+        ({}, "8 GiB"),
+        ({"host_memory_gib": 0.01}, "10.2 MiB"),
+        ({"host_memory_gib": 64}, "8 GiB"),
+    ):
+        config = CONFIG | {"machine": "here", "results": str(tmp_path)} | given
+        text = advise.describe(study.on_this_machine(study.load(config), config), 1000, 100)
+        assert f", {limit} of cpu memory" in text
+    assert re.search(
+        "original-2020 .*needs .* of 10.2 MiB",
+        advise.describe(dataclasses.replace(study.load(CONFIG), host_gib=0.01), 1000, 100),
+    )
+
+
 def test_advise_tells_all(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_VARIANTS", dict(registry._VARIANTS))
     for name in ("measured-only", "nowhere"):

@@ -65,6 +65,8 @@ def test_an_unreadable_record_is_left_out_of_the_table_and_said_so(tmp_path, cap
     assert len(frame) == 1
     assert "left out: " in capsys.readouterr().err
     pd.testing.assert_frame_equal(table.read_summary(tmp_path), frame)
+    assert "epoch_s" not in pd.read_csv(tmp_path / "summary.csv")
+    assert pd.read_parquet(tmp_path / "summary.parquet")["epoch_s"].map(list).tolist() == [[0.1, 0.1]]
     assert len(pd.read_csv(tmp_path / "summary.csv")) == 1
 
 

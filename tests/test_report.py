@@ -260,10 +260,14 @@ def test_a_planted_wrong_loss_is_marked(tmp_path):
 
 
 def test_spread_and_drift_of_known_epochs():
-    found = noise.spread(planted("primal", 100, 10, epoch_s=[1.0, 1.0, 2.0, 2.0, 3.0, 3.0]))
+    def spread(epoch_s):
+        (row,) = to_frame([planted("primal", 100, 10, epoch_s=epoch_s)]).to_dict("records")
+        return noise.spread(row)
+
+    found = spread([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
     assert found["spread"] == pytest.approx(1.5 / 2.0)
     assert found["drift"] == pytest.approx(3.0)
-    assert noise.spread(planted("primal", 100, 10, epoch_s=[1.0] * 9))["spread"] == 0
+    assert spread([1.0] * 9)["spread"] == 0
 
 
 def test_the_noisy_cell_comes_first(tmp_path):

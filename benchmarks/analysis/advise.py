@@ -42,7 +42,7 @@ def describe(
     kind = study.device if gpu_gib is None else "cuda"
     d = study.settings.n_components
     measured, where, rates = _known(study, kind, like)
-    limit = machine_memory(kind) if gpu_gib is None else gpu_gib * memory.GIB
+    limit = _memory_here(study) if gpu_gib is None else gpu_gib * memory.GIB
     device = torch.device(kind) if gpu_gib is None else None
     if kind == "cpu":
         limit /= devices
@@ -78,6 +78,13 @@ def describe(
         count = sum(cell.variant == name for cell in measured)
         lines.append(f"  {name:<24} no model: {count} cell{'s' * (count != 1)} measured here{lacks(name)}")
     return "\n".join(lines)
+
+
+def _memory_here(study: Study) -> float:
+    """Bytes that a problem may take: what the machine has, and no more than the study's limit."""
+    asked = study.gpu_gib if study.device == "cuda" else study.host_gib
+    there = machine_memory(study.device)
+    return there if asked is None else min(there, asked * memory.GIB)
 
 
 def _words(study: Study, devices: int, estimate: advice.Estimate, name: str) -> str:

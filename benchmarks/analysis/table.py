@@ -41,15 +41,13 @@ def _rank_of_bound(m: int) -> int:
 
 
 # What the table has in columns of its own, or not at all.
-_LEFT_OUT = (
-    *("epoch_s", "losses", "metrics", "limits", "machine", "ran_out_of", "missing", "ranks"),
-    *("deviations", "implied_end"),
-)
+_LEFT_OUT = ("losses", "metrics", "limits", "machine", "ran_out_of", "missing", "ranks", "deviations", "implied_end")
 
 
 def to_frame(records: list[Record]) -> pd.DataFrame:
     """One row a cell: the record's plain fields, the median epoch, the losses, and who measured.
 
+    epoch_s has a list of the timed epochs; a CSV file is written without it, see as_csv.
     median_low_s, median_high_s are the interval that holds the median epoch with 95 %, see benchmarks.analysis.table.
     outcome is the status, or what a skipped cell was skipped for: 'oom', 'timeout' or 'budget'.
     """
@@ -76,10 +74,16 @@ def write_summary(root: Path) -> pd.DataFrame:
     frame = to_frame(read_all(root))
     if frame.empty:
         raise ValueError(f"{root / 'records'} holds no readable record: run a sweep first")
-    for suffix, save in (("csv", frame.to_csv), ("parquet", frame.to_parquet)):
-        with atomically(root / f"summary.{suffix}") as part:
-            save(part, index=False)
+    with atomically(root / "summary.csv") as part:
+        part.write_text(as_csv(frame), encoding="utf-8")
+    with atomically(root / "summary.parquet") as part:
+        frame.to_parquet(part, index=False)
     return frame
+
+
+def as_csv(frame: pd.DataFrame) -> str:
+    """Return the table as text, without the lists of epochs."""
+    return frame.drop(columns="epoch_s").to_csv(index=False)
 
 
 def read_summary(root: Path) -> pd.DataFrame:
@@ -91,7 +95,7 @@ def read_summary(root: Path) -> pd.DataFrame:
     absent = [name for name in to_frame([Record("", 0, 0, 0, 0, 0, "", "", "ok")]) if name not in table]
     if absent:
         raise ValueError(f"{path} lacks {', '.join(absent)}: run `python -m benchmarks table` again")
-    return table
+    return table.assign(epoch_s=table["epoch_s"].map(list))
 
 
 def count_statuses(frame: pd.DataFrame) -> str:

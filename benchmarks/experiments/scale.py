@@ -47,7 +47,7 @@ from benchmarks.measuring.fingerprint import fingerprint_of, variant_fingerprint
 from benchmarks.measuring.measurement import Limits, Measurement, Report, few
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
-from benchmarks.study import Study, chosen_variants, gpu_limit_gib, known_at
+from benchmarks.study import Study, chosen_variants, known_at, on_this_machine
 from mmdma_core import MMDMA, MissingDependency, Settings
 from mmdma_core.fused.compose import EXACT_UP_TO
 from mmdma_core.matching.pictures import shortened
@@ -161,10 +161,7 @@ def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
     if "scale" not in config:
         raise ConfigError("scale: the configuration has no such key; the project's config.yaml shows it")
     asked, root = config["scale"], study.root / "scale"
-    # A study's own limit emulates a smaller machine; a fit has this one.
-    study = dataclasses.replace(
-        study, gpu_gib=gpu_limit_gib(study.device, config.get("gpu_memory_gib")), host_gib=config.get("host_memory_gib")
-    )
+    study = on_this_machine(study, config)
     fits = list(_fits(study, asked))
     with alone(study.device, study.root):
         guard.preload({fit.variant.removesuffix(BATCHED) for fit in fits if fit.variant not in PEERS}, study.device)

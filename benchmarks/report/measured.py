@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 import mmdma_core
+from benchmarks.analysis.table import as_csv
 from benchmarks.measuring.records import Record
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import Section, cells, download, listing, number, paragraph, part, table
@@ -96,7 +97,7 @@ def _downloads(frame: pd.DataFrame) -> list:
     parquet = io.BytesIO()
     frame.to_parquet(parquet, index=False)
     return [
-        download("summary.csv", frame.to_csv(index=False).encode()),
+        download("summary.csv", as_csv(frame).encode()),
         download("summary.parquet", parquet.getvalue()),
     ]
 

@@ -34,31 +34,33 @@ def section(evidence: Evidence) -> Section | None:
 
 def spreads(evidence: Evidence) -> pd.DataFrame:
     """`spread` of every cell of the study that came to an end."""
-    return pd.DataFrame(map(spread, _ok(evidence)))
+    ended = evidence.grid.to_dict("records")
+    return pd.DataFrame([spread(row) for row in ended if row["status"] == "ok"])
 
 
 def _ok(evidence: Evidence) -> list[Record]:
     return [record for record in evidence.in_study if record.status == "ok"]
 
 
-def spread(record: Record) -> dict:
-    """Of a cell's timed epochs: interquartile range over median, and the last third's median over the first third's.
+def spread(row: Mapping) -> dict:
+    """Of a row's timed epochs: interquartile range over median, and the last third's median over the first third's.
 
     others is the share of the cores or of the GPU that others took, NaN where that is not known.
     """
-    times = np.asarray(record.epoch_s)
+    times = np.asarray(row["epoch_s"])
+    shares = (row["others_cpu"], row["others_gpu"])
     low, middle, high = np.quantile(times, (0.25, 0.5, 0.75))
     third = len(times) // 3
     return {
-        "variant": record.variant,
-        "n": record.n,
-        "p": record.p,
+        "variant": row["variant"],
+        "n": row["n"],
+        "p": row["p"],
         "epochs": len(times),
         "median_s": middle,
         "spread": (high - low) / middle,
         "drift": np.median(times[-third:]) / np.median(times[:third]) if third else np.nan,
-        "extrapolated": record.extrapolated,
-        "others": np.nan if record.others is None else record.others,
+        "extrapolated": row["extrapolated"],
+        "others": max((share for share in shares if pd.notna(share)), default=np.nan),
     }
 
 
