@@ -145,9 +145,9 @@ def _report(study, options) -> None:  # noqa: ANN001
 
 
 def _frontier(study, options) -> None:  # noqa: ANN001
-    from benchmarks.analysis import frontier
+    from benchmarks.analysis import predict
 
-    print(frontier.describe(options.gpu_memory_gib))
+    print(predict.describe_ends(options.gpu_memory_gib))
 
 
 def _predict(study, options) -> None:  # noqa: ANN001

@@ -6,11 +6,12 @@ import json
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from test_records import known, load
 
 import mmdma_core
 from benchmarks import plan
-from benchmarks.analysis import frontier
+from benchmarks.analysis import predict, published
 from benchmarks.study import Further
 from mmdma_core import Settings, advice, models, start, variant
 from mmdma_core.fused import compose, fourier, views_cuda
@@ -182,37 +183,44 @@ def test_neighbours_in_the_grid_share_a_range():
 
 
 def test_the_published_ends_are_those_that_were_published():
-    ends = frontier.published_ends(pd.read_csv(frontier.PUBLISHED))
+    ends = published.published_ends()
     assert {n for (name, _), n in ends.items() if name == "primal"} == {20_000}
     assert {name: ends[name, 2000] for name in LAST} == LAST
     assert [(p, ends["primal-keops", p]) for p, _ in PRIMAL_KEOPS] == PRIMAL_KEOPS
 
 
 def test_the_frontier_is_predicted_for_the_variants_that_device_memory_ended():
-    rows = frontier.ends(16, pd.read_csv(frontier.PUBLISHED))
-    for row in rows:
+    ends = predict.ends(16)
+    for row in ends.itertuples():
         if row.variant in LAST:
             assert row.ours == row.package == row.published == LAST[row.variant]
         if row.variant == "primal-keops":
             assert row.ours >= row.published
             assert row.ours == row.published or row.p >= 2000
-    assert {r.variant: r.ours for r in rows if r.variant in MEMORY_OF_ORIGINALS} == {
+    originals = ends[ends["variant"].isin(MEMORY_OF_ORIGINALS)]
+    assert dict(zip(originals["variant"], originals["ours"], strict=True)) == {
         "original-2019": 8_000,
         "original-2020": 8_000,
         "original-2020-stream": 14_000,
     }
 
 
-def test_the_frontier_says_why_where_it_differs_and_only_for_the_papers_card():
-    text = frontier.describe(16)
+def test_the_frontier_in_words():
+    text = predict.describe_ends(16)
     rows = [line for line in text.splitlines() if line.startswith("  primal-keops")]
     assert rows[1].split()[1:] == ["p", "=", "2000", "1,000,000", "1,000,000", "700,000"]
-    assert "1.4e9 numbers in a view (n x p) were reached, 1.5e9 were not" in text
-    assert "the halved estimator of the second fits there" in text
-    assert "dual is predicted" not in text
-    other = frontier.describe(80)
-    assert "is predicted to go" not in other
-    assert frontier.describe(1e-6).count("-") > 10
+    assert text.endswith("why it differs from the published: docs/reading.md, frontier")
+    assert predict.describe_ends(1e-6).count("-") > 10
+
+
+def test_the_docs_have_the_bound_that_the_published_ends_obey():
+    ends, (ns, _) = published.published_ends(), published.grid()
+    own = {p: n for (name, p), n in ends.items() if name == "primal-keops"}
+    reached = max(n * p for p, n in own.items())
+    refused = min(ns[ns.index(n) + 1] * p for p, n in own.items() if n < ns[-1])
+    said = " ".join((ROOT / "docs" / "reading.md").read_text(encoding="utf-8").split())
+    assert f"{reached / 1e9:g}e9 numbers in a view (n x p) were reached, {refused / 1e9:g}e9 were not" in said
+    assert f"{20 * reached / 2**30:.1f} GiB where it ran and {20 * refused / 2**30:.1f} GiB where it did not" in said
 
 
 def test_the_frontier_is_a_command(capsys, config_file):

@@ -66,12 +66,12 @@ def test_what_is_off_is_the_jump_and_the_launches(v100):
 
 def test_the_calibration_sees_12_cells_whatever_the_others_say(monkeypatch):
     before, seen, read = predict.card().rates(), predict.card().shown, published.runtimes()
-    cells = predict.calibration_cells(read)
+    cells = predict.calibration_points(read)
     assert len(seen) == len(set(cells)) == 12
     shown = [key in cells for key in zip(read["variant"], read["n"], read["p"], strict=True)]
     changed = read.assign(runtime_s=read["runtime_s"].where(shown, 7 * read["runtime_s"]))
     monkeypatch.setattr(published, "runtimes", lambda: changed)
-    assert predict.calibration_cells(changed) == cells
+    assert predict.calibration_points(changed) == cells
     assert predict.card().rates() == before
 
 
@@ -131,14 +131,13 @@ def test_a_folder_gives_the_rates_of_its_gpu_and_the_models_of_this_project(tmp_
     assert once.modelled("primal") == "primal"
     assert predict.card().modelled("primal") == "published-primal"
     assert "like a GPU in " in predict.describe(once, 40, tables[0])
-    assert "published cells" not in predict.describe(once, 16, tables[0])
+    assert "published points" not in predict.describe(once, 16, tables[0])
 
 
 def test_a_folder_without_a_gpu_is_refused_in_a_line(capsys):
     assert main(["predict", "--gpu-memory-gib", "16", "--like", str(LAPTOP)]) == 2
     assert (
-        capsys.readouterr().err
-        == f"error: --like: {LAPTOP} holds no cell that a GPU measured; v100 is the published one\n"
+        capsys.readouterr().err == f"error: --like: {LAPTOP} holds no measurement of a GPU; v100 is the published one\n"
     )
 
 
@@ -146,7 +145,7 @@ def test_the_command_marks_every_picture_and_row_as_predicted(tmp_path, capsys):
     assert main(["predict", "--gpu-memory-gib", "16", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("predicted, nothing is measured: a card of 16 GiB like the published V100")
-    assert "Missing: " in said
+    assert "what is missing in the models: docs/reading.md, predict" in said
     table = pd.read_csv(tmp_path / "predicted.csv")
     assert set(table["basis"]) == {"predicted"}
     assert set(table["verdict"]) == {"agree", "equal", "differ"}
@@ -155,7 +154,7 @@ def test_the_command_marks_every_picture_and_row_as_predicted(tmp_path, capsys):
         assert (tmp_path / f"predicted_{name}.png").stat().st_size
         assert (tmp_path / f"predicted_{name}.svg").read_text().count(">predicted</text>") == count
     assert main(["predict", "--gpu-memory-gib", "80", "--out", str(tmp_path / "80")]) == 0
-    assert "of 312 published cells" not in capsys.readouterr().out
+    assert "of 312 published points" not in capsys.readouterr().out
     assert not (tmp_path / "80" / "predicted_against_paper.svg").exists()
 
 

@@ -108,7 +108,7 @@ def _known(study: Study, kind: str, like: str) -> tuple[list[advice.Measured], s
     card = predict.card(like)
     if cells:
         return cells, f"in {study.root}{said}", calibrate(cells, card.rates())
-    return card.cells, f"of {card.name}, since {study.root} has none of a GPU", card.rates()
+    return card.known, f"of {card.name}, since {study.root} has none of a GPU", card.rates()
 
 
 def _measured(study: Study, kind: str) -> tuple[list[advice.Measured], str]:

@@ -113,7 +113,7 @@ def _ratios(cells: pd.DataFrame) -> Markup:
 
 
 def _differences(cells: pd.DataFrame) -> Markup:
-    sentences = against_paper.in_short(against_paper.not_reproduced(cells))
+    sentences = against_paper.in_short(cells)
     if not sentences:
         return paragraph("Nothing that could be tested differs.")
     head = paragraph("**What does not reproduce, with its likely cause.**")
