@@ -395,6 +395,7 @@ PUBLISHED = {name for name in OWN if name.startswith("published-")}
         ("_MEAN_OF_DOTS, _MOST_OF_DOTS = 16.0,", "_MEAN_OF_DOTS, _MOST_OF_DOTS = 8.0,", FUSED),
         ("centre = e_y.detach().mean(0)", "centre = e_x.detach().mean(0)", {"primal", "dual"}),
         ("N_FIXED = 4096", "N_FIXED = 8192", {"primal-fourier", "dual-fourier"}),
+        ("_FIRST_RATE = 3.0", "_FIRST_RATE = 4.0", FUSED),
         ("    amsgrad = True\n", "    amsgrad = False\n", {"original-2020", "original-2020-stream"}),
         ("self._ended = True\n", "self._ended = False\n", PUBLISHED),
         ("this project, mmdma_core.fused", "this project", set()),
