@@ -98,7 +98,7 @@ def test_equal_cells_are_not_closer_than_the_true_match():
 @pytest.mark.parametrize(("k", "n", "fraction"), [(1, 199, 1 / 199), (5, 20, 1 / 20), (0.57, 10_000, 57 / 10_000)])
 def test_a_percentage_is_rounded_down_to_cells(k, n, fraction):
     every = np.arange(1, n + 1)
-    assert MatchRanks(every, every, n, n).top_k(k, percent=True) == pytest.approx(fraction)
+    assert MatchRanks(every, every, n, n).top_k(k, percent=True).value == pytest.approx(fraction)
 
 
 @pytest.mark.parametrize(

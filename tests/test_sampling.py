@@ -33,9 +33,9 @@ def estimates(case, sample, seed):
     ranks = match_ranks(x, y, match, sample, seed)
     low, high = ranks.overlap_interval()[:, 9]
     return {
-        "foscttm": ranks.foscttm_interval(),
-        "top5_count": ranks.top_k_interval(5),
-        "top5_percent": ranks.top_k_interval(5, percent=True),
+        "foscttm": ranks.foscttm().interval,
+        "top5_count": ranks.top_k(5).interval,
+        "top5_percent": ranks.top_k(5, percent=True).interval,
         "overlap": (low, high),
         "label_transfer_accuracy": labels.transfer_accuracy(x, y, kinds, 5, sample, seed).interval,
         "label_silhouette": labels.silhouette(x, y, kinds, sample, seed).interval,

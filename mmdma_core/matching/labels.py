@@ -1,6 +1,4 @@
-"""The label that a cell's nearest neighbours vote for, whatever the order in which the neighbours come.
-
-The metrics of labels, from all cells or from a sample of them: transfer accuracy and silhouette.
+"""The metrics of labels, over all cells or a sample of them: transfer accuracy and silhouette.
 
 Cells of a sample are set against all cells; memory is O(n) either way.
 """
@@ -9,10 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import sklearn
 import torch
 from scipy.stats import mode
-from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from mmdma_core.matching import match_ranks
@@ -22,47 +18,37 @@ from mmdma_core.settings import is_whole, plain
 _CLEAR = 1e-12  # of the largest squared norm: scikit-learn's squared distances are right to less
 
 
-def transfer(points: np.ndarray, codes: np.ndarray, asked: np.ndarray, k: int) -> tuple[np.ndarray, int]:
-    """Labels (m,) of the cells asked, (m, d), by the vote of their k nearest points, (n, d), which have codes, (n,).
+def labelled(
+    e_x: torch.Tensor, e_y: torch.Tensor, labels_x: Vector, labels_y: Vector
+) -> tuple[torch.Tensor, torch.Tensor, list[np.ndarray]]:
+    """Return the cells of both views that have a label, and the labels as integers, equal where labels are equal.
 
-    Points that are as far as the k-th share the votes that are left for them: of t such points and r votes each has
-    r / t of a vote. Of labels with equally many votes it is the first in order. Also how many cells have points that
-    share.
+    None and NaN are no label. Raises ValueError for a bad vector, Undefined for a view without a label.
     """
-    places, of_cell = np.unique(asked, axis=0, return_inverse=True)  # many cells may lie in one place
-    of_cell, shared = of_cell.reshape(-1), np.zeros(len(places), dtype=bool)
-    squared, found = NearestNeighbors(n_neighbors=min(k + 1, len(points))).fit(points).kneighbors(places)
-    squared **= 2
-    predicted = mode(codes[found[:, :k]], axis=1).mode
-    if k < len(points):
-        largest = max(float((view**2).sum(1).max()) for view in (points, places))
-        unclear = squared[:, k] - squared[:, k - 1] <= _CLEAR * largest
-        if unclear.any():
-            predicted[unclear], shared[unclear] = _shared(points, codes, places[unclear], k)
-    return predicted[of_cell], int(shared[of_cell].sum())
+    cells, labels = [], []
+    for name, e, given in (("x", e_x, labels_x), ("y", e_y, labels_y)):
+        if isinstance(given, np.ma.MaskedArray):
+            given = np.where(np.ma.getmaskarray(given), None, given.data)
+        given = as_array(given if hasattr(given, "dtype") else np.array(given, dtype=object))  # NaN would become text
+        if given.shape != (len(e),):
+            rows = f"each of the {len(e)} rows of e_{name}"
+            raise ValueError(f"labels_{name} must have one entry for {rows}, got shape {given.shape}")
+        known = ~pd.isna(given)
+        if not known.any():
+            raise Undefined(f"no cell of {name} has a label")
+        cells.append(e if known.all() else e[torch.from_numpy(known).to(e.device)])
+        labels.append(given[known].astype(object))  # NumPy would turn a number and the text of it into one label
+    codes, _ = pd.factorize(np.concatenate(labels), sort=True)
+    return *cells, np.split(codes, [len(labels[0])])
 
 
-def _shared(points: np.ndarray, codes: np.ndarray, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The labels, with all distances at hand, and whether points share: slower, and right where distances are equal."""
-    order = codes.argsort(kind="stable")
-    names, begins = np.unique(codes[order], return_index=True)
-    sorted_points, queries = torch.from_numpy(points[order]), torch.from_numpy(asked)
-    slack = rounding(sorted_points, queries)
-
-    def vote(rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        block = distances(queries[rows], sorted_points).numpy()
-        kth = np.partition(block, k - 1, axis=1)[:, k - 1, None]
-        closer, up_to = block < kth - slack, block <= kth + slack
-        left = k - closer.sum(1, keepdims=True)
-        tied = up_to.sum(1, keepdims=True) - closer.sum(1, keepdims=True)
-        votes = np.where(closer, tied, np.where(up_to, left, 0))  # whole numbers: tied times the votes
-        return names[np.add.reduceat(votes, begins, axis=1).argmax(1)], tied[:, 0] > left[:, 0]
-
-    labels, shared = zip(*in_blocks(len(asked), len(points), vote), strict=True)
-    return np.concatenate(labels), np.concatenate(shared)
-
-
-_WORKING_MEMORY_MIB = 32  # of scikit-learn, for its own blocks of distances
+def gaps_note(n_x: int, n_y: int, codes: list[np.ndarray]) -> tuple[str, ...]:
+    """Say how many of the cells have no label, if any."""
+    absent = n_x - len(codes[0]), n_y - len(codes[1])
+    if not any(absent):
+        return ()
+    cells = f"{absent[0]} of {n_x} cells of x and {absent[1]} of {n_y} cells of y"
+    return (f"{cells} have no label: metrics of labels leave them out",)
 
 
 def transfer_accuracy(
@@ -73,7 +59,7 @@ def transfer_accuracy(
     sample: int | None = None,
     seed: int = match_ranks.SEED,
 ) -> Estimate:
-    """See `mmdma_core.metrics.label_transfer_accuracy`; of a sample the labels of its cells alone are predicted."""
+    """Estimate `mmdma_core.metrics.label_transfer_accuracy`; of a sample its cells alone get labels."""
     n_neighbors = plain(n_neighbors)
     if not is_whole(n_neighbors) or n_neighbors < 1:
         raise ValueError(f"n_neighbors must be an integer of at least 1, got {n_neighbors!r}")
@@ -110,7 +96,7 @@ def silhouette(
     sample: int | None = None,
     seed: int = match_ranks.SEED,
 ) -> Estimate:
-    """See `mmdma_core.metrics.label_silhouette`; of a sample of the cells of both views together.
+    """Estimate `mmdma_core.metrics.label_silhouette`; of a sample of the cells of both views together.
 
     As many cells are drawn as `sample` says, from both views at once: half as many as of other metrics, for each of
     them is set against twice as many.
@@ -121,18 +107,61 @@ def silhouette(
         raise Undefined("all cells have one label, a silhouette needs two")
     if n_labels == n:
         raise Undefined("every cell has a label of its own, a silhouette needs two cells of one label")
-    points = np.concatenate(_centred(e_x, e_y))
     drawn = match_ranks.draw(n, sample, np.random.default_rng(seed))
-    if len(drawn) == n:
-        with sklearn.config_context(working_memory=_WORKING_MEMORY_MIB):
-            return Estimate(float(silhouette_score(points, of_both)), (n_x, n - n_x))
-    values = _silhouettes(points, of_both, drawn)
+    values = _silhouettes(torch.cat([e_x, e_y]).cpu().numpy(), of_both, drawn)
     from_x = int(np.count_nonzero(drawn < n_x))
-    return Estimate(float(values.mean()), (from_x, len(drawn) - from_x), match_ranks.of_mean(values, n, (-1, 1)))
+    interval = match_ranks.of_mean(values, n, (-1, 1)) if len(drawn) < n else None
+    return Estimate(float(values.mean()), (from_x, len(drawn) - from_x), interval)
+
+
+def transfer(points: np.ndarray, codes: np.ndarray, asked: np.ndarray, k: int) -> tuple[np.ndarray, int]:
+    """Return labels (m,) of cells, asked (m, d), by the vote of their k nearest points (n, d), which have codes (n,).
+
+    Points that are as far as the k-th share the votes that are left for them: of t such points and r votes each has
+    r / t of a vote. Of labels with equally many votes it is the first in order. Also how many cells have points that
+    share.
+    """
+    places, of_cell = np.unique(asked, axis=0, return_inverse=True)  # many cells may lie in one place
+    of_cell, shared = of_cell.reshape(-1), np.zeros(len(places), dtype=bool)
+    squared, found = NearestNeighbors(n_neighbors=min(k + 1, len(points))).fit(points).kneighbors(places)
+    squared **= 2
+    predicted = mode(codes[found[:, :k]], axis=1).mode
+    if k < len(points):
+        largest = max(float((view**2).sum(1).max()) for view in (points, places))
+        unclear = squared[:, k] - squared[:, k - 1] <= _CLEAR * largest
+        if unclear.any():
+            predicted[unclear], shared[unclear] = _shared(points, codes, places[unclear], k)
+    return predicted[of_cell], int(shared[of_cell].sum())
+
+
+def _shared(points: np.ndarray, codes: np.ndarray, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels from all distances, and whether points share: slower, and right where distances are equal."""
+    order = codes.argsort(kind="stable")
+    names, begins = np.unique(codes[order], return_index=True)
+    sorted_points, queries = torch.from_numpy(points[order]), torch.from_numpy(asked)
+    slack = rounding(sorted_points, queries)
+
+    def vote(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        block = distances(queries[rows], sorted_points).numpy()
+        kth = np.partition(block, k - 1, axis=1)[:, k - 1, None]
+        closer, up_to = block < kth - slack, block <= kth + slack
+        left = k - closer.sum(1, keepdims=True)
+        tied = up_to.sum(1, keepdims=True) - closer.sum(1, keepdims=True)
+        votes = np.where(closer, tied, np.where(up_to, left, 0))  # whole numbers: tied times the votes
+        return names[np.add.reduceat(votes, begins, axis=1).argmax(1)], tied[:, 0] > left[:, 0]
+
+    labels, shared = zip(*in_blocks(len(asked), len(points), vote), strict=True)
+    return np.concatenate(labels), np.concatenate(shared)
+
+
+def _centred(e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Subtract the common mean of both embeddings: scikit-learn's |a|^2 + |b|^2 - 2 a.b loses what lies far from 0."""
+    mean = torch.cat([e_x, e_y]).mean(0)
+    return (e_x - mean).cpu().numpy(), (e_y - mean).cpu().numpy()
 
 
 def _silhouettes(points: np.ndarray, codes: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """The silhouette of each cell drawn, among all: (b - a) / max(a, b), or 0."""
+    """Return the silhouette of each cell drawn, among all: (b - a) / max(a, b), or 0."""
     order = codes.argsort(kind="stable")
     others, counts = torch.from_numpy(points[order]), np.bincount(codes)  # every code occurs
     begins = np.concatenate([[0], counts.cumsum()[:-1]])
@@ -149,42 +178,3 @@ def _silhouettes(points: np.ndarray, codes: np.ndarray, drawn: np.ndarray) -> np
         return np.where(counts[own] > 1, (between - within) / largest, 0)
 
     return np.concatenate(in_blocks(len(drawn), len(others), silhouettes))
-
-
-def labelled(
-    e_x: torch.Tensor, e_y: torch.Tensor, labels_x: Vector, labels_y: Vector
-) -> tuple[torch.Tensor, torch.Tensor, list[np.ndarray]]:
-    """The cells of both views that have a label, and the labels as integers, equal where labels are equal.
-
-    None and NaN are no label. Raises ValueError for a bad vector, Undefined for a view without a label.
-    """
-    cells, labels = [], []
-    for name, e, given in (("x", e_x, labels_x), ("y", e_y, labels_y)):
-        if isinstance(given, np.ma.MaskedArray):
-            given = np.where(np.ma.getmaskarray(given), None, given.data)
-        given = as_array(given if hasattr(given, "dtype") else np.array(given, dtype=object))  # NaN would become text
-        if given.shape != (len(e),):
-            rows = f"each of the {len(e)} rows of e_{name}"
-            raise ValueError(f"labels_{name} must have one entry for {rows}, got shape {given.shape}")
-        held = ~pd.isna(given)
-        if not held.any():
-            raise Undefined(f"no cell of {name} has a label")
-        cells.append(e if held.all() else e[torch.from_numpy(held).to(e.device)])
-        labels.append(given[held].astype(object))  # NumPy would turn a number and the text of it into one label
-    codes, _ = pd.factorize(np.concatenate(labels), sort=True)
-    return *cells, np.split(codes, [len(labels[0])])
-
-
-def gaps_note(n_x: int, n_y: int, codes: list[np.ndarray]) -> tuple[str, ...]:
-    """How many of the cells have no label, if any."""
-    absent = n_x - len(codes[0]), n_y - len(codes[1])
-    if not any(absent):
-        return ()
-    cells = f"{absent[0]} of {n_x} cells of x and {absent[1]} of {n_y} cells of y"
-    return (f"{cells} have no label: metrics of labels leave them out",)
-
-
-def _centred(e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Both embeddings less their common mean: scikit-learn's |a|^2 + |b|^2 - 2 a.b loses what lies far from 0."""
-    mean = torch.cat([e_x, e_y]).mean(0)
-    return (e_x - mean).cpu().numpy(), (e_y - mean).cpu().numpy()

@@ -1,17 +1,4 @@
-"""Metrics from a sample of cells: how many, which, and the 95 % interval of a mean over them.
-
-A direction (from x to y, or from y to x) has N cells, of which m are drawn at random without replacement. Its mean has
-an interval: of fractions Wilson's, which is sensible at 0 and 1, of other values the normal one. Both have the
-correction (N - m) / (N - 1) or (N - m) / N of a finite population: all cells drawn, the interval is a point. The
-metric is the mean of both directions, drawn apart, and its interval takes the distances d of its parts' ends as those
-of standard errors, sqrt(d_1^2 + d_2^2) / 2: for normal intervals that is the stratified formula.
-
-Sources: Wilson 1927, Probable inference; Newcombe 1998, Interval estimation for the difference between independent
-proportions, method 10; Cochran 1977, Sampling techniques.
-
-Distances from some cells to many, in blocks of rows that are formed beside each other.
-
-The ranks of the true matches: what every metric of a match is made of.
+"""The ranks of the true matches, which every metric of a match is made of, over all cells or a sample of them.
 
 e_x (n_x, d) and e_y (n_y, d) are the embedded views, rows are cells; distances are Euclidean. match (n_x,) says that
 row i of e_x is the same cell as row match[i] of e_y, -1 that its match is not there; it is one-to-one, and n_x and n_y
@@ -22,6 +9,15 @@ choice, so embeddings that put all cells in one place are worth what random ones
 Distances are differences of coordinates in float64, so that large norms cost no rank and coinciding cells are equally
 far; they are equal if they differ by no more than rounding. They are formed in blocks of rows: memory is O(n), time
 O(n^2 d); of a sample of m cells, each against all cells of the other view, O(m n d).
+
+Of a sample, a direction (from x to y, or from y to x) has N cells, of which m are drawn at random without replacement.
+Its mean has a 95 % interval: of fractions Wilson's, which is sensible at 0 and 1, of other values the normal one. Both
+have the correction (N - m) / (N - 1) or (N - m) / N of a finite population: all cells drawn, the interval is a point.
+The metric is the mean of both directions, drawn apart, and its interval takes the distances d of its parts' ends as
+those of standard errors, sqrt(d_1^2 + d_2^2) / 2: for normal intervals that is the stratified formula.
+
+Sources: Wilson 1927, Probable inference; Newcombe 1998, Interval estimation for the difference between independent
+proportions, method 10; Cochran 1977, Sampling techniques.
 """
 
 from __future__ import annotations
@@ -45,10 +41,20 @@ EXACT_UP_TO = 50_000  # cells of the larger view
 SAMPLED_CELLS = 2_000  # of each view, beyond
 SEED = 0  # the same numbers each time
 
+_BLOCK_ELEMENTS = 2**18  # distances that a thread holds at a time, 2 MiB, which a cache holds too
+_EPSILONS = 8  # of float64, what a few operations on coordinates round off
+_LARGEST = 1e150  # the square of a larger coordinate leaves float64
+_Z = float(norm.ppf(0.975))
+
+Matrix = np.ndarray | torch.Tensor
+Vector = np.ndarray | torch.Tensor | Sequence
 Interval = tuple[float, float]
 Sample = int | Literal["auto"] | None  # cells of each view; None: all
+Found = TypeVar("Found")
 
-_Z = float(norm.ppf(0.975))
+
+class Undefined(ValueError):
+    """The metric has no value for these data; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -65,93 +71,6 @@ class Estimate:
     sampled: tuple[int, int]
     interval: Interval | None = None
     notes: tuple[str, ...] = ()
-
-
-def sample_size(sample: Sample, n_x: int, n_y: int) -> int | None:
-    """The cells to draw of each view, None for all. Raises ValueError for what is no number of cells."""
-    sample = plain(sample)
-    if sample == "auto":
-        return SAMPLED_CELLS if max(n_x, n_y) > EXACT_UP_TO else None
-    if sample is not None and (not is_whole(sample) or sample < 2):
-        raise ValueError(f"sample must be an integer of at least 2, None or 'auto', got {sample!r}")
-    return sample
-
-
-def draw(n: int, sample: int | None, rng: np.random.Generator) -> np.ndarray:
-    """Which of n to take, in order: all, or a simple random sample without replacement."""
-    if sample is None or sample >= n:
-        return np.arange(n)
-    return np.sort(rng.choice(n, sample, replace=False, shuffle=False))
-
-
-def of_fraction(hits: np.ndarray | float, m: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's interval (low, high) of a fraction `hits` of m cells drawn from n; of each where there are several."""
-    hits = np.asarray(hits, dtype=float)
-    spread = _Z**2 * (n - m) / max(n - 1, 1) / m
-    middle = hits + spread / 2
-    half = np.sqrt(spread * (hits * (1 - hits) + spread / 4))
-    return np.clip((middle - half) / (1 + spread), 0, hits), np.clip((middle + half) / (1 + spread), hits, 1)
-
-
-def of_mean(values: np.ndarray, n: int, bounds: Interval = (0, 1)) -> Interval:
-    """The normal interval of the mean of values, m drawn from n; between the bounds that no value leaves.
-
-    Values that are all the same have no spread to go by: then Wilson's, since none has more than 0 and 1 have.
-    """
-    m, mean = len(values), float(values.mean())
-    low, high = bounds
-    if m < 2 or np.ptp(values) == 0:
-        return tuple(float(low + (high - low) * end) for end in of_fraction((mean - low) / (high - low), m, n))
-    half = float(_Z * values.std(ddof=1) * np.sqrt((n - m) / n / m))
-    return max(low, mean - half), min(high, mean + half)
-
-
-def of_both(means: Sequence[float], intervals: Sequence[Interval]) -> Interval:
-    """The interval of the mean of two directions, from theirs."""
-    mean = float(np.mean(means))
-    ends = np.array(intervals, dtype=float) - np.array(means)[:, None]
-    low, high = np.sqrt((ends**2).sum(0)) / len(means)
-    return float(mean - low), float(mean + high)
-
-
-_EPSILONS = 8  # of float64, what a few operations on coordinates round off
-_BLOCK_ELEMENTS = 2**18  # distances that a thread holds at a time, 2 MiB, which a cache holds too
-
-Found = TypeVar("Found")
-
-
-def in_blocks(n_rows: int, n_columns: int, work: Callable[[slice], Found]) -> list[Found]:
-    """What `work` finds for each block of rows, in order; SciPy and NumPy let other threads run meanwhile."""
-    rows = max(1, _BLOCK_ELEMENTS // n_columns)
-    slices = [slice(low, min(low + rows, n_rows)) for low in range(0, n_rows, rows)]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(work, slices))
-
-
-def distances(e: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Euclidean, (m, n), from differences of coordinates; equal pairs of points get equal distances.
-
-    SciPy's on the CPU, which lets two threads run beside each other and is the faster one for few components.
-    """
-    if e.device.type == "cpu":
-        return torch.from_numpy(cdist(e.numpy(), others.numpy()))
-    return torch.cdist(e, others, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def rounding(*views: torch.Tensor) -> float:
-    """Distances between points of these views are equal if they differ by no more: what float64 rounds off."""
-    largest = max(float(view.abs().max()) for view in views)
-    return _EPSILONS * torch.finfo(torch.float64).eps * largest
-
-
-Matrix = np.ndarray | torch.Tensor
-Vector = np.ndarray | torch.Tensor | Sequence
-
-_LARGEST = 1e150  # the square of a larger coordinate leaves float64
-
-
-class Undefined(ValueError):
-    """The metric has no value for these data; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -179,16 +98,31 @@ class MatchRanks:
         """How many of the 2 m matches are as far from their cell as another cell is."""
         return np.count_nonzero(self.tied_x) + np.count_nonzero(self.tied_y)
 
-    def foscttm(self, ties: float = 0.5) -> float:
-        """See `mmdma_core.metrics.foscttm`."""
-        return float(np.mean([fractions.mean() for fractions in self._closer(ties)]))
+    def of_sample(self) -> bool:
+        """Whether some matched cells have no rank here."""
+        return self.matched is not None and len(self.x) < self.matched
 
-    def top_k(self, k: float, percent: bool = False) -> float:
-        """See `mmdma_core.metrics.top_k`."""
-        return float(np.mean(self._hits(k, percent)))
+    def foscttm(self, ties: float = 0.5) -> Estimate:
+        """Estimate `mmdma_core.metrics.foscttm`."""
+        closer = (self.x - 1 + ties * self.tied_x) / (self.n_y - 1), (self.y - 1 + ties * self.tied_y) / (self.n_x - 1)
+        return self._of_both([fractions.mean() for fractions in closer], closer, of_mean)
+
+    def top_k(self, k: float, percent: bool = False) -> Estimate:
+        """Estimate `mmdma_core.metrics.top_k`."""
+        among_y, among_x = (_neighbours(k, n, percent) for n in (self.n_y, self.n_x))
+        ways = (self.x, self.tied_x, among_y), (self.y, self.tied_y, among_x)
+        hits = [np.clip((among - ranks + 1) / (tied + 1), 0, 1).mean() for ranks, tied, among in ways]
+        return self._of_both(hits, hits, lambda hit, n: of_fraction(hit, len(self.x), n))
+
+    def _of_both(
+        self, means: Sequence[float], parts: Sequence[Found], interval: Callable[[Found, int], Interval]
+    ) -> Estimate:
+        """Estimate the mean of two directions; of a sample, interval(part, n) gives that of each of them."""
+        ends = of_both(means, [interval(part, self.matched) for part in parts]) if self.of_sample() else None
+        return Estimate(float(np.mean(means)), (len(self.x), len(self.y)), ends)
 
     def overlap(self) -> np.ndarray:
-        """See `mmdma_core.metrics.neighbourhood_overlap`."""
+        """Return `mmdma_core.metrics.neighbourhood_overlap`."""
         first, last = self.x - 1, self.x + self.tied_x  # each of the ranks between is as likely
         weight = 1 / (1 + np.broadcast_to(self.tied_x, first.shape))
         begun, ended = (np.bincount(at, of, self.n_y + 1) for at, of in ((first, weight), (last, weight)))
@@ -197,38 +131,8 @@ class MatchRanks:
         curve[-1] = 1
         return np.minimum(curve, 1)
 
-    def _closer(self, ties: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-        """In both directions the fraction of the other cells that are closer than the match, of tied ones a part."""
-        x, y = self.x - 1 + ties * self.tied_x, self.y - 1 + ties * self.tied_y
-        return x / (self.n_y - 1), y / (self.n_x - 1)
-
-    def _hits(self, k: float, percent: bool) -> list[float]:
-        """In both directions how often the match is expected among the k nearest."""
-        among_y, among_x = (_neighbours(k, n, percent) for n in (self.n_y, self.n_x))
-        ways = (self.x, self.tied_x, among_y), (self.y, self.tied_y, among_x)
-        return [np.clip((among - ranks + 1) / (tied + 1), 0, 1).mean() for ranks, tied, among in ways]
-
-    def of_sample(self) -> bool:
-        """Whether some matched cells have no rank here."""
-        return self.matched is not None and len(self.x) < self.matched
-
-    def foscttm_interval(self) -> Interval | None:
-        """The 95 % interval of `foscttm` over all matched cells; None if it is over all already."""
-        if not self.of_sample():
-            return None
-        closer = self._closer()
-        ends = [of_mean(fractions, self.matched) for fractions in closer]
-        return of_both([fractions.mean() for fractions in closer], ends)
-
-    def top_k_interval(self, k: float, percent: bool = False) -> Interval | None:
-        """The same of `top_k`."""
-        if not self.of_sample():
-            return None
-        hits = self._hits(k, percent)
-        return of_both(hits, [of_fraction(hit, len(self.x), self.matched) for hit in hits])
-
     def overlap_interval(self) -> np.ndarray | None:
-        """(2, n_y) the ends of the same of each entry of `overlap`, for itself."""
+        """Return (2, n_y), the ends of the interval of each entry of `overlap` for itself; None without a sample."""
         return np.stack(of_fraction(self.overlap(), len(self.x), self.matched)) if self.of_sample() else None
 
     def notes(self) -> tuple[str, ...]:
@@ -244,7 +148,7 @@ class MatchRanks:
 
 
 def match_ranks(e_x: Matrix, e_y: Matrix, match: Vector, sample: int | None = None, seed: int = SEED) -> MatchRanks:
-    """The rank of each true match, in both directions; what `foscttm`, `top_k` and `neighbourhood_overlap` read.
+    """Return the rank of each true match, in both directions; what `foscttm`, `top_k` and `neighbourhood_overlap` read.
 
     sample  matched cells to draw of x, and apart from them of y, each ranked among all of the other view; None: all
     seed    of the draw
@@ -296,9 +200,8 @@ def _neighbours(k: float, n: int, percent: bool) -> int:
         return int(k)
     if not isinstance(plain(k), Real) or not 0 < k <= 100:
         raise ValueError(f"k must be a percentage above 0 and up to 100, got {k!r}")
-    count = int(
-        Fraction(str(np.asarray(k)[()])) * n // 100
-    )  # in decimals as typed: 0.57 per cent of 10,000 are 57 cells
+    typed = Fraction(str(np.asarray(k)[()]))  # in decimals: 0.57 per cent of 10,000 are 57 cells
+    count = int(typed * n // 100)
     if count < 1:
         raise Undefined(f"{k} per cent of {n} cells is less than one cell")
     return count
@@ -356,3 +259,74 @@ def _checked_match(match: Vector, n_x: int, n_y: int) -> np.ndarray:
         kind = "a permutation" if n_x == n_y and (match >= 0).all() else "one-to-one"
         raise ValueError(f"match must be {kind}: row {twice} of y is the match of {times[twice]} rows of x")
     return match
+
+
+def sample_size(sample: Sample, n_x: int, n_y: int) -> int | None:
+    """Return the cells to draw of each view, None for all. Raises ValueError for what is no number of cells."""
+    sample = plain(sample)
+    if sample == "auto":
+        return SAMPLED_CELLS if max(n_x, n_y) > EXACT_UP_TO else None
+    if sample is not None and (not is_whole(sample) or sample < 2):
+        raise ValueError(f"sample must be an integer of at least 2, None or 'auto', got {sample!r}")
+    return sample
+
+
+def draw(n: int, sample: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Return which of n to take, in order: all, or a simple random sample without replacement."""
+    if sample is None or sample >= n:
+        return np.arange(n)
+    return np.sort(rng.choice(n, sample, replace=False, shuffle=False))
+
+
+def of_fraction(hits: np.ndarray | float, m: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return Wilson's interval (low, high) of a fraction `hits` of m cells drawn from n; of several, those of each."""
+    hits = np.asarray(hits, dtype=float)
+    spread = _Z**2 * (n - m) / max(n - 1, 1) / m
+    middle = hits + spread / 2
+    half = np.sqrt(spread * (hits * (1 - hits) + spread / 4))
+    return np.clip((middle - half) / (1 + spread), 0, hits), np.clip((middle + half) / (1 + spread), hits, 1)
+
+
+def of_mean(values: np.ndarray, n: int, bounds: Interval = (0, 1)) -> Interval:
+    """Return the normal interval of the mean of values, m drawn from n; between the bounds that no value leaves.
+
+    Values that are all the same have no spread to go by: then Wilson's, since none has more than 0 and 1 have.
+    """
+    m, mean = len(values), float(values.mean())
+    low, high = bounds
+    if m < 2 or np.ptp(values) == 0:
+        return tuple(float(low + (high - low) * end) for end in of_fraction((mean - low) / (high - low), m, n))
+    half = float(_Z * values.std(ddof=1) * np.sqrt((n - m) / n / m))
+    return max(low, mean - half), min(high, mean + half)
+
+
+def of_both(means: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """Return the interval of the mean of two directions, from theirs."""
+    mean = float(np.mean(means))
+    ends = np.array(intervals, dtype=float) - np.array(means)[:, None]
+    low, high = np.sqrt((ends**2).sum(0)) / len(means)
+    return float(mean - low), float(mean + high)
+
+
+def in_blocks(n_rows: int, n_columns: int, work: Callable[[slice], Found]) -> list[Found]:
+    """Return what `work` finds for each block of rows, in order; SciPy and NumPy let other threads run meanwhile."""
+    rows = max(1, _BLOCK_ELEMENTS // n_columns)
+    slices = [slice(low, min(low + rows, n_rows)) for low in range(0, n_rows, rows)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(work, slices))
+
+
+def distances(e: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return Euclidean distances, (m, n), from differences of coordinates; equal pairs of points get equal distances.
+
+    SciPy's on the CPU, which lets two threads run beside each other and is the faster one for few components.
+    """
+    if e.device.type == "cpu":
+        return torch.from_numpy(cdist(e.numpy(), others.numpy()))
+    return torch.cdist(e, others, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def rounding(*views: torch.Tensor) -> float:
+    """Return what float64 rounds off of distances between points of these views: they are equal up to that."""
+    largest = max(float(view.abs().max()) for view in views)
+    return _EPSILONS * torch.finfo(torch.float64).eps * largest

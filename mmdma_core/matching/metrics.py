@@ -1,16 +1,15 @@
-"""Cells that lie in one place: empty cells, copies of a cell, a view that the fit has collapsed.
-
-How well two embeddings match, where the truth is known: from the ranks of the true matches, and from labels.
+"""How well two embeddings match, where the truth is known: from the ranks of the true matches, and from labels.
 
 e_x (n_x, d) and e_y (n_y, d) are the embedded views, rows are cells; match (n_x,) says that row i of e_x is the same
 cell as row match[i] of e_y. What match may be, and that ties count half, is said in match_ranks.py. Memory is O(n)
 throughout, time O(n^2 d). The single metrics take all cells; `evaluate` takes a sample of many, and says how well
-it tells the metrics, see sampling.py.
+it tells the metrics, see match_ranks.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -45,28 +44,16 @@ def __dir__() -> list[str]:
     return __all__
 
 
+_TOP = {
+    "top1_count": {"k": 1},
+    "top5_count": {"k": 5},
+    "top1_percent": {"k": 1, "percent": True},
+    "top5_percent": {"k": 5, "percent": True},
+}
+OF_MATCH = ("foscttm", *_TOP, "neighbourhood_overlap")
+_OF_LABELS = ("label_transfer_accuracy", "label_silhouette")
 _ONE_POINT, _ONE_PLACE = 16, 8  # epsilons of the type that the largest coordinate has
 _FEWEST = 1e-3  # of the cells: a reader need not know of fewer
-
-
-def _coinciding_note(e: torch.Tensor, given: object, name: str) -> tuple[str, ...]:
-    """What to say of an embedding in float64, if its cells coincide to the rounding of the type that was given."""
-    unit = _epsilon(given) * float(e.abs().max())
-    if float((e.amax(0) - e.amin(0)).max()) <= _ONE_POINT * unit:
-        return (f"all {len(e)} cells of {name} lie at one point: no metric can tell them apart",)
-    places = (e / (_ONE_PLACE * unit)).round().cpu().numpy() + 0.0  # no -0
-    alike = int(pd.DataFrame(places).duplicated(keep=False).sum())
-    if alike > _FEWEST * len(e):
-        return (f"{alike} of {len(e)} cells of {name} coincide with another cell of it",)
-    return ()
-
-
-def _epsilon(given: object) -> float:
-    """Of the type of the coordinates; of integers that of float64."""
-    if isinstance(given, torch.Tensor):
-        return torch.finfo(given.dtype if given.is_floating_point() else torch.float64).eps
-    dtype = np.asarray(given).dtype
-    return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -145,7 +132,7 @@ def foscttm(e_x: Matrix, e_y: Matrix, match: Vector, ties: float = 0.5) -> float
     """
     if not 0 <= ties <= 1:
         raise ValueError(f"ties must be a number from 0 to 1, got {ties!r}")
-    return match_ranks(e_x, e_y, match).foscttm(ties)
+    return match_ranks(e_x, e_y, match).foscttm(ties).value
 
 
 def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = False) -> float:
@@ -181,7 +168,7 @@ def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = Fal
     ----------
     The package lsmmdma.
     """
-    return match_ranks(e_x, e_y, match).top_k(k, percent)
+    return match_ranks(e_x, e_y, match).top_k(k, percent).value
 
 
 def neighbourhood_overlap(e_x: Matrix, e_y: Matrix, match: Vector) -> np.ndarray:
@@ -301,16 +288,6 @@ def label_silhouette(e_x: Matrix, e_y: Matrix, labels_x: Vector, labels_y: Vecto
     return labels.silhouette(*labels.labelled(e_x, e_y, labels_x, labels_y)).value
 
 
-_TOP = {
-    "top1_count": {"k": 1},
-    "top5_count": {"k": 5},
-    "top1_percent": {"k": 1, "percent": True},
-    "top5_percent": {"k": 5, "percent": True},
-}
-OF_MATCH = ("foscttm", *_TOP, "neighbourhood_overlap")
-_OF_LABELS = ("label_transfer_accuracy", "label_silhouette")
-
-
 def evaluate(
     e_x: Matrix,
     e_y: Matrix,
@@ -320,7 +297,7 @@ def evaluate(
     n_neighbors: int = 5,
     sample: Sample = "auto",
 ) -> Evaluation:
-    """Every metric that the truth at hand allows, and why the others are left out.
+    """Compute every metric that the truth at hand allows, and say why the others are left out.
 
     Parameters
     ----------
@@ -355,49 +332,38 @@ def evaluate(
     notes = _coinciding_note(e_x, given[0], "x") + _coinciding_note(e_y, given[1], "y")
     size = sample_size(sample, len(e_x), len(e_y))
     ranks, metrics, left_out = None, {}, {}
-    if match is None:
-        left_out |= dict.fromkeys(OF_MATCH, "no match given")
-    else:
-        try:
-            ranks = match_ranks(e_x, e_y, match, size)
-        except Undefined as reason:
-            left_out |= dict.fromkeys(OF_MATCH, str(reason))
-        else:
-            metrics |= _of_ranks(ranks)
-    absent = [name for name, given in (("labels_x", labels_x), ("labels_y", labels_y)) if given is None]
-    if absent:
-        left_out |= dict.fromkeys(_OF_LABELS, f"{' and '.join(absent)} not given")
-    else:
-        try:
-            labelled = labels.labelled(e_x, e_y, labels_x, labels_y)
-        except Undefined as reason:
-            left_out |= dict.fromkeys(_OF_LABELS, str(reason))
-        else:
-            metrics["label_transfer_accuracy"] = partial(labels.transfer_accuracy, *labelled, n_neighbors, size)
-            metrics["label_silhouette"] = partial(labels.silhouette, *labelled, size)
-            notes += labels.gaps_note(len(e_x), len(e_y), labelled[-1])
+    with _left_out(left_out, OF_MATCH):
+        if match is None:
+            raise Undefined("no match given")
+        ranks = match_ranks(e_x, e_y, match, size)
+        metrics |= {"foscttm": ranks.foscttm} | {name: partial(ranks.top_k, **top) for name, top in _TOP.items()}
+    with _left_out(left_out, _OF_LABELS):
+        absent = [name for name, given in (("labels_x", labels_x), ("labels_y", labels_y)) if given is None]
+        if absent:
+            raise Undefined(f"{' and '.join(absent)} not given")
+        labelled = labels.labelled(e_x, e_y, labels_x, labels_y)
+        metrics["label_transfer_accuracy"] = partial(labels.transfer_accuracy, *labelled, n_neighbors, size)
+        metrics["label_silhouette"] = partial(labels.silhouette, *labelled, size)
+        notes += labels.gaps_note(len(e_x), len(e_y), labelled[-1])
     found = {}
     for name, metric in metrics.items():
-        try:
+        with _left_out(left_out, (name,)):
             found[name] = metric()
-        except Undefined as reason:
-            left_out[name] = str(reason)
     return _evaluation(found, ranks, left_out, notes)
 
 
-def _of_ranks(ranks: MatchRanks) -> dict[str, Callable[[], Estimate]]:
-    """Metric -> what computes it, of those that are one number."""
-    m = len(ranks.x), len(ranks.y)
-    found = {"foscttm": lambda: Estimate(ranks.foscttm(), m, ranks.foscttm_interval())}
-    for name, top in _TOP.items():
-        found[name] = lambda top=top: Estimate(ranks.top_k(**top), m, ranks.top_k_interval(**top))
-    return found
+@contextmanager
+def _left_out(reasons: dict[str, str], names: Sequence[str]) -> Iterator[None]:
+    """Note why metrics have no value, where the block says so."""
+    try:
+        yield
+    except Undefined as reason:
+        reasons |= dict.fromkeys(names, str(reason))
 
 
 def _evaluation(
     found: dict[str, Estimate], ranks: MatchRanks | None, left_out: dict[str, str], notes: tuple[str, ...]
 ) -> Evaluation:
-    values = {name: estimate.value for name, estimate in found.items()}
     intervals = {name: estimate.interval for name, estimate in found.items() if estimate.interval is not None}
     sampled = {name: found[name].sampled for name in intervals}
     overlap, overlap_interval = None, None
@@ -408,4 +374,25 @@ def _evaluation(
     notes += tuple(note for estimate in found.values() for note in estimate.notes)
     if sampled:
         notes += ("metrics in sampled are means over cells drawn at random, with 95 % intervals",)
+    values = {name: estimate.value for name, estimate in found.items()}
     return Evaluation(values, overlap, left_out, notes, sampled, intervals, overlap_interval)
+
+
+def _coinciding_note(e: torch.Tensor, given: object, name: str) -> tuple[str, ...]:
+    """Say of an embedding in float64, if its cells coincide to the rounding of the type that was given."""
+    unit = _epsilon(given) * float(e.abs().max())
+    if float((e.amax(0) - e.amin(0)).max()) <= _ONE_POINT * unit:
+        return (f"all {len(e)} cells of {name} lie at one point: no metric can tell them apart",)
+    places = (e / (_ONE_PLACE * unit)).round().cpu().numpy() + 0.0  # no -0
+    alike = int(pd.DataFrame(places).duplicated(keep=False).sum())
+    if alike > _FEWEST * len(e):
+        return (f"{alike} of {len(e)} cells of {name} coincide with another cell of it",)
+    return ()
+
+
+def _epsilon(given: object) -> float:
+    """Return the epsilon of the type of the coordinates; of integers that of float64."""
+    if isinstance(given, torch.Tensor):
+        return torch.finfo(given.dtype if given.is_floating_point() else torch.float64).eps
+    dtype = np.asarray(given).dtype
+    return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
