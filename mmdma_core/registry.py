@@ -412,10 +412,9 @@ def start(
         x, y = (_accepted(chosen, name, view) for name, view in zip("xy", (x, y), strict=True))
     for view_name, view in (("x", x), ("y", y)):
         if settings.n_components > min(view.shape):
-            warnings.warn(
+            _warn(
                 f"n_components = {settings.n_components} exceeds the shape {tuple(view.shape)} of {view_name}: "
-                "its penalty cannot vanish",
-                stacklevel=2,
+                "its penalty cannot vanish"
             )
     options = {"group": group} if _size(group) > 1 else {}
     if chosen.takes_batches:
@@ -456,8 +455,17 @@ def _accepted(chosen: Variant, name: str, view: View) -> View:
         return view
     n, p = view.shape
     size = n * p * view.dtype.itemsize
-    warnings.warn(
-        f"variant {chosen.name!r} makes {name} ({n} x {p}, sparse) dense: {size} bytes ({size / 2**30:.3g} GiB)",
-        stacklevel=3,
-    )
+    _warn(f"variant {chosen.name!r} makes {name} ({n} x {p}, sparse) dense: {size} bytes ({size / 2**30:.3g} GiB)")
     return view.to_dense()
+
+
+def _warn(message: str) -> None:
+    """Warn as of the line that called into this package; scikit-learn stands around an estimator's fit_transform."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "mmdma_core",
+        "contextlib",
+        "sklearn",
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -1,6 +1,6 @@
 """A person's views before they are fitted: taken from whatever holds them, checked, in float32, centred.
 
-Also the checks of the estimator's parameters, and warnings that name the line of a person's own code.
+Also the checks of the estimator's parameters.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ import hashlib
 import json
 import logging
 import numbers
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -232,24 +229,3 @@ def check_parameters(model: BaseEstimator) -> None:
         raise ValueError("center and l2_normalize are for features, not for kernel='precomputed'")
     if isinstance(model.sigma, str) and model.sigma != "median":
         raise ValueError(f"sigma must be a positive number or 'median', got {model.sigma!r}")
-
-
-_OURS = ("mmdma_core", "contextlib", "sklearn")  # scikit-learn stands around transform and fit_transform
-
-
-@contextmanager
-def at_the_caller() -> Iterator[None]:
-    """Warnings of the block are given after it, as of the line that called into this package."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
-        frame = frame.f_back
-    place = frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__")
-    registry = frame.f_globals.setdefault("__warningregistry__", {})
-    caught = []
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-    finally:  # a warning may tell what the error comes of
-        for warning in caught:
-            warnings.warn_explicit(warning.message, warning.category, *place, registry)

@@ -24,7 +24,7 @@ from mmdma_core import advice, compilers, registry
 from mmdma_core.fused.ranks import in_world, world
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.inputs import Kernel, as_device
-from mmdma_core.matching.preprocess import Matrix, at_the_caller, digest
+from mmdma_core.matching.preprocess import Matrix, digest
 from mmdma_core.run import AdamRun, Checkpoint, History, Run, Stopping, train
 from mmdma_core.settings import Settings, brief_waits, plain
 
@@ -73,17 +73,16 @@ class Problem:
     def begin(self, seed: int) -> Run:
         """Make the run of a start."""
         views = [Kernel(view) for view in self._views] if self._model.kernel == "precomputed" else self._views
-        with at_the_caller():
-            return registry.start(
-                self.variant,
-                *views,
-                self._settings(),
-                self.device,
-                seed,
-                group=world(),
-                batch_size=plain(self._model.batch_size),
-                n_updates=self._n_epochs,
-            )
+        return registry.start(
+            self.variant,
+            *views,
+            self._settings(),
+            self.device,
+            seed,
+            group=world(),
+            batch_size=plain(self._model.batch_size),
+            n_updates=self._n_epochs,
+        )
 
     def train(self, run: Run, seed: int, k: int) -> History:
         """Train start k."""
