@@ -61,20 +61,20 @@ def _refuse(error: Exception) -> int:
 
 
 def _check(study, options) -> None:  # noqa: ANN001
-    from benchmarks.analysis import compare
+    from benchmarks.analysis import table
 
     print(f"{options.config} is valid; it asks for the study {study.name!r} on {study.device}")
-    print(*compare.describe_contents(study), sep="\n")
+    print(*table.describe_contents(study), sep="\n")
 
 
 def _plan(study, options) -> None:  # noqa: ANN001
     from benchmarks import plan
-    from benchmarks.analysis import compare
+    from benchmarks.analysis import table
 
     if options.gpus < 1:
         raise ValueError(f"--gpus must be at least 1, got {options.gpus}")
     print(plan.describe(study, options.gpus, _rates(study, options.like)))
-    for sentence in compare.left_out(study):
+    for sentence in table.left_out(study):
         print(f"left out: {sentence}", file=sys.stderr)
 
 

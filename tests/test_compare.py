@@ -63,19 +63,20 @@ def folders(tmp_path):
         ([0.1], [0.5], "noisy"),  # one epoch shows no spread
     ],
 )
-def test_the_rule(a, b, verdict):
-    found, low, high = compare.judge(a, b, 1.1)
-    assert found == verdict
-    assert low <= high
+def test_the_rule(folders, a, b, verdict):
+    a, b = folders([made(epoch_s=a)], [made(epoch_s=b)])
+    (found,) = compare.compare(a, b, 1.1).found.itertuples()
+    assert found.verdict == verdict
+    assert found.low <= found.high
     swapped = {"slower": "faster", "faster": "slower"}.get(verdict, verdict)
-    assert compare.judge(b, a, 1.1)[0] == swapped
+    assert compare.compare(b, a, 1.1).found["verdict"].tolist() == [swapped]
 
 
 def test_a_planted_slow_cell_is_found_among_others(folders):
     a = [made(variant, n) for variant in ("primal", "dual") for n in (1000, 2000)]
     b = [made(variant, n, epoch_s=epochs(1.3 if (variant, n) == ("dual", 2000) else 1.0)) for variant, n in POINTS]
     found = compare.compare(*folders(a, b))
-    slow = found.cells[found.cells["verdict"] == "slower"]
+    slow = found.found[found.found["verdict"] == "slower"]
     assert slow[["variant", "n", "p"]].values.tolist() == [["dual", 2000, 100]]
     assert slow["ratio"].iloc[0] == pytest.approx(1.3)
     assert found.slower
@@ -95,33 +96,33 @@ POINTS = [(variant, n) for variant in ("primal", "dual") for n in (1000, 2000)]
 )
 def test_a_cell_that_ended_on_one_side_only(folders, a, b, verdict):
     found = compare.compare(*folders([made(), made("dual", status=a)], [made(), made("dual", status=b)]))
-    verdicts = dict(zip(found.cells["variant"], found.cells["verdict"], strict=True))
+    verdicts = dict(zip(found.found["variant"], found.found["verdict"], strict=True))
     assert verdicts == {"primal": "same"} | ({"dual": verdict} if verdict else {})
     assert found.slower == (verdict == "lost")
-    assert found.left_out == ([] if verdict else ["1 cells that ended neither in A nor in B"])
+    assert found.left_out == ([] if verdict else ["1 measurement that ended neither in A nor in B"])
 
 
 def test_a_cell_skipped_for_a_smaller_n_is_lost_and_one_without_time_left_out(folders):
     a = [made(n=n) for n in (1000, 2000, 3000)]
     b = [made(), made(n=2000, status="skipped", implied_by=1500), made(n=3000, status="skipped")]
     found = compare.compare(*folders(a, b))
-    assert found.cells["verdict"].tolist() == ["same", "lost"]
-    assert found.left_out == ["A: 1 cell of primal, in B: skipped"]
+    assert found.found["verdict"].tolist() == ["same", "lost"]
+    assert found.left_out == ["A: 1 measurement of primal, in B: skipped"]
 
 
 def test_what_only_one_side_has_is_said(folders):
     a = [made(), made("dual"), made("gone"), made("gone", n=2000)]
     found = compare.compare(*folders(a, [made(), made("dual", status="missing_dependency"), made("new")]))
     assert found.left_out == [
-        "A: 1 cell of dual, in B: missing_dependency",
-        "A: 2 cells of gone, in B: not there",
-        "B: 1 cell of new, in A: not there",
+        "A: 1 measurement of dual, in B: missing_dependency",
+        "A: 2 measurements of gone, in B: not there",
+        "B: 1 measurement of new, in A: not there",
     ]
 
 
 def test_a_variant_that_no_longer_exists_is_compared_all_the_same(folders, tmp_path):
     found = compare.compare(*folders([made("gone")], [made("gone", epoch_s=epochs(2))]))
-    assert found.cells["verdict"].tolist() == ["slower"]
+    assert found.found["verdict"].tolist() == ["slower"]
     comparison.write(found, tmp_path / "gone.svg")
     assert "gone" in (tmp_path / "gone.svg").read_text()
 
@@ -173,14 +174,14 @@ def test_a_cell_that_answers_another_question_is_never_slower(folders, change, w
 
     a, b = [at(1000, 1, {}), at(2000, 1, {})], [at(1000, 9, change), at(2000, 1, {})]
     b[1].key = "other code"
-    with pytest.raises(ValueError, match=r"was tried in the other; 1 cell of primal, which answers another"):
+    with pytest.raises(ValueError, match=r"was tried in the other; 1 measurement of primal, which answers another"):
         compare.compare(*folders(a[:1], b[:1]))
     found = compare.compare(*folders(a, b))
-    assert found.cells[["n", "verdict"]].values.tolist() == [[2000, "same"]]
+    assert found.found[["n", "verdict"]].values.tolist() == [[2000, "same"]]
     assert not found.slower
     assert set(found.points["n"]) == {2000}
     (sentence,) = found.left_out
-    assert sentence.startswith(f"1 cell of primal, which answers another question: {words}")
+    assert sentence.startswith(f"1 measurement of primal, which answers another question: {words}")
 
 
 def test_the_published_runtimes_point_to_what_compares_with_them(folders):
@@ -193,8 +194,8 @@ def test_the_first_line_says_what_is_compared_and_lists_stand_at_the_end(folders
     a = [made(), made(n=2000), made(n=3000), made("dual")]
     b = [made(), made(n=2000, epoch_s=epochs(2)), made(n=3000, status="oom")]
     said = compare.describe(compare.compare(*folders(a, b))).splitlines()
-    assert said[0] == "B against A: seconds per epoch of 1 variant in 3 cells that both tried, on H100"
-    heads = ["slower:", "lost (ended in A, not in B):", "left out: A: 1 cell of dual, in B: not there"]
+    assert said[0] == "B against A: seconds per epoch of 1 variant at 3 points that both tried, on H100"
+    heads = ["slower:", "lost (ended in A, not in B):", "left out: A: 1 measurement of dual, in B: not there"]
     places = [said.index(head) for head in heads]
     assert places == sorted(places)
     assert min(places) > next(i for i, line in enumerate(said) if line.startswith("Slower: the whole range"))
@@ -204,7 +205,7 @@ def test_other_code_and_another_device_are_a_warning(folders):
     other = made()
     other.key = "another"
     found = compare.compare(*folders([made()], [other]))
-    assert found.warnings == ["1 of 1 cells were measured with other code of the variant, or other packages for it"]
+    assert found.warnings == ["1 of 1 were measured with other code of the variant, or other packages for it"]
     on_cpu = made(machine=MACHINE | {"gpu": None}, device="cpu")
     said = compare.compare(*folders([made()], [on_cpu])).warnings
     assert "device differs: cuda in A, cpu in B" in said
@@ -214,8 +215,8 @@ def test_other_code_and_another_device_are_a_warning(folders):
 def test_two_machines_in_one_folder(folders):
     stranger = made("dual", machine=MACHINE | {"gpu": {"name": "T4"}})
     found = compare.compare(*folders([made(), made(n=2000)], [made(), made(n=2000), stranger]))
-    assert found.left_out == ["B: 1 records of T4, another machine than H100, which has the most"]
-    assert len(found.cells) == 2
+    assert found.left_out == ["B: 1 measurement of T4: the folder holds those of several machines, H100 has the most"]
+    assert len(found.found) == 2
 
 
 def test_records_that_cannot_be_read_are_left_out_and_said(folders):
@@ -224,7 +225,7 @@ def test_records_that_cannot_be_read_are_left_out_and_said(folders):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
     left_out = compare.compare(a, b).left_out
     assert "schema version 99, this program reads 1" in left_out[0]
-    assert left_out[1] == "A: 1 cell of primal, in B: not there"
+    assert left_out[1] == "A: 1 measurement of primal, in B: not there"
 
 
 def test_the_command_and_its_status(folders, tmp_path, capsys):
@@ -253,7 +254,7 @@ def test_the_command_and_its_status(folders, tmp_path, capsys):
 
 
 def test_no_common_cell_is_bad_input(folders):
-    with pytest.raises(ValueError, match="have no cell that ended in one of them and was tried in the other"):
+    with pytest.raises(ValueError, match="have no point that ended in one of them and was tried in the other"):
         compare.compare(*folders([made()], [made("dual")]))
 
 

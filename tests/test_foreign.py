@@ -50,13 +50,13 @@ def test_a_file_beside_the_records_is_named_and_not_read(tmp_path, name, capsys)
     frame = table.write_summary(study.root)
     assert frame[["n", "p", "median_epoch_s"]].values.tolist() == [[1000, 100, 0.1]]
     found = compare.compare(a, study.root)
-    assert list(found.cells["verdict"]) == ["same"]
+    assert list(found.found["verdict"]) == ["same"]
     evidence = gather(study)
     assert len(evidence.records) == 1
     for said in (capsys.readouterr().err, "".join(found.left_out), "".join(evidence.notes)):
         assert said.count(f"1 file ({copy}) that the harness has not written") == 1
-    assert str(copy) in "".join(compare.left_out(study))
-    assert f"{study.root}: 1 records: 1 ok" in list(compare.describe_contents(study))
+    assert str(copy) in "".join(table.left_out(study))
+    assert f"{study.root}: 1 records: 1 ok" in list(table.describe_contents(study))
 
 
 def test_many_files_are_one_line(tmp_path, capsys):
@@ -117,9 +117,9 @@ def test_check_says_what_lies_in_the_folder_in_few_lines(tmp_path, capsys):
     for name in ("figures/.17.part.memory.svg", "records/dual/p10/n9.unreadable"):
         (study.root / name).parent.mkdir(exist_ok=True)
         (study.root / name).touch()
-    said = list(compare.describe_contents(study))
+    said = list(table.describe_contents(study))
     assert said[0] == f"{study.root}: 4 records: 3 ok, 1 oom"
-    assert said[1] == "  1 of them of Another with 2 threads, most are of A CPU with 2 threads"
+    assert said[1] == "  1 measurement of Another: the folder holds those of several machines, A CPU has the most"
     assert said[2].startswith(f"  1 more that cannot be read, such as {broken}: ")
     assert said[3].startswith("  left out: 1 file (")
     assert said[4] == f"{study.root / 'scale'}: 1 records: 1 ok"

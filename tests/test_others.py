@@ -353,9 +353,9 @@ def test_compare_names_others_as_the_reason(folders):  # noqa: F811
     b = [made(epoch_s=slow, others_gpu=0.6), made("dual", epoch_s=slow), made("linear-time", status="timeout")]
     found = compare.compare(*folders(a, b))
     assert found.warnings == [
-        "what others took of the machine is not known of 2 of 3 cells in A",
-        "others took more than 10 % of the cores or of the GPU beside 1 of 3 cells in B",
-        "what others took of the machine is not known of 2 of 3 cells in B",
+        "what others took of the machine is not known of 2 of 3 measurements in A",
+        "others took more than 10 % of the cores or of the GPU beside 1 of 3 measurements in B",
+        "what others took of the machine is not known of 2 of 3 measurements in B",
     ]
     lines = compare.describe(found).splitlines()
     (primal,) = (line for line in lines if line.strip().startswith("primal "))

@@ -32,7 +32,7 @@ def test_the_machine_with_the_most_cells_stays():
     frame = table.to_frame([of("EPYC"), of("T4", n=200, device="cuda"), of("T4", "dual", device="cuda")])
     kept, said = table.one_machine(frame)
     assert set(kept["gpu"]) == {"T4"}
-    assert said == ["1 cell of EPYC: the folder holds those of several machines, T4 has the most"]
+    assert said == ["1 measurement of EPYC: the folder holds those of several machines, T4 has the most"]
     nameless = table.to_frame([record(), record(n=2000)])
     assert table.one_machine(nameless)[1] == []
 
@@ -47,10 +47,10 @@ def test_what_the_study_does_not_ask_for_is_named(tmp_path):
     kept, said = table.of_study(frame, narrower)
     assert kept[["variant", "n", "p"]].values.tolist() == [["primal", 100, 10]]
     assert sorted(said) == [
-        "1 cell at n = 300, not in the grid of the study 'smoke'",
-        "1 cell at p = 7, not in the grid of the study 'smoke'",
-        "1 cell of dual, which the study 'smoke' does not ask for",
-        "1 cell of gone, which is not registered: it no longer exists, or config.yaml does not list its plugin",
+        "1 measurement at n = 300, not in the grid of the study 'smoke'",
+        "1 measurement at p = 7, not in the grid of the study 'smoke'",
+        "1 measurement of dual, which the study 'smoke' does not ask for",
+        "1 measurement of gone, which is not registered: it no longer exists, or config.yaml does not list its plugin",
     ]
 
 
@@ -67,8 +67,8 @@ def test_table_and_figures_say_what_they_leave_out(smoke, capsys, monkeypatch):
     monkeypatch.setattr(style, "save", lambda figure, folder, name: drawn.append(name))
     figures.draw_all(smoke)
     said = capsys.readouterr().err
-    assert "left out of the figures: 1 cell of Xeon: the folder holds those of several machines" in said
-    assert "left out of the figures: 1 cell of gone, which is not registered" in said
+    assert "left out of the figures: 1 measurement of Xeon: the folder holds those of several machines" in said
+    assert "left out of the figures: 1 measurement of gone, which is not registered" in said
     assert drawn == list(figures.NAMES)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -104,20 +104,26 @@ def matches_apart(best: Mapping[str, float]) -> set[str]:
     return found
 
 
-def same_question(variant: str, n: int, a: Mapping[str, float], b: Mapping[str, float]) -> bool:
-    """Whether two early losses of a variant can be those of the same settings and data, as dicts of terms.
+def same_question(row: Any) -> bool:
+    """Return whether two early losses of a variant can be those of the same settings and data.
+
+    row  variant, n, and the terms of both: early_mmd_a, early_mmd_b and so on. Where one is missing, they can be.
 
     What lambda1 and lambda2 weigh is compared with its sum, beside each term; SAME of a value covers other machines.
     """
-    known = mmdma_core.variant(variant) if variant in mmdma_core.variants() else None
+    known = mmdma_core.variant(row.variant) if row.variant in mmdma_core.variants() else None
     noise = known.tolerance if known and not known.exact else 0.0
-    terms = [{**loss, "weighed": loss["total"] - loss["mmd"]} for loss in (a, b)]
+    terms = [{term: getattr(row, f"early_{term}_{side}", None) for term in ("total", "mmd", *_NORMS)} for side in "ab"]
+    if pd.isna([value for loss in terms for value in loss.values()]).any():
+        return True
+    for loss in terms:
+        loss["weighed"] = loss["total"] - loss["mmd"]
 
     def near(term: str, absolute: float, relative: float) -> bool:
-        left, right = (values[term] for values in terms)
+        left, right = (loss[term] for loss in terms)
         return abs(left - right) <= absolute + (relative + noise) * max(abs(left), abs(right))
 
-    mmd = 10 * MMD_TOLERANCE + noise * NOISE / math.sqrt(n)
+    mmd = 10 * MMD_TOLERANCE + noise * NOISE / math.sqrt(row.n)
     return near("mmd", mmd, 0.0) and all(near(term, 0.0, SAME) for term in ("weighed", *_NORMS))
 
 

@@ -20,13 +20,10 @@ import pandas as pd
 
 import mmdma_core
 from benchmarks.analysis.published import PAPER_VARIANTS, winners
-from benchmarks.analysis.table import to_frame
-from benchmarks.measuring.records import Record
 
 VERDICTS = ("same", "equal", "differ")
 COLUMNS = ("among", "n", "p", "a", "b", "verdict")
 _UNTOLD = ("budget", "missing_dependency")  # outcomes that say nothing about how fast a variant is
-Point = tuple[str, int, int]  # variant, p, n
 
 
 def remark(variant: str) -> str:
@@ -45,20 +42,20 @@ AMONG: Mapping[str, Callable[[str], bool]] = {
 }
 
 
-def compared(a: Mapping[Point, Record], b: Mapping[Point, Record], threshold: float) -> pd.DataFrame:
-    """One row for each map and point where something ended in A or B, with COLUMNS; a and b hold tuples of variants."""
-    frames = [to_frame([side[point] for point in sorted(a.keys() & b.keys())]) for side in (a, b)]
-    if frames[0].empty:
-        return pd.DataFrame(columns=list(COLUMNS))
-    told = ~frames[0]["outcome"].isin(_UNTOLD) & ~frames[1]["outcome"].isin(_UNTOLD)
+def compared(a: pd.DataFrame, b: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Return one row for each map and point where something ended in A or B, with COLUMNS; a and b hold winners.
+
+    The tables of both have the same measurements in the same order.
+    """
+    told = ~a["outcome"].isin(_UNTOLD) & ~b["outcome"].isin(_UNTOLD)
     rows = []
     for among, takes in AMONG.items():
-        kept = told & frames[0]["variant"].map(takes).astype(bool)
-        cells = [dict(iter(frame[kept].groupby(["n", "p"]))) for frame in frames]
-        for n, p in cells[0]:
-            pair = [side[n, p] for side in cells]
-            best = [winners(cell, len(cell)) for cell in pair]
-            if any((cell["status"] == "ok").any() for cell in pair):
+        kept = told & a["variant"].map(takes).astype(bool)
+        sides = [dict(iter(side[kept].groupby(["n", "p"]))) for side in (a, b)]
+        for n, p in sides[0]:
+            pair = [side[n, p] for side in sides]
+            best = [winners(each, len(each)) for each in pair]
+            if any((each["status"] == "ok").any() for each in pair):
                 rows.append((among, n, p, *best, _verdict(*best, *pair, threshold)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

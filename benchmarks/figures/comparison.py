@@ -44,7 +44,7 @@ def write(found: Comparison, path: Path) -> None:
 
 def draw(found: Comparison) -> Figure:
     """The verdict of each cell as a colour, and the ratio of the median epochs B / A as a number, where it has room."""
-    cells = found.cells
+    cells = found.found
     ns, ps = (sorted(cells[axis].unique()) for axis in "np")
     variants = list(dict.fromkeys(cells["variant"]))
     numbers = (_LEGIBLE + 0.02) * len(ns) <= PAGE - 0.7
