@@ -11,9 +11,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from benchmarks import config as configuration
-from benchmarks.analysis.table import of_study
 from benchmarks.measuring import machine
-from mmdma_core import compilers
+from mmdma_core import compilers, host
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     except (ValueError, RuntimeError, ImportError) as error:
         return _refuse(error)
     except KeyboardInterrupt:
-        print("interrupted: every finished cell is on disk", file=sys.stderr)
+        print("interrupted: every finished measurement is on disk", file=sys.stderr)
         return 130
     return 0
 
@@ -98,7 +97,7 @@ def _table(study, options) -> None:  # noqa: ANN001
 
     summary = table.write_summary(study.root)
     print(table.count_statuses(summary))
-    for sentence in of_study(summary, study)[1]:
+    for sentence in table.of_study(summary, study)[1]:
         print(f"in the table, but in no figure: {sentence}", file=sys.stderr)
     print(f"which variants agree in their loss, cell by cell: {agreement.write_losses(summary, study.root)}")
 
@@ -274,7 +273,7 @@ def _number(text: str) -> float:
 def _set_environment(threads: int | str) -> None:
     """What OpenMP, Numba and CUDA read when they are loaded; Snakemake exports 1 thread under --cores 1."""
     given = isinstance(threads, int) and threads > 0  # the configuration is not checked yet
-    os.environ.update(machine.threads_environment(threads if given else machine.available_threads()))
+    os.environ.update(machine.threads_environment(threads if given else host.cores()))
     compilers.wait_passively()
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as the driver counts
 

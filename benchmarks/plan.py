@@ -9,6 +9,7 @@ import heapq
 import json
 import math
 import os
+import platform
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,8 +35,8 @@ _LATE_S = 60.0  # beyond its time limit a cell that is still told has died with 
 @contextmanager
 def told(study: Study, variant: str, p: int, n: int) -> Iterator[None]:
     """Tell that this process measures a cell, for as long as it does."""
-    path = _folder(study) / f"{machine.node()}-{os.getpid()}.json"
-    cell = {"variant": variant, "p": p, "n": n, "node": machine.node(), "job": os.environ.get("SLURM_JOB_ID")}
+    path = _folder(study) / f"{platform.node()}-{os.getpid()}.json"
+    cell = {"variant": variant, "p": p, "n": n, "node": platform.node(), "job": os.environ.get("SLURM_JOB_ID")}
     records.write_atomically(path, json.dumps(cell))
     try:
         yield

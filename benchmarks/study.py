@@ -31,7 +31,7 @@ from benchmarks.measuring.machine import is_here
 from benchmarks.measuring.measurement import DataSource, Limits, Measurement
 from benchmarks.measuring.memory import GIB, within_reach
 from benchmarks.measuring.records import Record, UnreadableRecord
-from mmdma_core import Settings
+from mmdma_core import Settings, host
 from mmdma_core.models import in_words
 
 _MARGIN = 1.1  # so much more memory than ran out is worth another try; less is the coming and going of others
@@ -272,7 +272,7 @@ def load(keys: dict[str, Any]) -> Study:
         cell_timeout_s=grid.cell_timeout_s,
         sweep_budget_s=grid.sweep_budget_s,
         device=device,
-        threads=machine.available_threads() if config.cpu_threads == "auto" else config.cpu_threads,
+        threads=host.cores() if config.cpu_threads == "auto" else config.cpu_threads,
         gpu_gib=gpu_limit_gib(device, config.gpu_memory_gib or grid.gpu_memory_gib),
         host_gib=config.host_memory_gib or grid.host_memory_gib,
         stop_after_failure=config.stop_after_failure,

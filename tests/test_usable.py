@@ -12,7 +12,6 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks.measuring import device as locks
 from benchmarks.measuring import device as usable
 from benchmarks.measuring import machine
 from benchmarks.measuring.device import BUILDS
@@ -33,7 +32,7 @@ OWN = os.getpid()  # no other run of these tests has these cards
 def forget():
     for cached in (machine.gpu, machine.gpu_uuid, machine._gpus):
         cached.cache_clear()
-    usable.forget()
+    usable._answers.clear()
 
 
 UNEXPECTED = (
@@ -189,12 +188,12 @@ def test_that_cuda_computes_on_what_the_driver_was_asked_about(card, shown, word
 
 def test_while_somebody_measures_the_gpu_is_left_alone_and_asked_afterwards(card):
     environment = card(raising("a fault"))
-    with locks.held_lock(locks.names("cuda"), wait=False) as ours:
+    with usable.device_lock("cuda", wait=False) as ours:
         assert ours
         environment.setattr(usable, "_asked_of_a_child", lambda devices: pytest.fail("computes beside a measurement"))
         assert usable.why_no_gpu() is None
         environment.setattr(usable, "_asked_of_a_child", lambda devices: "a fault")
-        assert "a fault" in usable.why_no_gpu(alone=True)
+        assert "a fault" in usable.why_no_gpu(locked=True)
     assert "a fault" in usable.why_no_gpu()
 
 

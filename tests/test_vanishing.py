@@ -55,7 +55,7 @@ def test_the_sweep_ends_with_one_line_and_goes_on_when_the_gpu_is_back(vanishing
     last = said.strip().splitlines()[-1]
     assert last.startswith("error: the GPU does not answer any more: ")
     assert SAYS[how] in last
-    assert "every finished cell is on disk, and the same command goes on" in last
+    assert "every finished measurement is on disk, and the same command goes on" in last
     assert "Traceback" not in said
     assert statuses(root) == {100: "ok"}
     if how != "words":

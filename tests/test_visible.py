@@ -89,7 +89,7 @@ def driver(monkeypatch):
 def forget():
     for cached in (machine.gpu, machine.gpu_uuid, machine._gpus):
         cached.cache_clear()
-    usable.forget()
+    usable._answers.clear()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_first_of_the_names(driver, named, first):
     environment = driver()
     if named is not None:
         environment.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert machine.gpus()[:1] == ([first] if first else [])
+    assert machine.visible_gpus()[:1] == ([first] if first else [])
     assert machine.gpu_uuid() == (first and first.uuid)
 
 
@@ -146,7 +146,7 @@ def test_of_a_gpu_in_parts_cuda_takes_the_first_part(driver, gpus, named, shown)
     environment = driver(gpus)
     if named is not None:
         environment.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert machine.gpus() == shown
+    assert machine.visible_gpus() == shown
     assert machine.gpu_count() == len(shown)
     found = machine.describe("cuda", 2)["gpu"]
     assert (found["name"], found["uuid"]) == (shown[0].name, shown[0].uuid)
@@ -171,9 +171,9 @@ def test_gpus_of_others_are_counted_by_the_driver_and_not_by_cuda(driver):
         return GPUS[index]
 
     environment.setattr(pynvml, "nvmlDeviceGetHandleByIndex", handle)
-    assert machine.gpus() == GPUS[1:]
+    assert machine.visible_gpus() == GPUS[1:]
     environment.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert machine.gpus() == GPUS[2:]
+    assert machine.visible_gpus() == GPUS[2:]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_without_any_gpu_every_name_is_a_cpu(driver, named):
     environment.setenv("CUDA_VISIBLE_DEVICES", named)
     assert study._device("auto") == "cpu"
     environment.setattr(pynvml, "nvmlInit", lambda: (_ for _ in ()).throw(pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)))
-    assert machine.gpus() == []
+    assert machine.visible_gpus() == []
     assert machine.trouble() == "Unknown Error"
     assert study._device("auto") == "cpu"
     assert "the driver knows no GPU here: Unknown Error; see what nvidia-smi says" in usable.why_no_gpu()

@@ -1,10 +1,6 @@
-"""Locks on this host's devices: whoever has one measures there, and nobody else does.
+"""The device that measures: nobody else does there meanwhile, it computes, and a folder of results has one model.
 
-Whether this host's GPUs compute, and which build of PyTorch does where this one does not.
-
-A forked child is asked, for the process that forks cells never opens CUDA itself.
-
-One measurement at a time on a device, and one model of device in a folder of results.
+Whether a GPU computes is asked of a forked child, for the process that forks measurements never opens CUDA itself.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,48 +27,19 @@ from benchmarks.measuring import machine, records
 from mmdma_core.models import in_words
 
 _POLL_S = 0.2
-
-
-def names(device: str, devices: int = 1) -> list[str]:
-    """The names of what a cell measures on: the UUIDs of its GPUs, or the CPU."""
-    return [str(machine.gpu_uuid(k)) for k in range(devices)] if device == "cuda" else ["CPU"]
-
-
-@contextmanager
-def held_lock(wanted: Iterable[str], wait: bool) -> Iterator[bool]:
-    """Hold the locks of these names, as soon as they are free, or give False where one is not and wait is False.
-
-    All take them in the order of their names, so that no two wait for each other.
-
-    A lock is the name of an abstract socket. The kernel keeps it for this host, whoever its user is, and takes it
-    back however its holder ends; it needs no file, so that no file system's locks matter. With a word in MMDMA_LOCK it
-    is another lock, for tests that do not look at times.
-    """
-    with ExitStack() as taken:
-        for name in sorted({*wanted}):
-            lock = taken.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-            if _is_taken(lock, name):
-                continue
-            if not wait:
-                taken.close()
-                yield False
-                return
-            print(f"another sweep is measuring on {name}: waiting for it to end", file=sys.stderr, flush=True)
-            while not _is_taken(lock, name):
-                time.sleep(_POLL_S)
-        yield True
-
-
-def _is_taken(lock: socket.socket, name: str) -> bool:
-    """Take the lock; whether it is ours now."""
-    try:
-        lock.bind(f"\0mmdma-benchmark {name} {os.environ.get('MMDMA_LOCK', '')}")
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        return False
-    return True
-
+_NO_KERNELS = re.compile(r"no kernel image|ARCH_MISMATCH|unsupported gpu architecture", re.IGNORECASE)
+_OLD_DRIVER = re.compile(r"driver.* is (too old|insufficient)|unsupported toolchain", re.IGNORECASE)
+_NO_CUDA = re.compile(r"not compiled with CUDA", re.IGNORECASE)
+_NO_FABRIC = re.compile(r"system not yet initialized", re.IGNORECASE)
+_TAKEN = re.compile(r"busy or unavailable|out of memory", re.IGNORECASE)
+# Said by CUDA and NVML of a device that is lost or broken, whatever else it does later.
+_LOST = re.compile(
+    r"GPU is lost|device (is )?lost|fallen off the bus|uncorrectable|ECC_UNCORRECTABLE|\bXid\b", re.IGNORECASE
+)
+_END_OF_SENTENCE = re.compile(r"\.\s+(?=[A-Z])|\n|\.?\s*$")
+_fork = multiprocessing.get_context("fork")
+_answers: dict[int, str | None] = {}  # number of GPUs -> why not
+_LOOK = "see what nvidia-smi says, and dmesg in lines with NVRM or Xid; after an update of the driver, restart"
 
 LIMIT_S = 120.0  # the first use of many GPUs, or of libraries on a slow file system, takes a minute
 RELEASE = "2.13.0"  # of PyTorch, the one that constraints.txt names; what follows is of its builds
@@ -100,22 +67,54 @@ BUILDS = (
     Build("13.0", 580, {"x86_64": (75, 80, 86, 90, 100, 120), "aarch64": (80, 90, 100, 110, 120)}),
     Build("12.6", 525, {"x86_64": (50, 60, 70, 75, 80, 86, 90), "aarch64": (80, 90)}),
 )
-_NO_KERNELS = re.compile(r"no kernel image|ARCH_MISMATCH|unsupported gpu architecture", re.IGNORECASE)
-_OLD_DRIVER = re.compile(r"driver.* is (too old|insufficient)|unsupported toolchain", re.IGNORECASE)
-_NO_CUDA = re.compile(r"not compiled with CUDA", re.IGNORECASE)
-_NO_FABRIC = re.compile(r"system not yet initialized", re.IGNORECASE)
-_TAKEN = re.compile(r"busy or unavailable|out of memory", re.IGNORECASE)
-# Said by CUDA and NVML of a device that is lost or broken, whatever else it does later.
-_LOST = re.compile(
-    r"GPU is lost|device (is )?lost|fallen off the bus|uncorrectable|ECC_UNCORRECTABLE|\bXid\b", re.IGNORECASE
-)
-_END_OF_SENTENCE = re.compile(r"\.\s+(?=[A-Z])|\n|\.?\s*$")
-_fork = multiprocessing.get_context("fork")
-_answers: dict[int, str | None] = {}  # number of GPUs -> why not
 
 
 class DeviceGone(RuntimeError):
     """A GPU was here when the sweep began, and computes no longer."""
+
+
+class WrongDevice(RuntimeError):
+    """This node cannot measure what is asked; the message names the node, and what it has."""
+
+
+@contextmanager
+def alone(device: str, root: Path, devices: int = 1) -> Iterator[None]:
+    """Hold this host's first GPUs, or its CPU, for measurements into root: who else wants to measure there waits.
+
+    Raises WrongDevice, before anything is measured, if a device is not there, does not compute or is of another model
+    than the rest, or if root holds records of another model.
+    """
+    _check_device(device, devices, locked=False)
+    _check_model(machine.model(device), root)
+    with device_lock(device, devices):
+        _check_device(device, devices, locked=True)  # not known while somebody else has measured
+        yield
+
+
+@contextmanager
+def device_lock(device: str, devices: int = 1, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of the first GPUs, or of the CPU, as soon as it is free; give False where it is not, without wait.
+
+    The locks of several GPUs are taken in the order of their UUIDs, so that no two processes wait for each other.
+
+    A lock is the name of an abstract socket. The kernel keeps it for this host, whoever its user is, and takes it
+    back however its holder ends; it needs no file, so that no file system's locks matter. With a word in MMDMA_LOCK it
+    is another lock, for tests that do not look at times.
+    """
+    names = {str(machine.gpu_uuid(k)) for k in range(devices)} if device == "cuda" else {"CPU"}
+    with ExitStack() as taken:
+        for name in sorted(names):
+            lock = taken.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            if _take(lock, name):
+                continue
+            if not wait:
+                taken.close()
+                yield False
+                return
+            print(f"another sweep is measuring on {name}: waiting for it to end", file=sys.stderr, flush=True)
+            while not _take(lock, name):
+                time.sleep(_POLL_S)
+        yield True
 
 
 class Seen(NamedTuple):
@@ -126,11 +125,11 @@ class Seen(NamedTuple):
     uuid: str
 
 
-def why_no_gpu(devices: int = 1, alone: bool = False) -> str | None:
-    """None if the first GPUs compute with this PyTorch, else why not and what to do, in one line.
+def why_no_gpu(devices: int = 1, locked: bool = False) -> str | None:
+    """Return None if the first GPUs compute with this PyTorch, else why not and what to do, in one line.
 
     A child computes on them, once for this process. Not while somebody else measures there: then None is an answer for
-    now, and whoever waits for the end asks again, with `alone`, as the one who holds the locks.
+    now, and whoever waits for the end asks again with `locked`, as the one who holds the device lock.
 
     Raises ValueError where CUDA_VISIBLE_DEVICES names none of the GPUs that are there.
     """
@@ -143,21 +142,16 @@ def why_no_gpu(devices: int = 1, alone: bool = False) -> str | None:
         return f"{devices} GPUs are asked for, and PyTorch has {count} here"
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver counts
     if devices not in _answers:
-        with nullcontext(True) if alone else held_lock(names("cuda", devices), wait=False) as mine:
-            if not mine:
+        with nullcontext(True) if locked else device_lock("cuda", devices, wait=False) as is_ours:
+            if not is_ours:
                 return None
             found = _asked_of_a_child(devices)
         _answers[devices] = _sentence(found) if isinstance(found, str) else _disagreement(found)
     return _answers[devices]
 
 
-def forget() -> None:
-    """The next answer is another child's."""
-    _answers.clear()
-
-
 def check_not_gone(devices: int, said: str, ask: bool) -> None:
-    """Raises DeviceGone if the GPUs are no longer there, by the driver and by what a cell has said.
+    """Raise DeviceGone if the GPUs are no longer there, by the driver and by what a measurement has said.
 
     ask  whether a child is to compute on them, too
     """
@@ -167,10 +161,10 @@ def check_not_gone(devices: int, said: str, ask: bool) -> None:
         found = _asked_of_a_child(devices)
         why = found if isinstance(found, str) else None
     if why:
-        forget()
+        _answers.clear()
         raise DeviceGone(
-            f"the GPU does not answer any more: {_first_sentence(why)}; every finished cell is on disk, and the same "
-            f"command goes on when it answers again: {_LOOK}"
+            f"the GPU does not answer any more: {_first_sentence(why)}; every finished measurement is on disk, and "
+            f"the same command goes on when it answers again: {_LOOK}"
         )
 
 
@@ -220,9 +214,6 @@ def _compute(devices: int) -> list[Seen]:
         its = torch.cuda.get_device_properties(k)
         found.append(Seen(its.name, its.total_memory, str(getattr(its, "uuid", ""))))
     return found
-
-
-_LOOK = "see what nvidia-smi says, and dmesg in lines with NVRM or Xid; after an update of the driver, restart"
 
 
 def _sentence(said: str) -> str:
@@ -289,33 +280,26 @@ def _called(name: str, memory_bytes: int | None, uuid: str | None) -> str:
     return f"{name} ({memory}, {uuid or 'no UUID'})"
 
 
-class WrongDevice(RuntimeError):
-    """This node cannot measure what is asked; the message names the node, and what it has."""
+def _take(lock: socket.socket, name: str) -> bool:
+    """Take the lock; whether it is ours now."""
+    try:
+        lock.bind(f"\0mmdma-benchmark {name} {os.environ.get('MMDMA_LOCK', '')}")
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
 
 
-@contextmanager
-def alone(device: str, root: Path, devices: int = 1) -> Iterator[None]:
-    """Hold this host's first GPUs, or its CPU, for measurements into root: who else wants to measure there waits.
-
-    Raises WrongDevice, before anything is measured, if a device is not there, does not compute or is of another model
-    than the rest, or if root holds records of another model.
-    """
-    _check_device(device, devices, alone=False)
-    _check_model(machine.model(device), root)
-    with held_lock(names(device, devices), wait=True):
-        _check_device(device, devices, alone=True)  # not known while somebody else has measured
-        yield
-
-
-def _check_device(device: str, devices: int, alone: bool) -> None:
+def _check_device(device: str, devices: int, locked: bool) -> None:
     if device != "cuda":
         return
-    why_not = why_no_gpu(devices, alone)
+    why_not = why_no_gpu(devices, locked)
     models = {} if why_not else {machine.model(device, k) for k in range(devices)}
     if len(models) > 1:
         why_not = f"its GPUs differ ({', '.join(sorted(models))}): name those of one kind in CUDA_VISIBLE_DEVICES"
     if why_not:
-        raise WrongDevice(f"device: 'cuda' is asked for, but {machine.node()} cannot measure: {why_not}")
+        raise WrongDevice(f"device: 'cuda' is asked for, but {platform.node()} cannot measure: {why_not}")
 
 
 def _check_model(model: str, root: Path) -> None:
@@ -341,7 +325,7 @@ def _check_model(model: str, root: Path) -> None:
             raise
     if held != model:
         raise WrongDevice(
-            f"{root} holds measurements of {held}, and {machine.node()} has {model}: name another folder in `machine`"
+            f"{root} holds measurements of {held}, and {platform.node()} has {model}: name another folder in `machine`"
         )
 
 
