@@ -35,8 +35,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from mmdma_core.errors import OUT_OF_MEMORY, MissingDependency, Unsupported, words_of
 
 _LOG = logging.getLogger("mmdma_core")
@@ -462,7 +460,7 @@ def why_no_cuda() -> str | None:
 
 def install(parts: list[str]) -> str:
     """What to type for parts of the CUDA that this PyTorch is built with."""
-    version = torch.version.cuda or ""
+    version = _cuda_of_torch()
     extras = sorted({PARTS[part] for part in parts})
     if version.startswith(("11.", "12.")):  # there the compiler's package has the headers crt
         extras = ["nvcc" if extra == "crt" else extra for extra in extras]
@@ -493,12 +491,19 @@ def _of(root: Path, known: bool) -> _Toolkit:
     return _Toolkit(headers, _folders(roots, "lib64", "lib"), known)
 
 
+def _cuda_of_torch() -> str:
+    """Version of the CUDA that this PyTorch is built with, '' for the CPU."""
+    import torch  # late: the number of threads is set before it is loaded
+
+    return torch.version.cuda or ""
+
+
 def _found() -> _Toolkit:
     """The toolkit that the user names; else the first whole one; else what wheels have."""
     for name in _NAMED:
         if os.environ.get(name):
             return _of(Path(os.environ[name]), known=True)
-    wheels = _of_wheels(torch.version.cuda or "")
+    wheels = _of_wheels(_cuda_of_torch())
     return next((toolkit for toolkit in [*_in_usual_places(), wheels] if not any(toolkit.lacks())), wheels)
 
 
