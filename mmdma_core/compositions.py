@@ -14,6 +14,7 @@ from mmdma_core import kernels, models
 from mmdma_core.external import original_2019, published
 from mmdma_core.formulations import Dual, primal
 from mmdma_core.fused import compose as fused
+from mmdma_core.fused import models as fused_models
 from mmdma_core.objective import total_loss
 from mmdma_core.registry import Variant, register, start, variant, variants
 from mmdma_core.run import TorchRun, compose
@@ -44,18 +45,17 @@ class OriginalRun(TorchRun):
 
 
 # The paper's four: two formulations x two ways to sum the Gaussian kernel, at the published costs.
-for _name, _formulation, _memory, _cost, _label in (
-    ("primal", primal, models.primal_memory, models.primal_cost, "primal, KeOps (LSMMD-MA)"),
-    ("dual", Dual, models.dual_memory, models.dual_cost, "dual, KeOps"),
+for _name, _formulation, _needs, _label in (
+    ("primal", primal, models.primal, "primal, KeOps (LSMMD-MA)"),
+    ("dual", Dual, models.dual, "dual, KeOps"),
 ):
     register(
         _name,
         label=_name,
         reference=PAPER,
-        memory_model=models.composed_memory(_memory, models.dense_memory),
-        cost_model=models.composed_cost(_cost, models.dense_cost),
         accepts=_ACCEPTS[_name],
         formulation=_name,
+        **models.composed(_needs, models.dense),
     )(compose(_formulation, kernels.dense_sums))
     register(
         f"{_name}-keops",
@@ -63,32 +63,25 @@ for _name, _formulation, _memory, _cost, _label in (
         reference=PAPER,
         requires=("pykeops", kernels.keops_works_on),
         importer=kernels.load_keops,
-        memory_model=models.composed_memory(_memory, models.keops_memory),
-        cost_model=models.composed_cost(_cost, models.keops_cost),
         accepts=_ACCEPTS[_name],
         formulation=_name,
+        **models.composed(_needs, models.keops),
     )(compose(_formulation, kernels.keops_sums))
 
 # The fastest exact ones: one pass over the pairs of points, everything constant formed once. Then MMD2 from random
 # Fourier features, fresh in every epoch: linear in n, and the gradient right on average.
-_FUSED = (
-    ("primal", models.fused_primal_memory, models.cuda_primal_memory, models.fused_primal_cost),
-    ("dual", models.fused_dual_memory, models.cuda_dual_memory, models.fused_dual_cost),
-)
-for _name, _memory, _cuda_memory, _cost in _FUSED:
+for _name in ("primal", "dual"):
     register(
         f"{_name}-fused",
         label=f"{_name}, fused",
         reference="this project, mmdma_core.fused",
         requires=("numba", fused.missing_for_exact),
-        memory_model=_memory(models.fused_pairs_memory),
-        cuda_memory_model=_cuda_memory(models.cuda_pairs_memory),
-        cost_model=models.composed_cost(_cost, models.fused_pairs_cost),
         accepts=_ACCEPTS[_name],
         formulation=_name,
         several_ranks=_name == "primal",
+        **fused_models.composed(_name, fused_models.PAIRS),
     )(fused.compose(_name, fused.exact_mmd))
-for _name, _memory, _cuda_memory, _cost in _FUSED:
+for _name in ("primal", "dual"):
     register(
         f"{_name}-fourier",
         label=f"{_name}, Fourier features",
@@ -96,16 +89,14 @@ for _name, _memory, _cuda_memory, _cost in _FUSED:
         requires=("numba",),
         exact=False,
         tolerance=0.15,  # 0.12 was found for the gradient of an epoch
-        memory_model=_memory(models.fourier_memory),
-        cuda_memory_model=_cuda_memory(models.cuda_fourier_memory),
-        cost_model=models.composed_cost(_cost, models.fourier_cost),
         accepts=_ACCEPTS[_name],
         formulation=_name,
         several_ranks=_name == "primal",
         takes_batches=_name == "primal",
+        **fused_models.composed(_name, fused_models.FOURIER),
     )(fused.compose(_name, fused.fourier_mmd))
 
-for _mode in ("primal", "dual"):
+for _mode, _needs in (("primal", models.published_primal), ("dual", models.published_dual)):
     for _symbolic in (False, True):
         _name = f"published-{_mode}{'-keops' if _symbolic else ''}"
         register(
@@ -119,9 +110,8 @@ for _mode in ("primal", "dual"):
             ),
             importer=published.load,
             install="pip install --no-deps lsmmdma, and pip install absl-py pykeops scikit-learn tenacity",
-            memory_model=models.MEMORY_OF_PUBLISHED[_name],
             formulation=_mode,
-            cost_model=models.COST_OF_PUBLISHED[_name],
+            **models.composed(_needs, models.keops if _symbolic else models.published_dense),
         )(functools.partial(published.PublishedRun, _mode, _symbolic))
 
 register(
@@ -130,20 +120,18 @@ register(
     reference="Liu et al. 2019, Jointly embedding multiple single-cell omics measurements",
     requires=("tensorflow", original_2019.works_on),
     estimator="biased",
-    memory_model=models.MEMORY_OF_ORIGINALS["original-2019"],
     formulation="dual",
-    cost_model=models.composed_cost(models.dual_cost, models.broadcast_cost),
     importer=original_2019.load,
     install="pip install tensorflow-cpu, on a GPU 'tensorflow[and-cuda]'",
+    **models.composed(models.dual, models.broadcast),  # the same tensors as those of the next
 )(original_2019.GraphRun)
 register(
     "original-2020",
     label="original 2020 (biased MMD)",
     reference=_ORIGINAL_2020,
     estimator="biased",
-    memory_model=models.MEMORY_OF_ORIGINALS["original-2020"],
     formulation="dual",
-    cost_model=models.composed_cost(models.dual_cost, models.broadcast_cost),
+    **models.composed(models.dual, models.broadcast),
 )(compose(Dual, kernels.broadcast_sums, OriginalRun))
 register(  # its second estimator of MMD2, meant for more cells, is unbiased
     "original-2020-stream",
@@ -151,9 +139,8 @@ register(  # its second estimator of MMD2, meant for more cells, is unbiased
     reference=_ORIGINAL_2020,
     exact=False,
     estimator="unbiased",
-    memory_model=models.MEMORY_OF_ORIGINALS["original-2020-stream"],
     formulation="dual",
-    cost_model=models.composed_cost(models.dual_cost, models.halves_cost),
+    **models.composed(models.dual, models.split),
 )(compose(Dual, kernels.split_sums, OriginalRun))
 # For p << n an epoch of it is linear in n, without KeOps. Its MMD2 is right on average over the orders of the cells,
 # which decide the pairs; a run keeps its pairs, so that over the epochs of one run the error stays.
@@ -164,7 +151,6 @@ register(
     exact=False,
     tolerance=0.2,  # 0.12 for MMD2, 0.18 for the gradient were found with 22 pairs
     estimator="unbiased",
-    cost_model=models.composed_cost(models.primal_cost, models.pairs_cost),
     accepts=("dense", "sparse"),
-    memory_model=models.MEMORY_OF_ORIGINALS["linear-time"],
+    **models.composed(models.primal, models.linear),
 )(compose(primal, kernels.linear_sums))

@@ -15,7 +15,7 @@ from benchmarks.analysis import predict, published
 from benchmarks.study import Further
 from mmdma_core import Settings, advice, models, start, variant
 from mmdma_core.fused import compose, fourier, views_cuda
-from mmdma_core.models import MEMORY_OF_ORIGINALS, MEMORY_OF_PUBLISHED
+from mmdma_core.fused import models as fused_models
 
 D = Settings().n_components
 LAST = {"primal": 20_000, "dual": 15_000, "dual-keops": 25_000}  # at every p, on 16 GB
@@ -30,8 +30,7 @@ PRIMAL_KEOPS = [
 
 
 def model(name):
-    known_models = MEMORY_OF_ORIGINALS | MEMORY_OF_PUBLISHED
-    return known_models[name] if name in known_models else variant(name).memory_model
+    return variant(name).memory_model
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_the_model_of_the_cuda_code_is_what_that_allocates(name, n, p, at_once, 
     monkeypatch.setattr(compose, "on_gpu", lambda device: True)
     monkeypatch.setattr(views_cuda, "_BLOCK_ELEMENTS", at_once)
     monkeypatch.setattr(fourier, "_BLOCK_ELEMENTS", at_once)
-    monkeypatch.setattr(models, "_AT_ONCE", at_once)
+    monkeypatch.setattr(fused_models, "_AT_ONCE", at_once)
     assert variant(name).needs_bytes(n, p, D, device="cuda") == pytest.approx(peak(name, n, p, tmp_path), rel=0.1)
 
 
@@ -197,7 +196,7 @@ def test_the_frontier_is_predicted_for_the_variants_that_device_memory_ended():
         if row.variant == "primal-keops":
             assert row.ours >= row.published
             assert row.ours == row.published or row.p >= 2000
-    originals = ends[ends["variant"].isin(MEMORY_OF_ORIGINALS)]
+    originals = ends[ends["variant"].str.startswith("original")]
     assert dict(zip(originals["variant"], originals["ours"], strict=True)) == {
         "original-2019": 8_000,
         "original-2020": 8_000,

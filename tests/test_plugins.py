@@ -17,7 +17,7 @@ def sums(a, b, s):
     return k(a, a) - len(a), k(b, b) - len(b), k(a, b)
 
 @register("{name}", label="of a plugin", reference="here", requires={requires},
-          memory_model=models.composed_memory(models.primal_memory, models.dense_memory), cost_model={cost})
+          **models.composed(models.primal, models.dense) | {{"cost_model": {cost}}})
 def start(x, y, settings, device, seed, parameters):
     return TorchRun((Primal(x), Primal(y)), sums, settings, x, seed, parameters)
 """
@@ -42,7 +42,7 @@ ENDS = {
 }
 
 
-COST = "models.composed_cost(models.primal_cost, models.dense_cost)"
+COST = "models.composed(models.primal, models.dense)['cost_model']"
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from benchmarks.measuring.memory import GIB
 from benchmarks.plan import ranges
 from mmdma_core.advice import Measured, calibrate
 from mmdma_core.files.atomic import atomically
-from mmdma_core.models import MEMORY_OF_ORIGINALS, MEMORY_OF_PUBLISHED, MemoryModel, Rates
+from mmdma_core.models import MemoryModel, Rates
 
 V100 = "v100"
 WITHIN = 1.5  # a runtime that is not off by more is counted as right
@@ -220,12 +220,13 @@ def ends(gib: float) -> pd.DataFrame:
     ns, ps = published.grid()
     known, limit = published.published_ends(), gib * GIB
     rows = []
-    for package, model in MEMORY_OF_PUBLISHED.items():
-        name = package.removeprefix(_PACKAGE)
+    for name in dict.fromkeys(name for name, _ in known):
         own = partial(mmdma_core.variant(name).needs_bytes, device="cuda")
+        model = mmdma_core.variant(f"{_PACKAGE}{name}").memory_model
         rows += [(name, p, *(last_fit(of, ns, p, limit) for of in (own, model)), known.get((name, p))) for p in ps]
     for name, last in ORIGINALS_PUBLISHED.items():
-        rows += [(name, p, last_fit(MEMORY_OF_ORIGINALS[name], _THOUSANDS, p, limit), None, last) for p in ps]
+        model = mmdma_core.variant(name).memory_model
+        rows += [(name, p, last_fit(model, _THOUSANDS, p, limit), None, last) for p in ps]
     return pd.DataFrame(rows, columns=["variant", "p", "ours", "package", "published"])
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mmdma_core.registry import Variant
 
 _CORE = "mmdma_core"
-_MODELS = f"{_CORE}.models"  # they say what a variant needs, and are no part of what it does
+_MODELS = (f"{_CORE}.models", f"{_CORE}.fused.models")  # they say what a variant needs, and are no part of what it does
 _ALL, _EFFECTS = "*", "!"
 _PLAIN = (int, float, complex, str, bytes, type(None), np.generic, np.dtype, torch.dtype, torch.device)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
@@ -175,7 +175,7 @@ def _is_ours(module: str, home: Path) -> bool:
 
 
 def _is_model(module: str) -> bool:
-    return f"{module}.".startswith(f"{_MODELS}.")
+    return module in _MODELS
 
 
 @cache
