@@ -94,7 +94,7 @@ for _name in ("primal", "dual"):
         several_ranks=_name == "primal",
         takes_batches=_name == "primal",
         **fused_models.composed(_name, fused_models.FOURIER),
-    )(fused.compose(_name, fused.fourier_mmd))
+    )(fused.compose(_name, fused.fourier_mmd, fused.take_batches if _name == "primal" else None))
 
 for _mode, _needs in (("primal", models.published_primal), ("dual", models.published_dual)):
     for _symbolic in (False, True):

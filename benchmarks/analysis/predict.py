@@ -220,7 +220,7 @@ def ends(gib: float) -> pd.DataFrame:
     ns, ps = published.grid()
     known, limit = published.published_ends(), gib * GIB
     rows = []
-    for name in dict.fromkeys(name for name, _ in known):
+    for name in PAPER_VARIANTS:
         own = partial(mmdma_core.variant(name).needs_bytes, device="cuda")
         model = mmdma_core.variant(f"{_PACKAGE}{name}").memory_model
         rows += [(name, p, *(last_fit(of, ns, p, limit) for of in (own, model)), known.get((name, p))) for p in ps]

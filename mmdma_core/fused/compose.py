@@ -31,8 +31,14 @@ _LEAST_CAPABILITY = (8, 0)
 EXACT_UP_TO = 20_000  # cells of the larger view up to which the loss of an estimate is exact
 
 
-def compose(formulation: str, mmd: Callable[..., MMD]) -> Callable[..., FusedRun]:
-    """The `start` function of a variant; mmd(n_x, n_y, settings, device, held) makes its way to MMD2."""
+def compose(
+    formulation: str, mmd: Callable[..., MMD], batches: Callable[..., None] | None = None
+) -> Callable[..., FusedRun]:
+    """Return the `start` function of a variant.
+
+    mmd(n_x, n_y, settings, device, held) makes its way to MMD2, batches(run, batch_size, n_updates) lets an update take
+    a part of the cells.
+    """
 
     def start(
         x: View,
@@ -61,8 +67,8 @@ def compose(formulation: str, mmd: Callable[..., MMD]) -> Callable[..., FusedRun
         held = tuple(shared(data.shape[0], group, device) for data in (x, y))
         made = mmd(held[0].n, held[1].n, settings, device, held)
         run = module.RUN((view(x, held[0]), view(y, held[1])), made, settings, x, seed, parameters)
-        if batch_size is not None:
-            _take_batches(run, batch_size, n_updates)
+        if batches and batch_size is not None:
+            batches(run, batch_size, n_updates)
         return run
 
     return start
@@ -126,7 +132,7 @@ def _fourier(n_x: int, n_y: int, settings: Settings, device: torch.device, exact
     return CpuFourierMMD(n_x, n_y, settings, exact, held)
 
 
-def _take_batches(run: FusedRun, size: int | Literal["auto"], n_updates: int) -> None:
+def take_batches(run: FusedRun, size: int | Literal["auto"], n_updates: int) -> None:
     """Let each update take `size` cells of each view, see mmdma_core.fused.parts; 'auto': if there are very many."""
     views = zip(run.views, run.sizes, strict=True)
     able = run.mmd.linear_in_n and all(hasattr(view, "take") and view.rows < n for view, n in views)
