@@ -1,29 +1,13 @@
-"""Sums of the Gaussian kernel over pairs of points, one file for each way to compute them; add a way as a file.
+"""Sums of the Gaussian kernel k(a, b) = exp(-|a - b|^2 / (2 sigma)) over pairs of points, in several ways.
 
-Each file offers `sums(e_x, e_y, sigma) -> (sum_xx, sum_yy, sum_xy)`, `sampled` estimates of them: for e_x (n_x, d)
-and e_y (n_y, d), the sums of exp(-|a - b|^2 / (2 sigma)) over pairs of different points of x, of y, and over all pairs
-of a point of x with one of y, as float64 scalars that PyTorch can differentiate. Within a view the diagonal is left
-out.
+Each way is a function (e_x, e_y, sigma) -> (sum_xx, sum_yy, sum_xy) of embeddings e_x (n_x, d) and e_y (n_y, d): the
+sums over pairs of different points of x, of y, and over all pairs of a point of x with one of y, as float64 scalars
+that PyTorch can differentiate.
 
-Gaussian kernel sums from n x n matrices, with |x|^2 + |y|^2 - 2 x.y as squared distance: O(n^2) memory.
-
-This is what the paper's variants without KeOps compute. Autograd keeps two n x n matrices of each of the three
-kernels. In float32 the squared distance has an absolute error of about 1e-7 times the squared norms, so the points
-are centred first, which changes no distance.
-
-Gaussian kernel sums from tensors of all coordinate differences, (n, d, n): O(n^2 d) memory.
-
-This is what the two original implementations of MMD-MA compute, three times per epoch. Differences lose nothing where
-the norms are large.
-
-Gaussian kernel sums as symbolic KeOps reductions: O(n) memory, 3 forward and 6 gradient reductions per epoch.
-
-KeOps (Charlier et al. 2021) needs a C++ compiler at run time and compiles each formula once per machine. On CUDA
-the reductions name their backend, so that KeOps can never fall back to the CPU unnoticed.
-
-Estimates of the Gaussian kernel sums from a part of the pairs: the mean over these times the number of all pairs.
-
-Through the unbiased MMD2 (mmdma_core.objective) the number of pairs cancels, and the means alone are left.
+    dense_sums      n x n matrices: the paper's variants without KeOps
+    keops_sums      symbolic reductions of KeOps (Charlier et al. 2021): the paper's variants with it
+    broadcast_sums  tensors of differences (n, d, n): both original implementations
+    split_sums, linear_sums    estimates from a part of the pairs, the mean over these times the number of all pairs
 """
 
 from __future__ import annotations
@@ -44,25 +28,29 @@ from mmdma_core.errors import OUT_OF_MEMORY
 
 ThreeSums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Sums = Callable[[torch.Tensor, torch.Tensor, float], ThreeSums]
-
-
 Kernel = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+_NO_CUDA = re.compile(r"^\[KeOps\] Warning : .*\b(cuda|gpus?)\b", re.IGNORECASE)
 
 
 def dense_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
-    """See mmdma_core.kernels."""
+    """Sum n x n matrices, with |x|^2 + |y|^2 - 2 x.y as squared distance: O(n^2) memory.
+
+    Autograd keeps two n x n matrices of each of the three kernels. In float32 that distance has an absolute error of
+    about 1e-7 times the squared norms, so the points are centred first, which changes no distance.
+    """
     centre = e_y.detach().mean(0)
     return sums_of(gaussian_kernel, e_x - centre, e_y - centre, sigma)
 
 
 def sums_of(kernel: Kernel, e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
-    """The three sums from the n x n matrices kernel(a, b, sigma)."""
+    """Return the three sums of the n x n matrices kernel(a, b, sigma)."""
     within = (_off_diagonal_sum(kernel(e, e, sigma)) for e in (e_x, e_y))
     return *within, _total(kernel(e_x, e_y, sigma))
 
 
 def gaussian_kernel(a: torch.Tensor, b: torch.Tensor, sigma: float) -> torch.Tensor:
-    """The matrix exp(-|a_i - b_j|^2 / (2 sigma)), a (n, d), b (m, d) -> (n, m)."""
+    """Return the matrix exp(-|a_i - b_j|^2 / (2 sigma)), a (n, d), b (m, d) -> (n, m)."""
     squares = a.square().sum(1)[:, None] + b.square().sum(1)[None, :]
     distances = (squares - 2 * a @ b.T).clamp(min=0)
     return torch.exp(distances * (-1 / (2 * sigma)))
@@ -78,7 +66,7 @@ def _off_diagonal_sum(kernel: torch.Tensor) -> torch.Tensor:
 
 
 def gaussian_kernel_of_differences(a: torch.Tensor, b: torch.Tensor, sigma: float) -> torch.Tensor:
-    """The matrix exp(-|a_i - b_j|^2 / (2 sigma)), a (n, d), b (m, d) -> (n, m)."""
+    """Return the same matrix from differences (n, d, m), which lose nothing where the norms are large."""
     differences = a[:, :, None] - b.T[None, :, :]
     return torch.exp(differences.square().sum(1) * (-1 / (2 * sigma)))
 
@@ -86,11 +74,12 @@ def gaussian_kernel_of_differences(a: torch.Tensor, b: torch.Tensor, sigma: floa
 broadcast_sums = functools.partial(sums_of, gaussian_kernel_of_differences)
 
 
-_NO_CUDA = re.compile(r"^\[KeOps\] Warning : .*\b(cuda|gpus?)\b", re.IGNORECASE)
-
-
 def keops_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
-    """See mmdma_core.kernels."""
+    """Sum by KeOps: O(n) memory, 3 forward and 6 gradient reductions an epoch.
+
+    KeOps needs a C++ compiler at run time and compiles each formula once per machine. On CUDA the reductions name their
+    backend, so that KeOps can never fall back to the CPU unnoticed.
+    """
     # A point's distance to itself is exactly 0 here, so the diagonal of a view sums to its n.
     sum_xx = _keops_sum(e_x, e_x, sigma) - len(e_x)
     sum_yy = _keops_sum(e_y, e_y, sigma) - len(e_y)
@@ -101,7 +90,7 @@ def load_keops(module: str, gpu: bool = False) -> ModuleType:
     """Import a module that imports KeOps.
 
     Without CUDA KeOps warns on stdout, in every process that imports it. That matters where a GPU is asked for, and is
-    left out elsewhere; on a GPU `works_on` says what is missing, too.
+    left out elsewhere; on a GPU `keops_works_on` says what is missing, too.
     """
     if gpu or "keopscore" in sys.modules:
         return importlib.import_module(module)
@@ -127,7 +116,7 @@ def _keops_sum(a: torch.Tensor, b: torch.Tensor, sigma: float, backend: str | No
 
 @functools.cache
 def keops_works_on(device: torch.device) -> str | None:
-    """None if KeOps runs on the device, else the reason why it does not, and what to install.
+    """Return None if KeOps runs on the device, else the reason why it does not, and what to install.
 
     On CUDA a small reduction is run on the GPU and compared with PyTorch: KeOps switches to the CPU in silence when
     it finds no nvrtc. Raises MemoryError where the GPU's memory does not suffice for that.
@@ -167,7 +156,7 @@ def _remedy(said: str) -> str:
 
 
 def split_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
-    """From even rows x0, y0 and odd rows x1, y1: four full matrices of a quarter of the pairs each.
+    """Estimate from even rows x0, y0 and odd rows x1, y1: four full matrices of a quarter of the pairs each.
 
     MMD2 = mean k(x0, x1) + mean k(y0, y1) - mean k(x0, y1) - mean k(x1, y0): O(n^2 d) time and memory.
     """
@@ -180,7 +169,7 @@ def split_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
 
 
 def linear_sums(e_x: torch.Tensor, e_y: torch.Tensor, sigma: float) -> ThreeSums:
-    """From pairs of neighbouring rows (Gretton et al. 2012, Lemma 14), rows in random order: O(n d).
+    """Estimate from pairs of neighbouring rows (Gretton et al. 2012, Lemma 14), rows in random order: O(n d).
 
     MMD2 = mean over i < m of k(x_2i, x_2i+1) + k(y_2i, y_2i+1) - k(x_2i, y_2i+1) - k(x_2i+1, y_2i), with
     m = min(n_x, n_y) / 2. The lemma takes independent draws, and the rows of a data set are often sorted, so a

@@ -1,17 +1,7 @@
-"""Simulated data of the study, bit for bit as published, and fast ones where those would take too long.
+"""The simulated data of the study: two noisy views of one manifold in the plane (paper, Appendix D).
 
-The published numbers may not change: records of other machines were measured on them.
-
-The simulated datasets of the study: two noisy views of one manifold in the plane (paper, Appendix D).
-
-Standard normal numbers from a counter: number k of a stream depends on (key, k) alone.
-
-Philox4x32-10 of Salmon et al. 2011 ("Parallel random numbers: as easy as 1, 2, 3"), written with PyTorch's integer
-operations, so that any block of a stream can be drawn on any device, in any order.
-
-Rows of a view of the fast mode on CUDA, in one launch: the numbers of mmdma_core.simulation, by Triton.
-
-Every number is formed in registers and written once, where PyTorch's operations are some 150 launches for a block.
+'exact' noise gives the published numbers bit for bit, 'fast' noise is for sizes where those would take too long.
+Neither may change: records of other machines were measured on these data.
 """
 
 from __future__ import annotations
@@ -21,16 +11,18 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import triton
-import triton.language as tl
 
-from mmdma_core import compilers
 from mmdma_core.inputs import as_device
 from mmdma_core.settings import own_state, plain
 
 NOISE = 0.05
 _BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**22}  # noise is drawn in row blocks of about this many numbers
-_WORTH_A_KERNEL = 2**28  # numbers of a view from which on Triton's import takes less time than it saves
+
+# of Philox4x32-10, see `philox`
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
 
 _ANGLE = np.pi / 4
 _ROTATION = np.array([[np.cos(_ANGLE), -np.sin(_ANGLE)], [np.sin(_ANGLE), np.cos(_ANGLE)]])
@@ -152,7 +144,7 @@ def simulate(
 
 
 def manifold(shape: str, n: int, stream: np.random.RandomState) -> np.ndarray:
-    """The standardised points (n, 2) of the manifold, in float64."""
+    """Return the standardised points (n, 2) of the manifold, in float64."""
     groups, rotation = _SHAPES[shape]
     if shape == "branch":
         first = int(n / 4 * 3)
@@ -218,11 +210,6 @@ def _fast(
     for index, (mapping, order) in enumerate(zip(maps, orders, strict=True)):
         mapping = torch.from_numpy(mapping.astype(np.float32)).to(device)
         points = torch.from_numpy(latent.astype(np.float32)).to(device)
-        if _takes_kernel(device, len(latent) * mapping.shape[1]):
-            pass  # imports Triton
-
-            views.append(noisy_rows(torch.from_numpy(order).to(device), points, mapping, (seed, index), NOISE))
-            continue
         view = torch.empty((len(order), mapping.shape[1]), dtype=torch.float32, device=device)
         for low in range(0, len(order), step):
             cells = torch.from_numpy(order[low : low + step]).to(device)
@@ -233,26 +220,16 @@ def _fast(
     return Simulated(*views, match)
 
 
-def _takes_kernel(device: torch.device, numbers: int) -> bool:
-    """Whether a view of so many numbers, over all ranks, is made by Triton's kernel."""
-    return device.type == "cuda" and numbers >= _WORTH_A_KERNEL and compilers.why_no_triton() is None
-
-
-_MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
-
-
 def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-    """Four words of 32 random bits for each counter; words and counters (four each) are int64 in [0, 2^32)."""
+    """Return four words of 32 random bits for each counter; words and counters (four each) are int64 in [0, 2^32).
+
+    It is Philox4x32-10 of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", in PyTorch's integer
+    operations: what is drawn depends on key and counter alone, so that any block can be drawn on any device.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        first, second = (
-            c0 * _MULTIPLIERS[0],
-            c2 * _MULTIPLIERS[1],
-        )  # wrap in int64; the two halves are right all the same
+        first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]  # they wrap in int64; the two halves are right
         c0, c2 = (
             ((product >> 32) ^ word).bitwise_xor_(k).bitwise_and_(_MASK)
             for product, word, k in ((second, c1, k0), (first, c3, k1))
@@ -263,7 +240,7 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[tor
 
 
 def normal_rows(rows: torch.Tensor, p: int, key: tuple[int, int]) -> torch.Tensor:
-    """Rows `rows` (int64) of an endless (., p) matrix of independent N(0, 1) numbers, float32 on the rows' device.
+    """Return rows `rows` (int64) of an endless (., p) matrix of independent N(0, 1) numbers, float32.
 
     Row r and column j depend on (key, r, j) alone. Uniforms have 24 bits, so the tails end near 5.9 (Box-Muller).
     """
@@ -277,66 +254,3 @@ def normal_rows(rows: torch.Tensor, p: int, key: tuple[int, int]) -> torch.Tenso
         angle = (v >> 8).float().mul_(2 * math.pi * 2.0**-24)
         normals += [radius * angle.cos(), radius * angle.sin()]
     return torch.stack(normals, dim=-1).reshape(len(rows), 4 * quads)[:, :p]
-
-
-_MOST_QUADS = 256  # of columns that a program makes
-_UNIT = tl.constexpr(2.0**-24)  # of the uniform numbers
-_TURN = tl.constexpr(6.283185307179586 * 2.0**-24)
-
-
-def noisy_rows(
-    cells: torch.Tensor, points: torch.Tensor, mapping: torch.Tensor, key: tuple[int, int], noise: float
-) -> torch.Tensor:
-    """points[cells] @ mapping + noise * philox.normal_rows(cells, p, key), float32 on their device.
-
-    cells (rows,) int64; points (n, 2) and mapping (2, p), float32
-    """
-    p = mapping.shape[1]
-    quads = min(_MOST_QUADS, triton.next_power_of_2(triton.cdiv(p, 4)))
-    rows = torch.empty(len(cells), p, dtype=torch.float32, device=cells.device)
-    with torch.cuda.device_of(rows):
-        _noisy_rows[len(cells), triton.cdiv(p, 4 * quads)](
-            rows,
-            cells,
-            points,
-            mapping,
-            p,
-            key[0] | key[1] << 32,
-            noise,
-            QUADS=quads,
-            num_warps=max(1, quads // 64),
-            enable_fp_fusion=False,  # two products and a sum, rounded as PyTorch's are
-        )
-    return rows
-
-
-@triton.jit
-def _noisy_rows(rows, cells, points, mapping, p, key, noise, QUADS: tl.constexpr):
-    """Program (row, part): 4 QUADS columns of a row."""
-    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    cell = tl.load(cells + row)
-    words = _words(cell, part * QUADS + tl.arange(0, QUADS), key)
-    a, b = _normals(words[0], words[1])
-    c, d = _normals(words[2], words[3])
-    normals = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
-    column = 4 * QUADS * part + tl.arange(0, 4 * QUADS)
-    there = column < p
-    x, y = tl.load(points + 2 * cell), tl.load(points + 2 * cell + 1)
-    mean = x * tl.load(mapping + column, there) + y * tl.load(mapping + p + column, there)
-    tl.store(rows + row * p + column, mean + noise * normals, there)
-
-
-@triton.jit
-def _words(cell, quads, key):
-    """Four words of each quad of columns of a cell, as philox.philox gives them."""
-    counter = quads.to(tl.uint32)
-    zero = counter * 0
-    return tl.philox(key, counter, zero + cell.to(tl.uint32), zero + (cell >> 32).to(tl.uint32), zero)
-
-
-@triton.jit
-def _normals(u, v):
-    """Two normal numbers from two words, as philox.normal_rows forms them."""
-    radius = tl.sqrt_rn(-2 * tl.log(((u >> 8).to(tl.float32) + 0.5) * _UNIT))
-    angle = (v >> 8).to(tl.float32) * _TURN
-    return radius * tl.cos(angle), radius * tl.sin(angle)

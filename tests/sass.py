@@ -183,13 +183,6 @@ def _unordered(d, options):
     unordered_sums(torch.randn(1024, d), 1.0, **options)
 
 
-def _rows(p, options):
-    """Rows of simulated data of p features."""
-    from mmdma_core.simulation import noisy_rows
-
-    noisy_rows(torch.arange(100), torch.randn(100, 2), torch.randn(2, p), (options["seed"], 0), 0.05)
-
-
 def _rate(d, options):
     """One of the chains that measure a rate; a tensor on "cuda" is one on the CPU."""
     from benchmarks.limit import rates_cuda
@@ -198,7 +191,7 @@ def _rate(d, options):
         getattr(rates_cuda, options["of"])()
 
 
-LAUNCHES = {"ordered": _ordered, "unordered": _unordered, "rows": _rows, "rate": _rate}
+LAUNCHES = {"ordered": _ordered, "unordered": _unordered, "rate": _rate}
 
 
 def _main(jobs):

@@ -4,14 +4,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import sass
 import torch
-import triton
-import triton.language as tl
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdma_core import compilers, simulate, simulation
-from mmdma_core import simulation as simulating
+from mmdma_core import simulate
 from mmdma_core.simulation import normal_rows, philox
 
 
@@ -104,108 +99,10 @@ def test_the_fast_mode_has_the_same_manifold_and_maps():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("worth", [1, 2**28])
-def test_the_fast_mode_gives_the_same_data_on_the_gpu(worth, monkeypatch):
-    """By Triton's kernel, and by PyTorch's operations."""
-    monkeypatch.setattr(simulating, "_WORTH_A_KERNEL", worth)
+def test_the_fast_mode_gives_the_same_data_on_the_gpu():
     on_cpu, on_gpu = (simulate("branch", 333, 45, noise="fast", device=device) for device in ("cpu", "cuda"))
     torch.testing.assert_close(on_cpu.x, on_gpu.x.cpu(), rtol=0, atol=1e-5)
     assert np.array_equal(on_cpu.match, on_gpu.match)
-
-
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is used only without a GPU")
-
-
-@pytest.fixture
-def by_kernel(monkeypatch):
-    """simulate(noise='fast') as for many cells on CUDA, in Triton's interpreter."""
-    monkeypatch.setattr(simulating, "_takes_kernel", lambda device, numbers: True)
-
-
-@interpreted
-@pytest.mark.parametrize(("p", "p_y", "seed"), [(45, 1, 4), (3, 1030, 1), (8, 64, 2**32 - 2)])
-def test_the_kernel_gives_the_same_data(p, p_y, seed, monkeypatch, request):
-    plain = simulate("branch", 61, p, seed, p_y=p_y, noise="fast")
-    request.getfixturevalue("by_kernel")
-    found = simulate("branch", 61, p, seed, p_y=p_y, noise="fast")
-    assert np.array_equal(found.match, plain.match)
-    for view, right in ((found.x, plain.x), (found.y, plain.y)):
-        assert view.dtype == torch.float32
-        torch.testing.assert_close(view, right, rtol=0, atol=1e-6)
-    some = simulate("branch", 61, p, seed, p_y=p_y, noise="fast", rows=slice(7, 13))
-    assert torch.equal(some.x, found.x[7:13])
-    assert torch.equal(some.y, found.y[7:13])
-
-
-@interpreted
-def test_the_kernel_draws_the_same_bits():
-    @triton.jit
-    def words_of(out, cells, key, QUADS: tl.constexpr):
-        row, quads = tl.program_id(0), tl.arange(0, QUADS)
-        words = simulation._words(tl.load(cells + row), quads, key)
-        for k in tl.static_range(4):
-            tl.store(out + (row * 4 + k) * QUADS + quads, words[k].to(tl.int64))
-
-    cells = torch.tensor([0, 1, 999, 2**31, 2**32 - 1, 2**32 + 9, 2**40 + 3])
-    quads = torch.arange(16)[None, :]
-    counter = quads, cells[:, None] & 0xFFFFFFFF, cells[:, None] >> 32, torch.zeros(len(cells), 1, dtype=torch.int64)
-    for key in ((0, 0), (1, 0), (4, 1), (2**31, 0), (2**32 - 2, 1)):
-        found = torch.empty(len(cells), 4, 16, dtype=torch.int64)
-        words_of[(len(cells),)](found, cells, key[0] | key[1] << 32, QUADS=16)
-        assert torch.equal(found, torch.stack([word.expand(len(cells), 16) for word in philox(counter, key)], 1))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(sass.missing()), reason=str(sass.missing()))
-def test_the_kernel_is_one_launch_that_compiles():
-    """For many columns, one column, and a seed of one, which Triton compiles in."""
-    sizes = [(10_000, 4), (1, 1)]
-    jobs = [("rows", capability, p, {"seed": s}) for capability in (80, 86, 89, 90, 100, 120) for p, s in sizes]
-    for kernels in sass.launched(jobs):
-        (kernel,) = kernels
-        assert kernel.name == "_noisy_rows"
-        assert kernel.shared == 0
-        assert kernel.registers <= 64
-
-
-class Launches(TorchDispatchMode):
-    """Counts operations that are no views."""
-
-    count = 0
-
-    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
-        self.count += not operation.is_view
-        return operation(*arguments, **(options or {}))
-
-
-@interpreted
-def test_the_kernel_needs_as_many_launches_whatever_the_size(by_kernel, monkeypatch):
-    """By PyTorch it is 135 a block, of 2^22 numbers on CUDA and of 2^20 on a CPU."""
-    grids = []
-    kernel = type("Kernel", (), {"__getitem__": lambda self, grid: lambda *_, **__: grids.append(grid)})()
-    monkeypatch.setattr(simulation, "_noisy_rows", kernel)
-    counted = []
-    for n in (100, 20_000):
-        with Launches() as launches:
-            simulate("branch", n, 1100, p_y=30, noise="fast")
-        counted.append(launches.count)
-    assert counted[0] == counted[1] <= 20
-    assert grids == [(100, 2), (100, 1), (20_000, 2), (20_000, 1)]
-
-
-def test_without_triton_the_operations_of_pytorch_make_the_data(monkeypatch):
-    """The kernel is for many numbers on CUDA where Triton runs; a part of the rows asks as the whole does."""
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(compilers, "why_no_triton", lambda: None)
-    assert simulating._takes_kernel(cuda, 2**28)
-    assert not simulating._takes_kernel(cuda, 2**28 - 1)
-    assert not simulating._takes_kernel(cpu, 2**40)
-    monkeypatch.setattr(compilers, "why_no_triton", lambda: "Triton needs a C compiler")
-    assert not simulating._takes_kernel(cuda, 2**28)
-    asked = []
-    monkeypatch.setattr(simulating, "_takes_kernel", lambda device, numbers: asked.append(numbers))
-    simulate("branch", 100, 7, p_y=9, noise="fast", rows=slice(5, 9))
-    assert asked == [700, 900]
 
 
 @pytest.mark.parametrize(
