@@ -16,9 +16,7 @@ X, Y = X * [4, 2, 1, 0.5] + 1e3, Y * [4, 2, 1, 0.5] + 1e3
 LABELS = np.arange(80) % 3, np.array(list("012"))[np.arange(60) % 3]
 
 
-@pytest.mark.parametrize("block", [7, 2**16])
-def test_principal_axes_are_those_of_all_points(monkeypatch, block):
-    monkeypatch.setattr(pictures, "_BLOCK", block)
+def test_principal_axes_are_those_of_all_points():
     mean, axes, share = pictures._principal(X, Y)
     points = np.concatenate([X, Y]) - mean
     assert points.mean(0) == pytest.approx(0, abs=1e-9)

@@ -1,8 +1,7 @@
-"""Text in pictures as people have written it: no mathematics, no label that is skipped, no script without a font.
+"""Two pictures of a fit: its loss, and both embedded views, as dots or, of many cells, as counts in bins.
 
-Panels of many points: counts in bins in place of dots, one size of bin and one range for all.
-
-Two pictures of a fit: its loss, and both embedded views.
+Text in them, and in other figures, stands as people have written it: no mathematics, no label that is skipped, no
+script without a font.
 """
 
 from __future__ import annotations
@@ -37,9 +36,28 @@ from mmdma_core.files.atomic import atomically
 
 # For text that is created, and for ticks, which are created when a figure is saved.
 AS_IT_STANDS = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
-_LOG = logging.getLogger("mmdma_core")
 _MOST = 60  # characters of one text
 _NO_LETTERS = ("Last Resort", "cm", "STIXNonUnicode", "STIXSize")  # fonts of boxes, or with characters out of place
+
+DENSITY_FROM = 50_000  # cells of the larger view
+
+_VIEW_COLORS = ("#0072B2", "#D55E00")  # Okabe and Ito 2008, as the labels'
+_LABEL_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#0072B2", "#D55E00", "#000000")
+# For more labels: Matplotlib's tab20 with other colours in the place of its greys, which are those of the rest.
+_MANY_COLORS = (
+    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#000000"),
+    *("#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#f7b6d2", "#dbdb8d", "#9edae5", "#00441b"),
+)
+_MARKERS = ("o", "^")
+_BINS = 120  # along the longer side
+_SHORTER = 0.4  # of the longer side, at least
+_ENCLOSED = (0.5, 0.9)  # of the cells, by the contours
+OTHERS = "0.75"  # the colour of labels that have none of their own
+_SMOOTHING = 1.5  # bins, of the contours alone
+_NAMES = {"total": "loss", "mmd": "MMD²", "pen_x": "x", "pen_y": "y", "dis_x": "x", "dis_y": "y"}
+
+Labelled = tuple[np.ndarray, np.ndarray]  # points and their labels
+_LOG = logging.getLogger("mmdma_core")
 
 
 @contextmanager
@@ -51,7 +69,7 @@ def as_it_stands() -> Iterator[None]:
 
 
 def shortened(text: str, most: int = _MOST) -> str:
-    """The text on one line, without its middle where it is longer than `most` characters."""
+    """Return the text on one line, without its middle where it is longer than `most` characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most // 2]}\u2026{text[len(text) - (most - 1) // 2 :]}"
 
@@ -59,7 +77,7 @@ def shortened(text: str, most: int = _MOST) -> str:
 def legend(
     parent: Axes | Figure, handles: Sequence[Artist], labels: Iterable[str] | None = None, **place: object
 ) -> Legend:
-    """A legend with every label, be it one that begins with '_', which Matplotlib takes as a sign to skip it.
+    """Make a legend with every label, be it one that begins with '_', which Matplotlib takes as a sign to skip it.
 
     labels  by default those of the handles
     """
@@ -93,7 +111,7 @@ def _complete(text: Text) -> None:
 
 @cache
 def _others(characters: frozenset[str], family: str) -> tuple[str, ...]:
-    """Families that have what the font of a family lacks."""
+    """Find families that have what the font of a family lacks."""
     own = findfont(FontProperties(family=[family]))
     lacking = {character for character in characters if character.isprintable()} - _characters(own)
     found = []
@@ -109,7 +127,7 @@ def _others(characters: frozenset[str], family: str) -> tuple[str, ...]:
 
 @cache
 def _families() -> dict[str, str]:
-    """Family -> file of its plainest face; those without serifs first."""
+    """Map each family to the file of its plainest face; those without serifs first."""
     entries = [entry for entry in fontManager.ttflist if not entry.name.startswith(_NO_LETTERS)]
     entries.sort(key=lambda entry: ("Sans" not in entry.name, entry.name, entry.style != "normal", entry.weight != 400))
     found: dict[str, str] = {}
@@ -137,108 +155,9 @@ def _can_draw(file: str, characters: Iterable[str]) -> bool:
     return True
 
 
-_BINS = 120  # along the longer side
-_SHORTER = 0.4  # of the longer side, at least
-_ENCLOSED = (0.5, 0.9)  # of the cells, by the contours
-OTHERS = "0.75"  # the colour of labels that have none of their own
-_SMOOTHING = 1.5  # bins, of the contours alone
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Square bins that hold all points: edges of the bins along both axes."""
-
-    across: np.ndarray
-    up: np.ndarray
-
-    @classmethod
-    def around(cls, parts: tuple[np.ndarray, ...]) -> Grid:
-        """The grid around points (n, 2) of several parts."""
-        low = np.min([part.min(0) for part in parts], axis=0)
-        high = np.max([part.max(0) for part in parts], axis=0)
-        largest = float(np.abs([low, high]).max())
-        side = max(float((high - low).max()) * 1.04, 1e-6 * largest) or 1.0  # of points without spread
-        size, middle = side / _BINS, (low + high) / 2
-        numbers = np.clip(np.ceil((high - low) * 1.04 / size), int(_SHORTER * _BINS), _BINS).astype(int)
-        return cls(
-            *(at + size * (np.arange(number + 1) - number / 2) for at, number in zip(middle, numbers, strict=True))
-        )
-
-    def counts(self, points: np.ndarray) -> np.ndarray:
-        """How many points each bin holds, (up, across)."""
-        return np.histogram2d(points[:, 1], points[:, 0], bins=(self.up, self.across))[0]
-
-    def show(self, axes: Axes, picture: np.ndarray, **style: object) -> ScalarMappable:
-        """An array of (up, across) or colours of that shape, where it belongs."""
-        extent = (self.across[0], self.across[-1], self.up[0], self.up[-1])
-        return axes.imshow(picture, origin="lower", extent=extent, interpolation="nearest", aspect="equal", **style)
-
-
-def draw_counts(panels: list[Axes], grid: Grid, parts: tuple[np.ndarray, ...]) -> None:
-    """A panel for each part, in one scale of colours, the logarithm of the count; empty bins stay white."""
-    counts = [grid.counts(part) for part in parts]
-    norm = LogNorm(1, max(2.0, *(float(of.max()) for of in counts)))
-    for axes, of in zip(panels, counts, strict=True):
-        shown = grid.show(axes, np.where(of > 0, of, np.nan), norm=norm, cmap="viridis_r")
-    panels[-1].figure.colorbar(shown, ax=panels, label="cells in a bin", shrink=0.8, pad=0.01, format="%g")
-
-
-def draw_contours(axes: Axes, grid: Grid, parts: tuple[np.ndarray, ...], colors: tuple[str, ...]) -> None:
-    """Lines around the densest bins that hold half and nine tenths of a part's points: solid of x, dashed of y."""
-    at = [(edges[1:] + edges[:-1]) / 2 for edges in (grid.across, grid.up)]
-    lines = []
-    for part, color, style, name in zip(parts, colors, ("solid", "dashed"), "xy", strict=True):
-        density = gaussian_filter(grid.counts(part), _SMOOTHING)
-        ranked = np.sort(density, axis=None)[::-1]
-        held = ranked.cumsum() / ranked.sum()
-        levels = np.unique([ranked[np.searchsorted(held, fraction)] for fraction in _ENCLOSED])
-        axes.contour(*at, density, levels=levels, colors=color, linestyles=style, linewidths=1.2)
-        lines.append(Line2D([], [], color=color, linestyle=style, label=f"view {name}"))
-    axes.set_aspect("equal")
-    axes.legend(handles=lines, frameon=False, fontsize=8)
-
-
-def draw_labels(
-    panels: list[Axes],
-    grid: Grid,
-    parts: tuple[np.ndarray, ...],
-    labels: tuple[np.ndarray, ...],
-    shown: dict[str, str],
-) -> None:
-    """Each bin in the colour of its most frequent label, paler where it holds less; those not `shown` count as one."""
-    shades = np.array([to_rgb(color) for color in (*shown.values(), OTHERS)])
-    for axes, part, of in zip(panels, parts, labels, strict=True):
-        every = grid.counts(part)
-        counts = [grid.counts(part[of == name]) for name in shown]
-        counts.append(every - np.sum(counts, axis=0))
-        alpha = np.where(every > 0, 0.35 + 0.65 * np.log1p(every) / np.log1p(max(1.0, float(every.max()))), 0)
-        grid.show(axes, np.dstack([shades[np.argmax(counts, axis=0)], alpha]))
-
-
-def key(shown: dict[str, str], others: int) -> list[Patch]:
-    """The key to the colours of labels, `others` of which are grey."""
-    rest = [(f"{others} other{'s' * (others > 1)}", OTHERS)] if others else []
-    return [Patch(color=color, label=name) for name, color in (*shown.items(), *rest)]
-
-
-DENSITY_FROM = 50_000  # cells of the larger view
-_BLOCK = 2**16  # rows
-
-Labelled = tuple[np.ndarray, np.ndarray]  # points and their labels
-
-_VIEW_COLORS = ("#0072B2", "#D55E00")  # Okabe and Ito 2008, as the labels'
-_LABEL_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#0072B2", "#D55E00", "#000000")
-# For more labels: Matplotlib's tab20 with other colours in the place of its greys, which are those of the rest.
-_MANY_COLORS = (
-    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#000000"),
-    *("#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#f7b6d2", "#dbdb8d", "#9edae5", "#00441b"),
-)
-_MARKERS = ("o", "^")
-
-
 @as_it_stands()
 def draw_loss(history: pd.DataFrame, starts: pd.DataFrame, path: Path) -> None:
-    """The terms of the winning start's loss over epochs, and the final losses of all starts."""
+    """Draw the terms of the winning start's loss over epochs, and the final losses of all starts."""
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     panels = figure.subplots(1, 4)
     for axes, title, columns in (
@@ -257,20 +176,17 @@ def draw_loss(history: pd.DataFrame, starts: pd.DataFrame, path: Path) -> None:
     save(figure, path, dpi=160)
 
 
-_NAMES = {"total": "loss", "mmd": "MMD²", "pen_x": "x", "pen_y": "y", "dis_x": "x", "dis_y": "y"}
-
-
 @as_it_stands()
 def draw_embedding(
     e_x: np.ndarray, e_y: np.ndarray, labels_x: np.ndarray | None, labels_y: np.ndarray | None, path: Path
 ) -> None:
-    """Both views in the first two principal components of all points, by view, and by label if given.
+    """Draw both views in the first two principal components of all points, by view, and by label if given.
 
     A dot for each cell, or how many cells lie where, from DENSITY_FROM cells of the larger view on. Cells of label
     None or NaN are not among those by label; those of all but the 20 most frequent labels are grey there.
     """
     mean, axes_of, share = _principal(e_x, e_y)
-    parts = tuple(e @ axes_of - mean @ axes_of for e in (e_x, e_y))
+    parts = tuple((e - mean) @ axes_of for e in (e_x, e_y))
     labelled = None
     if labels_x is not None and labels_y is not None:
         labelled = _labelled(parts[0], labels_x), _labelled(parts[1], labels_y)
@@ -283,26 +199,17 @@ def draw_embedding(
 
 
 def _principal(e_x: np.ndarray, e_y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean of all points, their first two principal axes, (d, 2), and shares of the variance; 0 where d = 1.
-
-    From the covariance (d, d), summed over blocks of rows, so that no copy of the points is made.
-    """
-    n, d = len(e_x) + len(e_y), e_x.shape[1]
-    mean = (e_x.sum(0, dtype=float) + e_y.sum(0, dtype=float)) / n
-    scatter = np.zeros((d, d))
-    for e in (e_x, e_y):
-        for low in range(0, len(e), _BLOCK):
-            block = e[low : low + _BLOCK] - mean
-            scatter += block.T @ block
-    values, vectors = np.linalg.eigh(scatter)
+    """Return the mean of all points, the first two principal axes (d, 2) and shares of the variance; 0 where d = 1."""
+    points, d = np.concatenate([e_x, e_y]).astype(float), e_x.shape[1]
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(points, rowvar=False)))
     axes_of, share = np.zeros((d, 2)), np.zeros(2)
     axes_of[:, : min(d, 2)] = vectors[:, ::-1][:, :2]
     share[: min(d, 2)] = values[::-1][:2].clip(0) / max(float(values.sum()), np.finfo(float).tiny)
-    return mean, axes_of, share
+    return points.mean(0), axes_of, share
 
 
 def _labelled(part: np.ndarray, labels: np.ndarray) -> Labelled:
-    """The points that have a label, and these as text: numbers in one view may be text in the other."""
+    """Return the points that have a label, and these as text: numbers in one view may be text in the other."""
     held = ~pd.isna(labels)
     return part[held], labels[held].astype(str)
 
@@ -334,7 +241,7 @@ def _draw_dots(
 def _draw_density(
     parts: tuple[np.ndarray, np.ndarray], labelled: tuple[Labelled, Labelled] | None
 ) -> tuple[Figure, list[tuple[Axes, str]]]:
-    """Counts of x, of y, and contours of both; with labels a second row, the most frequent label of x and of y."""
+    """Draw counts of x, of y, and contours of both; with labels a second row, the most frequent label of x and of y."""
     grid = Grid.around(parts)
     rows = 2 if labelled else 1
     panel_height = 3.0 * len(grid.up) / len(grid.across) + 0.9
@@ -356,7 +263,7 @@ def _draw_density(
 
 
 def _shown(labelled: tuple[Labelled, Labelled]) -> tuple[dict[str, str], int]:
-    """Label -> colour of the most frequent ones, the most frequent first; and how many others there are."""
+    """Map the most frequent labels to their colours, the most frequent first; and how many others there are."""
     names, numbers = np.unique(np.concatenate([labels for _, labels in labelled]), return_counts=True)
     names = names[(-numbers).argsort(kind="stable")]
     colors = _LABEL_COLORS if len(names) <= len(_LABEL_COLORS) else _MANY_COLORS
@@ -364,7 +271,7 @@ def _shown(labelled: tuple[Labelled, Labelled]) -> tuple[dict[str, str], int]:
 
 
 def _label_legend(place: Figure | Axes, loc: str, handles: list[Patch]) -> tuple[float, float]:
-    """The key to the colours; how wide and high it is, in inches."""
+    """Draw the key to the colours; how wide and high it is, in inches."""
     labels = [shortened(handle.get_label()) for handle in handles]
     look = {"frameon": False, "fontsize": 8, "borderaxespad": 0, "handlelength": 1}
     made = legend(place, handles, labels, loc=loc, title="label", alignment="left", **look)
@@ -377,3 +284,80 @@ def _label_axes(axes: Axes, title: str, x_label: str) -> None:
     axes.set_title(title, loc="left", fontsize=9)
     axes.set_xlabel(x_label)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Square bins that hold all points: edges of the bins along both axes."""
+
+    across: np.ndarray
+    up: np.ndarray
+
+    @classmethod
+    def around(cls, parts: tuple[np.ndarray, ...]) -> Grid:
+        """Make the grid around points (n, 2) of several parts."""
+        low = np.min([part.min(0) for part in parts], axis=0)
+        high = np.max([part.max(0) for part in parts], axis=0)
+        largest = float(np.abs([low, high]).max())
+        side = max(float((high - low).max()) * 1.04, 1e-6 * largest) or 1.0  # of points without spread
+        size, middle = side / _BINS, (low + high) / 2
+        numbers = np.clip(np.ceil((high - low) * 1.04 / size), int(_SHORTER * _BINS), _BINS).astype(int)
+        return cls(
+            *(at + size * (np.arange(number + 1) - number / 2) for at, number in zip(middle, numbers, strict=True))
+        )
+
+    def counts(self, points: np.ndarray) -> np.ndarray:
+        """Count how many points each bin holds, (up, across)."""
+        return np.histogram2d(points[:, 1], points[:, 0], bins=(self.up, self.across))[0]
+
+    def show(self, axes: Axes, picture: np.ndarray, **style: object) -> ScalarMappable:
+        """Draw an array of (up, across), or colours of that shape, where it belongs."""
+        extent = (self.across[0], self.across[-1], self.up[0], self.up[-1])
+        return axes.imshow(picture, origin="lower", extent=extent, interpolation="nearest", aspect="equal", **style)
+
+
+def draw_counts(panels: list[Axes], grid: Grid, parts: tuple[np.ndarray, ...]) -> None:
+    """Draw a panel for each part, in one scale of colours, the logarithm of the count; empty bins stay white."""
+    counts = [grid.counts(part) for part in parts]
+    norm = LogNorm(1, max(2.0, *(float(of.max()) for of in counts)))
+    for axes, of in zip(panels, counts, strict=True):
+        shown = grid.show(axes, np.where(of > 0, of, np.nan), norm=norm, cmap="viridis_r")
+    panels[-1].figure.colorbar(shown, ax=panels, label="cells in a bin", shrink=0.8, pad=0.01, format="%g")
+
+
+def draw_contours(axes: Axes, grid: Grid, parts: tuple[np.ndarray, ...], colors: tuple[str, ...]) -> None:
+    """Draw lines around the densest bins that hold half and nine tenths of a part's points: solid of x, dashed of y."""
+    at = [(edges[1:] + edges[:-1]) / 2 for edges in (grid.across, grid.up)]
+    lines = []
+    for part, color, style, name in zip(parts, colors, ("solid", "dashed"), "xy", strict=True):
+        density = gaussian_filter(grid.counts(part), _SMOOTHING)
+        ranked = np.sort(density, axis=None)[::-1]
+        held = ranked.cumsum() / ranked.sum()
+        levels = np.unique([ranked[np.searchsorted(held, fraction)] for fraction in _ENCLOSED])
+        axes.contour(*at, density, levels=levels, colors=color, linestyles=style, linewidths=1.2)
+        lines.append(Line2D([], [], color=color, linestyle=style, label=f"view {name}"))
+    axes.set_aspect("equal")
+    axes.legend(handles=lines, frameon=False, fontsize=8)
+
+
+def draw_labels(
+    panels: list[Axes],
+    grid: Grid,
+    parts: tuple[np.ndarray, ...],
+    labels: tuple[np.ndarray, ...],
+    shown: dict[str, str],
+) -> None:
+    """Draw each bin in the colour of its most frequent label, paler where it holds less; those not `shown` are one."""
+    shades = np.array([to_rgb(color) for color in (*shown.values(), OTHERS)])
+    for axes, part, of in zip(panels, parts, labels, strict=True):
+        every = grid.counts(part)
+        counts = [grid.counts(part[of == name]) for name in shown]
+        counts.append(every - np.sum(counts, axis=0))
+        alpha = np.where(every > 0, 0.35 + 0.65 * np.log1p(every) / np.log1p(max(1.0, float(every.max()))), 0)
+        grid.show(axes, np.dstack([shades[np.argmax(counts, axis=0)], alpha]))
+
+
+def key(shown: dict[str, str], others: int) -> list[Patch]:
+    """Make the key to the colours of labels, `others` of which are grey."""
+    rest = [(f"{others} other{'s' * (others > 1)}", OTHERS)] if others else []
+    return [Patch(color=color, label=name) for name, color in (*shown.items(), *rest)]
