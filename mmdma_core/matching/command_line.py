@@ -1,4 +1,5 @@
 """The command line: mmdma COMMAND, or python -m mmdma_core COMMAND. Matching two modalities, from files to files."""
+# On argparse: click or typer would take as many lines for the options, and exit and wrap errors in ways of their own.
 
 from __future__ import annotations
 
@@ -124,7 +125,7 @@ def _add_output(parser: argparse.ArgumentParser, what: str, required: bool = Tru
 
 
 def _add_parameters(group: argparse._ArgumentGroup) -> None:
-    """An option for each parameter of the estimator, with its default and what its docstring says."""
+    """Add an option for each parameter of the estimator, with its default and what its docstring says."""
     described = _described(MMDMA.__doc__)
     for name, default in MMDMA().get_params().items():
         if name not in ("kernel", "callbacks", "verbose"):
@@ -141,14 +142,14 @@ def _add_parameters(group: argparse._ArgumentGroup) -> None:
 
 
 def _described(docstring: str) -> dict[str, str]:
-    """Parameter -> what a docstring in numpydoc's sections says of it."""
+    """Map each parameter to what a docstring in numpydoc's sections says of it."""
     section = docstring.partition("Parameters\n")[2].partition("Attributes\n")[0]
     entries = re.findall(r"^    (\w+) : .*\n((?:        .*\n)+)", section, re.MULTILINE)
     return {name: " ".join(text.split()).rstrip(".").replace("%", "%%") for name, text in entries}
 
 
 def _value(text: str) -> object:
-    """A number, or several between commas with a name (uniform,0,0.1), else the text."""
+    """Read a number, or several between commas with a name (uniform,0,0.1), else the text."""
     if "," in text:
         return tuple(_value(part) for part in text.split(","))
     for kind in (int, float):

@@ -1,6 +1,6 @@
-"""The files of a fit, written one after the other: one that cannot be written costs none of the others.
+"""The commands of mmdma: each takes the parsed options, reads and writes files, and returns the exit status.
 
-The commands of mmdma_core.matching.command_line: each takes the parsed options and returns the exit status.
+The files of a fit are written one after the other: one that cannot be written costs none of the others.
 """
 
 from __future__ import annotations
@@ -34,50 +34,6 @@ from mmdma_core.settings import is_whole, plain
 from mmdma_core.simulation import simulate as simulate_views
 
 _LOG = logging.getLogger("mmdma_core")
-
-
-class Outputs:
-    """What has been written into a folder, and what could not be."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._saved: list[str] = []
-        self._lost: list[str] = []
-        self._first: Unwritten | None = None
-
-    def write(self, name: str, write: Callable[[Path], None]) -> None:
-        """Have a file written; where that fails an older one of its name, which it was to replace, goes too."""
-        path = self._folder / name
-        try:
-            write(path)
-        except Unwritten as error:
-            self._first = self._first or error
-            self._lost.append(str(path))
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-        else:
-            self._saved.append(name)
-
-    def draw(self, name: str, draw: Callable[[Path], None]) -> None:
-        """Have a picture written; one that cannot be drawn is told of in a line, and costs no more than that."""
-        try:
-            self.write(name, draw)
-        except Exception as error:  # whatever Matplotlib makes of people's labels
-            (self._folder / name).unlink(missing_ok=True)
-            words = " ".join(str(error).split())
-            _LOG.warning("%s is left out, it cannot be drawn: %s: %s", name, type(error).__name__, words)
-
-    def check(self) -> None:
-        """Raises Unwritten with all files that could not be written, the first reason, and what has been saved."""
-        if self._first is None:
-            return
-        saved = f"saved: {', '.join(self._saved)}" if self._saved else "nothing could be saved"
-        if "model.npz" in self._saved:
-            saved += "; model.npz has both embeddings"
-        raise Unwritten(self._first.errno, f"{self._first.strerror}; {saved}", ", ".join(self._lost)) from self._first
-
-
-_LOG = logging.getLogger("mmdma_core")
 _INTERRUPTED = 130
 _WRITTEN = ("embedding_x.npy", "embedding_y.npy", "overlap.csv", "starts.csv", "loss.csv", "metrics.json", "model.npz")
 _PICTURES = ("loss.png", "embedding.png")
@@ -97,13 +53,62 @@ class Truth:
 
 
 def fit(options: argparse.Namespace) -> int:
-    """Embeddings, model, loss history, metrics and two pictures, into a folder; of several ranks the first writes."""
+    """Write embeddings, model, losses, metrics and two pictures into a folder; of several ranks the first does."""
     with joined(options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())) as share:
         return _fit(options, share)
 
 
+def transform(options: argparse.Namespace) -> int:
+    """Write the embedding of new cells into a file."""
+    _keep_file(options.out, options.overwrite)
+    view = io.read_view(options.cells, **_keys(options, ""), least=1)
+    _LOG.info("cells: %s", _described(view))
+    model = MMDMA.load(options.model)
+    io.check_suffix(view, options.out)
+    copied = options.out.suffix != ".npy"
+    if copied and (reason := io.why_no_copy(view, options.out)):
+        raise ValueError(f"{options.out}: {view.path} cannot be written anew, give .npy: {reason}")
+    size = view.matrix.shape[0] * getattr(model, f"weights_{options.view}_").shape[1] * 4
+    check_writable({options.out: size + (view.path.stat().st_size if copied else 0)})
+    check_features(str(view.path), view.features, getattr(model, f"feature_names_{options.view}_"))
+    embedding = model.transform(view.matrix, view=options.view)
+    io.write_embedding(view, embedding, options.out, {"model": str(options.model), "view": options.view})
+    print(options.out)
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Print the metrics of two embeddings."""
+    if options.out:
+        _keep_file(options.out, options.overwrite)
+        check_writable({_overlap_path(options.out): 0})
+    x, y = _read_views(options)
+    found = _metrics(x.matrix, y.matrix, _read_truth(options, x, y), options)
+    _say_notes(found)
+    text = json.dumps(_written(found), indent=1)
+    print(text)
+    if options.out:
+        _write_text(text, options.out)
+        if found.overlap is not None:
+            _write_table(_overlap(found), _overlap_path(options.out))
+    return 0
+
+
+def simulate(options: argparse.Namespace) -> int:
+    """Write x.npy, y.npy and match.npy into a folder."""
+    _make_folder(options.out, options.overwrite, ("x.npy", "y.npy", "match.npy"))
+    widths = options.p, options.p if options.p_y is None else options.p_y
+    sizes = [max(0, 4 * options.n * width) for width in widths]  # what cannot be is refused below
+    check_writable({options.out / f"{name}.npy": size for name, size in zip("xy", sizes, strict=True)})
+    x, y, match = simulate_views(options.shape, options.n, options.p, options.seed, p_y=options.p_y)
+    for name, array in (("x", x.numpy()), ("y", y.numpy()), ("match", match)):
+        io.write_array(array, options.out / f"{name}.npy")
+        print(options.out / f"{name}.npy")
+    return 0
+
+
 def _fit(options: argparse.Namespace, share: tuple[int, int]) -> int:
-    """share: (rank, number of ranks)."""
+    """Fit as one rank; share is (rank, number of ranks)."""
     first = share[0] == 0
     if options.device != "auto":
         as_device(options.device)  # what it may refuse, before the views are read
@@ -133,7 +138,7 @@ def _fit(options: argparse.Namespace, share: tuple[int, int]) -> int:
 
 
 def _given(options: argparse.Namespace, share: tuple[int, int]) -> tuple[list[io.View], Truth]:
-    """Both views, of several ranks the rows of this one, and what is known of them, which the first rank reads."""
+    """Read both views, of several ranks the rows of this one, and what is known of them, which the first rank does."""
     if options.simulate:
         if options.x or options.y:
             raise ValueError("--simulate makes both views: give it, or --x and --y")
@@ -147,86 +152,6 @@ def _given(options: argparse.Namespace, share: tuple[int, int]) -> tuple[list[io
     views = _read_views(options, share)
     truth = _read_truth(options, *map(_whole, views)) if share[0] == 0 else Truth(None, None, None)
     return views, truth
-
-
-def _whole(view: io.View) -> io.View:
-    """The view of all cells of the file, without entries where the matrix has a share of them."""
-    return view if view.n is None else dataclasses.replace(view, matrix=np.empty((view.n, 0), np.float32))
-
-
-def _with_copy(view: io.View, out: Path, name: str) -> io.View:
-    """The view, without a copy of its file if that cannot be written anew; where it must be, the log says so."""
-    if not view.copied or not (part := io.old_part(view)):
-        return view
-    reason = io.why_no_copy(view, out / view.path.name)
-    if reason is None:
-        _LOG.info("%s: %s of %s is as anndata before 0.7 had it: its copy is written anew", name, part, view.path)
-        return view
-    instead = f"its embedding goes into embedding_{name}.npy"
-    _LOG.warning("%s: %s cannot be written anew, so that %s: %s", name, view.path, instead, reason)
-    return dataclasses.replace(view, copyable=False)
-
-
-def _sizes(out: Path, views: list[io.View], model: MMDMA) -> dict[Path, int]:
-    """What a fit writes -> the bytes that are known before: of embeddings and weights, and of the files to copy."""
-    components = plain(model.n_components)
-    of_number = 4 * components if is_whole(components) else 0  # what else it is, is refused by the fit
-    sizes = dict.fromkeys((out / name for name in (*_WRITTEN, *_PICTURES)), 0)
-    for view, path in zip(views, _embedding_paths(out, views), strict=True):
-        n, p = _whole(view).matrix.shape[0], view.matrix.shape[1]
-        held = view.path.stat().st_size if view.copied and path not in sizes else 0
-        sizes[path] = sizes.get(path, held) + n * of_number
-        sizes[out / "model.npz"] += (n + (n if model.kernel == "precomputed" else p)) * of_number
-    return sizes
-
-
-def transform(options: argparse.Namespace) -> int:
-    """The embedding of new cells, in a file."""
-    _keep_file(options.out, options.overwrite)
-    view = io.read_view(options.cells, **_keys(options, ""), least=1)
-    _LOG.info("cells: %s", _described(view))
-    model = MMDMA.load(options.model)
-    io.check_suffix(view, options.out)
-    copied = options.out.suffix != ".npy"
-    if copied and (reason := io.why_no_copy(view, options.out)):
-        raise ValueError(f"{options.out}: {view.path} cannot be written anew, give .npy: {reason}")
-    size = view.matrix.shape[0] * getattr(model, f"weights_{options.view}_").shape[1] * 4
-    check_writable({options.out: size + (view.path.stat().st_size if copied else 0)})
-    check_features(str(view.path), view.features, getattr(model, f"feature_names_{options.view}_"))
-    embedding = model.transform(view.matrix, view=options.view)
-    io.write_embedding(view, embedding, options.out, {"model": str(options.model), "view": options.view})
-    print(options.out)
-    return 0
-
-
-def evaluate(options: argparse.Namespace) -> int:
-    """The metrics of two embeddings."""
-    if options.out:
-        _keep_file(options.out, options.overwrite)
-        check_writable({_overlap_path(options.out): 0})
-    x, y = _read_views(options)
-    found = _metrics(x.matrix, y.matrix, _read_truth(options, x, y), options)
-    _say_notes(found)
-    text = json.dumps(_written(found), indent=1)
-    print(text)
-    if options.out:
-        _write_text(text, options.out)
-        if found.overlap is not None:
-            _write_table(_overlap(found), _overlap_path(options.out))
-    return 0
-
-
-def simulate(options: argparse.Namespace) -> int:
-    """x.npy, y.npy and match.npy in a folder."""
-    _make_folder(options.out, options.overwrite, ("x.npy", "y.npy", "match.npy"))
-    widths = options.p, options.p if options.p_y is None else options.p_y
-    sizes = [max(0, 4 * options.n * width) for width in widths]  # what cannot be is refused below
-    check_writable({options.out / f"{name}.npy": size for name, size in zip("xy", sizes, strict=True)})
-    x, y, match = simulate_views(options.shape, options.n, options.p, options.seed, p_y=options.p_y)
-    for name, array in (("x", x.numpy()), ("y", y.numpy()), ("match", match)):
-        io.write_array(array, options.out / f"{name}.npy")
-        print(options.out / f"{name}.npy")
-    return 0
 
 
 def _read_views(options: argparse.Namespace, share: tuple[int, int] = (0, 1)) -> list[io.View]:
@@ -245,8 +170,17 @@ def _read_views(options: argparse.Namespace, share: tuple[int, int] = (0, 1)) ->
     return views
 
 
+def _keys(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
+    """Say what to read of a view: its own options, else those of both."""
+    keys = ("layer", "obsm", "modality", "feature_type", "transpose")
+    found = {key: getattr(options, f"{prefix}{key}") or getattr(options, key, None) for key in keys}
+    if getattr(options, f"{prefix}layer") or getattr(options, f"{prefix}obsm"):  # one of its own replaces both
+        found |= {key: getattr(options, f"{prefix}{key}") for key in ("layer", "obsm")}
+    return found | {"transpose": bool(found["transpose"])}
+
+
 def _described(view: io.View) -> str:
-    """What was read, in one line."""
+    """Say what was read, in one line."""
     n, p = view.matrix.shape
     form = "sparse" if scipy.sparse.issparse(view.matrix) else "dense"
     names = [
@@ -256,13 +190,9 @@ def _described(view: io.View) -> str:
     return f"{n:,} cell{'s' * (n > 1)} x {p:,} feature{'s' * (p > 1)}, {form}, {', '.join(names)}"
 
 
-def _keys(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
-    """What to read of a view: its own options, else those of both."""
-    keys = ("layer", "obsm", "modality", "feature_type", "transpose")
-    found = {key: getattr(options, f"{prefix}{key}") or getattr(options, key, None) for key in keys}
-    if getattr(options, f"{prefix}layer") or getattr(options, f"{prefix}obsm"):  # one of its own replaces both
-        found |= {key: getattr(options, f"{prefix}{key}") for key in ("layer", "obsm")}
-    return found | {"transpose": bool(found["transpose"])}
+def _whole(view: io.View) -> io.View:
+    """Return the view of all cells of the file, without entries where the matrix has a share of them."""
+    return view if view.n is None else dataclasses.replace(view, matrix=np.empty((view.n, 0), np.float32))
 
 
 def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
@@ -296,8 +226,69 @@ def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
     return Truth(match, *labels, unknown)
 
 
+def _embedding_paths(out: Path, views: list[io.View]) -> list[Path]:
+    """Say where the embeddings go: copies of AnnData and MuData files under their names, else embedding_x.npy and _y.
+
+    Two modalities of one MuData file share a copy. Raises ValueError if a copy would take an input's place.
+    """
+    names = [view.path.name if view.copied else f"embedding_{name}.npy" for name, view in zip("xy", views, strict=True)]
+    files, modalities = {view.path.resolve() for view in views}, {view.modality for view in views}
+    if names[0] == names[1] and not (len(files) == 1 and len(modalities) == 2):
+        names = [f"{name}_{file}" for name, file in zip("xy", names, strict=True)]
+    paths = [out / name for name in names]
+    for path in paths:
+        if path.resolve() in files:
+            raise ValueError(f"{path} is an input, it is kept: choose another --out")
+    return paths
+
+
+def _with_copy(view: io.View, out: Path, name: str) -> io.View:
+    """Return the view, without a copy of its file if that cannot be written anew; where it must be, the log says so."""
+    if not view.copied or not (part := io.old_part(view)):
+        return view
+    reason = io.why_no_copy(view, out / view.path.name)
+    if reason is None:
+        _LOG.info("%s: %s of %s is as anndata before 0.7 had it: its copy is written anew", name, part, view.path)
+        return view
+    instead = f"its embedding goes into embedding_{name}.npy"
+    _LOG.warning("%s: %s cannot be written anew, so that %s: %s", name, view.path, instead, reason)
+    return dataclasses.replace(view, copyable=False)
+
+
+def _sizes(out: Path, views: list[io.View], model: MMDMA) -> dict[Path, int]:
+    """Map what a fit writes to the bytes that are known before: of embeddings, weights, and the files to copy."""
+    components = plain(model.n_components)
+    of_number = 4 * components if is_whole(components) else 0  # what else it is, is refused by the fit
+    sizes = dict.fromkeys((out / name for name in (*_WRITTEN, *_PICTURES)), 0)
+    for view, path in zip(views, _embedding_paths(out, views), strict=True):
+        n, p = _whole(view).matrix.shape[0], view.matrix.shape[1]
+        held = view.path.stat().st_size if view.copied and path not in sizes else 0
+        sizes[path] = sizes.get(path, held) + n * of_number
+        sizes[out / "model.npz"] += (n + (n if model.kernel == "precomputed" else p)) * of_number
+    return sizes
+
+
+def _make_folder(out: Path, overwrite: bool, names: tuple[str, ...]) -> None:
+    """Make the folder. Raises ValueError if it may not be overwritten, OSError if it takes no such files."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, --out must be a folder")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"{out} holds results already: kept; --overwrite replaces them")
+    check_writable(dict.fromkeys((out / name for name in names), 0))
+    for name in names:  # what this run may not write anew
+        (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _keep_file(out: Path, overwrite: bool) -> None:
+    """Raise ValueError for a file that is there and may not be overwritten, OSError for one that cannot be written."""
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists already: kept; --overwrite replaces it")
+    check_writable({out: 0})
+
+
 def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], truth: Truth, seconds: float) -> None:
-    """What took the time first: embeddings and model; then tables, pictures, and copies of a person's files."""
+    """Write what took the time first: embeddings and model; then tables, pictures, and copies of a person's files."""
     out, outputs = options.out, Outputs(options.out)
     embeddings = model.embedding_x_, model.embedding_y_
     about = model_file.described(model)
@@ -305,7 +296,6 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
     for view, path, embedding in zip(views, _embedding_paths(out, views), embeddings, strict=True):
         of_path.setdefault(path, []).append((view, embedding))
     arrays = [path for path in of_path if path.suffix == ".npy"]
-    copies = sorted(set(of_path) - set(arrays), key=lambda path: (_file_size(of_path[path][0][0].path), path))
     for path in arrays:
         outputs.write(path.name, lambda path: _write_embeddings(of_path[path], path, about))
     outputs.write("model.npz", model.save)
@@ -320,7 +310,8 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
     outputs.draw("loss.png", lambda path: pictures.draw_loss(model.loss_history_, model.starts_, path))
     labels = truth.labels_x, truth.labels_y
     outputs.draw("embedding.png", lambda path: pictures.draw_embedding(*embeddings, *labels, path))
-    for path in copies:
+    sources = {path: of[0][0].path for path, of in of_path.items() if path not in arrays}
+    for path in sorted(sources, key=lambda path: (sources[path].exists() and sources[path].stat().st_size, path)):
         outputs.write(path.name, lambda path: _write_embeddings(of_path[path], path, about))
     _report_fit(model, found)
     outputs.check()
@@ -328,7 +319,7 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
 
 
 def _write_embeddings(of: list[tuple[io.View, np.ndarray]], path: Path, about: dict[str, Any]) -> None:
-    """A second modality goes into the copy that holds the first, which does not stay without it."""
+    """Write a second modality into the copy that holds the first, which does not stay without it."""
     for k, (view, embedding) in enumerate(of):
         try:
             io.write_embedding(dataclasses.replace(view, path=path) if k else view, embedding, path, about)
@@ -346,33 +337,11 @@ def _report_fit(model: MMDMA, found: metrics.Evaluation) -> None:
     _say_notes(found)
 
 
-def _embedding_paths(out: Path, views: list[io.View]) -> list[Path]:
-    """Where the embeddings go: copies of AnnData and MuData files under their names, else embedding_x.npy and _y.
-
-    Two modalities of one MuData file share a copy. Raises ValueError if a copy would take an input's place.
-    """
-    names = [view.path.name if view.copied else f"embedding_{name}.npy" for name, view in zip("xy", views, strict=True)]
-    files, modalities = {view.path.resolve() for view in views}, {view.modality for view in views}
-    if names[0] == names[1] and not (len(files) == 1 and len(modalities) == 2):
-        names = [f"{name}_{file}" for name, file in zip("xy", names, strict=True)]
-    paths = [out / name for name in names]
-    for path in paths:
-        if path.resolve() in files:
-            raise ValueError(f"{path} is an input, it is kept: choose another --out")
-    return paths
-
-
 def _metrics(e_x: np.ndarray, e_y: np.ndarray, truth: Truth, options: argparse.Namespace) -> metrics.Evaluation:
     sample = None if options.exact_metrics else "auto"
     found = metrics.evaluate(e_x, e_y, truth.match, truth.labels_x, truth.labels_y, options.n_neighbors, sample)
     reasons = dict.fromkeys(metrics.OF_MATCH, truth.unknown) if truth.unknown else {}
     return dataclasses.replace(found, left_out=found.left_out | reasons)
-
-
-def _written(found: metrics.Evaluation) -> dict[str, Any]:
-    """What goes into metrics.json: all but the curve of overlap, which is a table of its own."""
-    keys = ("values", "intervals", "sampled", "left_out", "notes")
-    return {key: getattr(found, key) for key in keys}
 
 
 def _say_notes(found: metrics.Evaluation) -> None:
@@ -381,7 +350,7 @@ def _say_notes(found: metrics.Evaluation) -> None:
 
 
 def _sample(found: metrics.Evaluation, name: str) -> str:
-    """How well a sample of cells tells a metric, in words; nothing where it is over all cells."""
+    """Say how well a sample of cells tells a metric; nothing where it is over all cells."""
     if name not in found.intervals:
         return ""
     (low, high), (of_x, of_y) = found.intervals[name], found.sampled[name]
@@ -389,8 +358,14 @@ def _sample(found: metrics.Evaluation, name: str) -> str:
     return f" (95 %: {low:.4g} to {high:.4g}, from {cells})"
 
 
+def _written(found: metrics.Evaluation) -> dict[str, Any]:
+    """Return what goes into metrics.json: all but the curve of overlap, which is a table of its own."""
+    keys = ("values", "intervals", "sampled", "left_out", "notes")
+    return {key: getattr(found, key) for key in keys}
+
+
 def _overlap(found: metrics.Evaluation) -> pd.DataFrame:
-    """k, overlap; of a sample also low and high, at the k alone where the curve rises, and at the last."""
+    """Return the table of k and overlap; of a sample also low and high, where the curve rises and at the last k."""
     table = pd.DataFrame({"k": np.arange(1, len(found.overlap) + 1), "overlap": found.overlap})
     if found.overlap_interval is None:
         return table
@@ -400,8 +375,9 @@ def _overlap(found: metrics.Evaluation) -> pd.DataFrame:
     return table[rises]
 
 
-def _file_size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _overlap_path(out: Path) -> Path:
+    """Return the file of the curve that belongs to a file of metrics."""
+    return out.with_name(f"{out.stem}_overlap.csv")
 
 
 def _write_text(text: str, path: Path) -> None:
@@ -414,25 +390,42 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(part, index=False)
 
 
-def _overlap_path(out: Path) -> Path:
-    """Where the curve goes that belongs to a file of metrics."""
-    return out.with_name(f"{out.stem}_overlap.csv")
+class Outputs:
+    """What has been written into a folder, and what could not be."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._saved: list[str] = []
+        self._lost: list[str] = []
+        self._first: Unwritten | None = None
 
-def _make_folder(out: Path, overwrite: bool, names: tuple[str, ...]) -> None:
-    """Raises ValueError if the folder holds something and may not be overwritten, OSError if it takes no such files."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, --out must be a folder")
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise ValueError(f"{out} holds results already: kept; --overwrite replaces them")
-    check_writable(dict.fromkeys((out / name for name in names), 0))
-    for name in names:  # what this run may not write anew
-        (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+    def write(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write a file; where that fails an older one of its name, which it was to replace, goes too."""
+        path = self._folder / name
+        try:
+            write(path)
+        except Unwritten as error:
+            self._first = self._first or error
+            self._lost.append(str(path))
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        else:
+            self._saved.append(name)
 
+    def draw(self, name: str, draw: Callable[[Path], None]) -> None:
+        """Write a picture; one that cannot be drawn is told of in a line, and costs no more than that."""
+        try:
+            self.write(name, draw)
+        except Exception as error:  # whatever Matplotlib makes of people's labels
+            (self._folder / name).unlink(missing_ok=True)
+            words = " ".join(str(error).split())
+            _LOG.warning("%s is left out, it cannot be drawn: %s: %s", name, type(error).__name__, words)
 
-def _keep_file(out: Path, overwrite: bool) -> None:
-    """Raises ValueError for a file that is there and may not be overwritten, OSError for one that cannot be written."""
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists already: kept; --overwrite replaces it")
-    check_writable({out: 0})
+    def check(self) -> None:
+        """Raise Unwritten with all files that could not be written, the first reason, and what has been saved."""
+        if self._first is None:
+            return
+        saved = f"saved: {', '.join(self._saved)}" if self._saved else "nothing could be saved"
+        if "model.npz" in self._saved:
+            saved += "; model.npz has both embeddings"
+        raise Unwritten(self._first.errno, f"{self._first.strerror}; {saved}", ", ".join(self._lost)) from self._first

@@ -24,8 +24,8 @@ from mmdma_core.matching.preprocess import (
     centred,
     check_features,
     check_parameters,
-    column_means,
     is_annotated,
+    rows_to_fit,
     take,
     take_both,
 )
@@ -228,13 +228,14 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if self.checkpoint is not None and in_world(0).rank == 0:  # which writes it for all
             check_writable({starts.checkpoint_path(self, k): 0 for k in range(plain(self.n_starts))})
         taken = take_both(X, Y, use_rep, layer)
-        views = [as_rows(view.matrix, name, 2, self.l2_normalize) for name, view in zip("XY", taken, strict=True)]
-        self.mean_x_, self.mean_y_ = (column_means(view) if self.center else None for view in views)
-        views = [centred(views[0], "X", self.mean_x_), centred(views[1], "Y", self.mean_y_)]
-        self.n_features_in_, self.n_features_y_ = (view.shape[1] for view in views)
+        how = self.l2_normalize, self.center
+        (x, self.mean_x_), (y, self.mean_y_) = (
+            rows_to_fit(view.matrix, name, *how) for name, view in zip("XY", taken, strict=True)
+        )
+        self.n_features_in_, self.n_features_y_ = x.shape[1], y.shape[1]
         self.feature_names_x_, self.feature_names_y_ = (view.features for view in taken)
         self.representation_x_, self.representation_y_ = (view.representation for view in taken)
-        problem = starts.Problem(self, views)
+        problem = starts.Problem(self, [x, y])
         best, self.starts_, self.interrupted_ = problem.solve()
         self.variant_, self.device_, self.sigma_ = problem.variant, problem.device, problem.sigma
         self.embedding_x_, self.embedding_y_ = best.embeddings
@@ -298,7 +299,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return np.asarray(self._taken(X, "X", view, use_rep, layer) @ getattr(self, f"weights_{view}_"))
 
     def score(self, X: Any, Y: Any) -> float:
-        """Negative loss of cells, new or not, with the weights of `fit`: the higher, the better.
+        """Return the negative loss of cells, new or not, with the weights of `fit`: the higher, the better.
 
         The loss is that of `LossTerms`, of these cells alone, computed exactly whatever the variant. So GridSearchCV
         and cross_val_score need no other scoring; they split both views by the same rows, though which cells match is
@@ -367,7 +368,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @classmethod
     def load(cls, path: str | Path) -> MMDMA:
-        """The model that `save` wrote; reading it runs no code of the file.
+        """Read the model that `save` wrote; reading it runs no code of the file.
 
         Parameters
         ----------
@@ -391,7 +392,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _taken(
         self, given: Any, name: str, view: Literal["x", "y"], use_rep: str | None = None, layer: str | None = None
     ) -> Matrix:
-        """Cells as `fit` took those of the view, ready to be embedded."""
+        """Take cells as `fit` took those of the view, ready to be embedded."""
         if use_rep is None and layer is None and is_annotated(given):
             use_rep, layer = getattr(self, f"representation_{view}_") or (None, None)
         matrix, features, _ = take(given, name, use_rep, layer)

@@ -1,4 +1,4 @@
-"""A fitted mmdma_core.MMDMA in an .npz file of plain arrays, its parameters and loss history as JSON text."""
+"""A fitted mmdma_core.MMDMA in an .npz file of plain arrays, with its parameters and loss history as JSON text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NOT_SAVED = ("callbacks", "checkpoint")
 
 
 def save(model: BaseEstimator, path: Path) -> None:
-    """Write it. A random_state that is no integer is saved as the seed that it drew."""
+    """Write a model. A random_state that is no integer is saved as the seed that it drew."""
     parameters = {k: v for k, v in model.get_params().items() if k not in _NOT_SAVED}
     parameters |= {"random_state": int(model.starts_["seed"][0]), "device": str(parameters["device"])}
     content = {
@@ -73,7 +73,7 @@ def load(model: BaseEstimator, path: Path) -> BaseEstimator:
 
 
 def described(model: BaseEstimator) -> dict[str, Any]:
-    """What goes beside an embedding: the parameters as they were used, the loss and the version of this program."""
+    """Return what goes beside an embedding: the parameters as they were used, the loss and this program's version."""
     params = {k: plain(v) for k, v in model.get_params().items() if k not in (*_NOT_SAVED, "verbose")}
     params |= {"variant": model.variant_, "sigma": model.sigma_, "random_state": int(model.starts_["seed"][0])}
     params["device"] = str(params["device"])
@@ -85,7 +85,7 @@ def described(model: BaseEstimator) -> dict[str, Any]:
 
 
 def summary(model: BaseEstimator) -> str:
-    """How a fit ended, in one line."""
+    """Say how a fit ended, in one line."""
     return f"{model.variant_}: loss {model.starts_['loss'].min():.4g} after {model.n_iter_} epochs"
 
 
@@ -94,7 +94,7 @@ def _as_json(table: pd.DataFrame) -> str:
 
 
 def _plain(value: object) -> object:
-    """A NumPy number as Python's. Raises TypeError for what JSON cannot hold."""
+    """Return a NumPy number as Python's. Raises TypeError for what JSON cannot hold."""
     if plain(value) is value:
         raise TypeError(f"{value!r} cannot be saved")
     return plain(value)

@@ -33,6 +33,13 @@ Matrix = np.ndarray | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 _LOG = logging.getLogger("mmdma_core")
 
 
+def rows_to_fit(view: Any, name: str, unit: bool, center: bool) -> tuple[Matrix, np.ndarray | None]:
+    """Return the rows of a view as they are fitted, and the mean of each column that has been subtracted, if any."""
+    rows = as_rows(view, name, 2, unit)
+    mean = column_means(rows) if center else None
+    return centred(rows, name, mean), mean
+
+
 def as_rows(view: Any, name: str, least: int, unit: bool = False) -> Matrix:
     """Return the matrix as float32, dense or CSR, with at least so many rows. Raises ValueError of one line.
 
@@ -126,7 +133,7 @@ class Taken(NamedTuple):
 
 
 def take_both(x: Any, y: Any, use_rep: Pair, layer: Pair) -> tuple[Taken, Taken]:
-    """What `fit` takes of its views; use_rep and layer are of both, or a pair. Raises ValueError of one line."""
+    """Return what `fit` takes of its views; use_rep and layer are of both, or a pair. Raises ValueError of one line."""
     if y is None:  # in scikit-learn's words
         raise ValueError("MMDMA requires y to be passed, but the target y is None: Y is the second view")
     reps, layers = _pair("use_rep", use_rep), _pair("layer", layer)
@@ -145,7 +152,7 @@ def _pair(name: str, value: Pair) -> tuple[str | None, str | None]:
 
 
 def take(view: Any, name: str, use_rep: str | None = None, layer: str | None = None) -> Taken:
-    """What is fitted of a view: of AnnData X, a layer, or with use_rep an entry of obsm. Raises ValueError."""
+    """Return what is fitted of a view: of AnnData X, a layer, or with use_rep an entry of obsm. Raises ValueError."""
     use_rep = None if use_rep == "X" else use_rep
     if hasattr(view, "mod") and hasattr(view, "obs_names"):
         raise ValueError(f"{name} is MuData: give one modality, as mdata['rna'], or both to mmdma_core.match")
@@ -163,7 +170,7 @@ def take(view: Any, name: str, use_rep: str | None = None, layer: str | None = N
 
 
 def check_features(where: str, given: tuple[str, ...] | None, fitted: tuple[str, ...] | None) -> None:
-    """Raises ValueError for the first feature that is another one than in `fit`; names may be absent."""
+    """Raise ValueError for the first feature that is another one than in `fit`; names may be absent."""
     if fitted is None or given is None or len(fitted) != len(given):
         return
     for k, (then, now) in enumerate(zip(fitted, given, strict=True)):
@@ -196,7 +203,7 @@ def _in_memory(matrix: Any, name: str) -> Any:
 
 
 def _from_frame(matrix: Any, name: str) -> Any:
-    """A data frame of another library by Arrow's or by the older protocol of frames; anything else as it is."""
+    """Read a data frame of another library by Arrow's or by the older protocol of frames; anything else as it is."""
     if hasattr(matrix, "collect") and hasattr(matrix, "collect_schema"):
         raise ValueError(f"{name} is a {type(matrix).__name__}: collect it first")
     try:
@@ -211,7 +218,7 @@ def _from_frame(matrix: Any, name: str) -> Any:
 
 
 def check_parameters(model: BaseEstimator) -> None:
-    """Raises ValueError for the first that cannot be, those that are Settings' own aside."""
+    """Raise ValueError for the first parameter that cannot be, those that are Settings' own aside."""
     for name in ("n_epochs", "n_starts", "loss_every"):
         value = plain(getattr(model, name))
         if not is_whole(value) or value < 1:

@@ -83,7 +83,7 @@ def match(
 
 
 def _both(data: Any, other: Any, x: str | None, y: str | None) -> tuple[Any, Any]:
-    """The two AnnData objects. Raises ValueError."""
+    """Return the two AnnData objects. Raises ValueError."""
     if hasattr(data, "mod"):
         if other is not None:
             raise ValueError("give MuData with x and y, or two AnnData objects, not MuData and another object")
@@ -108,7 +108,7 @@ def _both(data: Any, other: Any, x: str | None, y: str | None) -> tuple[Any, Any
 
 
 def _copied(data: Any) -> Any:
-    """A copy in memory, of what may lie in a file. Raises ValueError."""
+    """Copy into memory what may lie in a file. Raises ValueError."""
     if not getattr(data, "isbacked", False):
         return data.copy() if hasattr(data, "copy") else data
     if not hasattr(data, "to_memory"):

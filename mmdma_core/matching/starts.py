@@ -118,12 +118,12 @@ class Problem:
 
 
 def settings_of(model: BaseEstimator, sigma: float) -> Settings:
-    """The hyper-parameters of the objective. Raises ValueError for one that cannot be."""
+    """Return the hyper-parameters of the objective. Raises ValueError for one that cannot be."""
     return Settings(sigma=sigma, **{name: getattr(model, name) for name in _SETTINGS})
 
 
 def checkpoint_path(model: BaseEstimator, k: int) -> Path:
-    """The file of start k."""
+    """Return the file of start k."""
     path = Path(model.checkpoint)
     return path if model.n_starts == 1 else path.with_name(f"{path.stem}-start{k}{path.suffix}")
 
@@ -134,7 +134,7 @@ def run_starts(
     train: Callable[[Run, int, int], History],
     result: Callable[[Run, History], Kept],
 ) -> tuple[Kept, pd.DataFrame, bool]:
-    """Train a start from each seed: the result of the best, a row for each, and whether Ctrl-C ended them.
+    """Train a start from each seed; return the result of the best, a row for each, and whether Ctrl-C ended them.
 
     begin(seed) makes a run, train(run, seed, k) trains start k, result(run, history) is what is kept of the best so
     far. Ctrl-C passes through where there is nothing to keep. Raises FloatingPointError if every start diverged.
@@ -217,7 +217,7 @@ def draw_seeds(first: int | np.random.RandomState | None, n_starts: int) -> list
 
 
 def median_sigma(e_x: np.ndarray, e_y: np.ndarray) -> float:
-    """(8 x the median distance to the nearest neighbour)^2 of the points of both views together (Singh et al. 2020).
+    """Return (8 x the median distance to the nearest neighbour)^2 among the points of both views (Singh et al. 2020).
 
     e_x (n_x, d), e_y (n_y, d), or those rows of them that are here. Raises ValueError if that is 0.
     """
