@@ -8,7 +8,8 @@ import pytest
 import torch
 from triton.runtime.errors import OutOfResources
 
-from benchmarks.limit import counted, limit, on_cuda, rates_cuda, timing
+from benchmarks import roofline
+from benchmarks.limit import counted, limit, rates_cuda, timing
 from benchmarks.limit.unordered_cuda import unordered_sums
 from mmdma_core.fused import pairs_cuda as kernels
 from mmdma_core.fused.pair_kernels import COMPACT
@@ -43,10 +44,10 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpre
 def test_on_cuda_compact_and_other_blocks_are_timed_apart(monkeypatch, capsys, double):
     """With the kernel in Triton's interpreter, and rates that stand in for a GPU's."""
     rates = {rates_cuda.multiply_adds: 7e3, rates_cuda.exponentials: 3e3, rates_cuda.doubles: double}
-    monkeypatch.setattr(on_cuda, "rate", rates.get)
-    monkeypatch.setattr(on_cuda, "_WIDTH", 64)
-    monkeypatch.setattr(on_cuda, "seconds", lambda work, *arguments: (work(*arguments), 2.0)[1])
-    most, of_pass = on_cuda.limit(200, 10, device="cpu")
+    monkeypatch.setattr(roofline, "rate", rates.get)
+    monkeypatch.setattr(roofline, "_WIDTH", 64)
+    monkeypatch.setattr(roofline, "seconds", lambda work, *arguments: (work(*arguments), 2.0)[1])
+    most, of_pass = roofline.limit(200, 10, device="cpu")
     counts = counted.COUNTED[90, 10]
     flops = 64**3 / (12 * kernels.candidates(10)[0].D)
     of_pair = 128 * counted.FLOAT64 / (2 * 128 * 128)  # two clouds of two blocks, four warps
@@ -67,10 +68,10 @@ def test_a_prototype_that_the_gpu_cannot_hold_is_left_out(monkeypatch, capsys):
     def too_much(*_):
         raise OutOfResources(147_456, 101_376, "shared memory")
 
-    monkeypatch.setattr(on_cuda, "rate", lambda work: 1e3)
-    monkeypatch.setattr(on_cuda, "_WIDTH", 64)
+    monkeypatch.setattr(roofline, "rate", lambda work: 1e3)
+    monkeypatch.setattr(roofline, "_WIDTH", 64)
     monkeypatch.setattr("benchmarks.limit.unordered_cuda.unordered_sums", too_much)
-    on_cuda.limit(20, 62, device="cpu")
+    roofline.limit(20, 62, device="cpu")
     assert "a prototype: not on this GPU (out of resource: shared memory, Required: 147456" in capsys.readouterr().out
 
 
@@ -78,7 +79,7 @@ def test_a_prototype_that_the_gpu_cannot_hold_is_left_out(monkeypatch, capsys):
 @pytest.mark.parametrize(("kind", "compact"), [("compact", True), ("wide", False)])
 def test_blocks_are_of_the_kind_that_is_timed(kind, compact, d):
     """Blocks of 128 points in the order that they have, in the kernel's units of sqrt(2 sigma / log2(e))."""
-    for cloud in on_cuda.blocks_of(kind, 5120, d, "cpu")[:2]:
+    for cloud in roofline.blocks_of(kind, 5120, d, "cpu")[:2]:
         blocks = cloud.view(40, 128, d) * (0.5 * math.log2(math.e)) ** 0.5
         radii = (blocks - blocks.mean(1, keepdim=True)).square().sum(2).amax(1)
         assert ((radii <= COMPACT) == compact).all()
@@ -88,7 +89,7 @@ def test_blocks_are_of_the_kind_that_is_timed(kind, compact, d):
 @interpreted
 @pytest.mark.parametrize(("n", "d"), [(300, 10), (129, 1), (270, 62)])
 def test_each_unordered_pair_once_gives_both_its_points_their_pulls(n, d):
-    cloud = timing.points(n, d, spread=on_cuda.SPREAD)[0] + 3
+    cloud = timing.points(n, d, spread=roofline.SPREAD)[0] + 3
     found = unordered_sums(cloud, 0.85).double()
     differences = 0.85 * (cloud[None].double() - cloud[:, None].double())
     block = torch.arange(n) // 128

@@ -117,7 +117,8 @@ def times_kernels(asked: Check, report: Report) -> None:
         os.environ["TRITON_INTERPRET"] = "1"  # which times nothing of a GPU, but runs
     lacks(asked, lambda facts: None)
     try:
-        from benchmarks.limit import on_cuda, rates_cuda
+        from benchmarks import roofline
+        from benchmarks.limit import rates_cuda
         from mmdma_core.fused import pairs_cuda
     except ImportError as error:
         raise MissingDependency(f"the kernels need Triton ({error}): pip install triton") from error
@@ -132,7 +133,7 @@ def times_kernels(asked: Check, report: Report) -> None:
             )
         report({"metrics": found})
     report({"stage": "compact and wide blocks apart"})
-    apart = on_cuda.apart(asked.n, asked.settings.n_components, asked.device)
+    apart = roofline.apart(asked.n, asked.settings.n_components, asked.device)
     _done(report, found | {f"{kind} blocks": 1000 * seconds for kind, seconds in apart.items()})
 
 

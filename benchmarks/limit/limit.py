@@ -7,7 +7,7 @@ throughputs that are measured here, in registers or the first cache:
 
     CPU   unordered pairs: 3 d multiply-adds and 2 additions for the sums of k, counted alike, then one exponential,
           which the same units compute
-    CUDA  ordered pairs, see on_cuda.py: instructions as counted in the compiled kernel, compact and wide blocks apart
+    CUDA  ordered pairs, see benchmarks/roofline.py: instructions as counted in the compiled kernel, compact and wide blocks apart
 """
 
 from __future__ import annotations
@@ -55,6 +55,6 @@ def _on_cpu(n: int, d: int) -> tuple[float, float]:
 
 
 def _on_cuda(n: int, d: int) -> tuple[float, float]:
-    from benchmarks.limit import on_cuda
+    from benchmarks import roofline
 
-    return on_cuda.limit(n, d)
+    return roofline.limit(n, d)
