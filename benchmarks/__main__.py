@@ -137,6 +137,12 @@ def _quality(study, options) -> None:  # noqa: ANN001
     print(quality.run(options.values["quality"], study.root, study.device, study.threads))
 
 
+def _roofline(study, options) -> None:  # noqa: ANN001
+    from benchmarks import roofline
+
+    roofline.run(study.device, options.n, options.d, options.runs)
+
+
 def _report(study, options) -> None:  # noqa: ANN001
     from benchmarks import report
 
@@ -206,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         ("quality", _quality, "matching quality on SNARE-seq and scGEM, beside the published values"),
         ("scale", _scale, "whole fits up to a million cells, beside other matchings: quality against time"),
         ("citeseq", _citeseq, "the real-data experiment: CITE-seq, or a stand-in of its shape"),
+        ("roofline", _roofline, "what a pass over pairs could reach on this machine, and the fraction that it does"),
         ("gpu-check", _gpu_check, "all that a GPU alone can show, step by step, within minutes; again: it goes on"),
         ("report", _report, "write report.html: verdict, figures, tables, in one page"),
         (
@@ -226,6 +233,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--p", type=int, required=True, help="features")
             command.add_argument("--gpu-memory-gib", type=_number, help="for a GPU of this memory, wherever it is")
             command.add_argument("--devices", type=int, default=1, help="that share the cells; default: 1")
+        if name == "roofline":
+            command.add_argument("--n", type=int, default=5000, help="cells of each view; default: %(default)s")
+            command.add_argument("--d", type=int, default=10, help="dimensions; default: %(default)s")
+            command.add_argument("--runs", type=int, default=5, help="on the CPU; default: %(default)s")
         if name in ("advise", "plan", "predict"):
             command.add_argument(
                 "--like",

@@ -177,21 +177,15 @@ def _ordered(d, options):
     pairs_cuda.FusedMMD(1024, 1024, d, 1.0, True, tile)(*points, *map(torch.empty_like, points))
 
 
-def _unordered(d, options):
-    from benchmarks.limit.unordered_cuda import unordered_sums
-
-    unordered_sums(torch.randn(1024, d), 1.0, **options)
-
-
 def _rate(d, options):
     """One of the chains that measure a rate; a tensor on "cuda" is one on the CPU."""
-    from benchmarks.limit import rates_cuda
+    from benchmarks import roofline
 
-    with patch.object(rates_cuda.torch, "empty", lambda *size, device: torch.zeros(*size)):
-        getattr(rates_cuda, options["of"])()
+    with patch.object(roofline.torch, "empty", lambda *size, device: torch.zeros(*size)):
+        roofline.operations(options["of"])
 
 
-LAUNCHES = {"ordered": _ordered, "unordered": _unordered, "rate": _rate}
+LAUNCHES = {"ordered": _ordered, "rate": _rate}
 
 
 def _main(jobs):

@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.limit import counted
-from benchmarks.limit.counted import COUNTED
+from benchmarks import roofline
+from benchmarks.roofline import COUNTED
 from mmdma_core import Settings, Unsupported, simulate, start, variant
 from mmdma_core.fused import compose, pair_kernels, pairs_cuda, views_cuda
 from mmdma_core.fused import pairs_cuda as kernels
@@ -349,8 +349,8 @@ def compiled():
 
 
 other_triton = pytest.mark.skipif(
-    not triton.__version__.startswith(f"{counted.TRITON}."),
-    reason=f"counted with Triton {counted.TRITON}, this is {triton.__version__}",
+    not triton.__version__.startswith(f"{roofline.TRITON}."),
+    reason=f"counted with Triton {roofline.TRITON}, this is {triton.__version__}",
 )
 TENSOR_CORES = {90: "HGMMA", 100: "UTCHMMA"}  # the instruction of a product where it is not HMMA
 
@@ -367,7 +367,7 @@ def test_the_kernel_compiles_for_a_gpu_that_can_hold_it(compiled, key):
 def test_no_pair_costs_an_operation_in_float64(compiled, key):
     """A program forms one sum for each cloud; GPUs that are not for data centres have few units for that."""
     for kernel in compiled[key]:
-        assert 2 * kernel.kinds.get("float64", 0) == (0 if kernel.name == "arrange" else counted.FLOAT64)
+        assert 2 * kernel.kinds.get("float64", 0) == (0 if kernel.name == "arrange" else roofline.FLOAT64)
         assert not any(loop.kinds["float64"] for loop in kernel.loops)
 
 
@@ -381,7 +381,7 @@ def test_a_measured_instruction_is_one_operation():
         assert at_once < 8, capability  # before the loop
 
 
-CHAINS = {"multiply_adds": "float32", "exponentials": "exp2", "doubles": "float64"}
+CHAINS = {"multiply-add": "float32", "exp2": "exp2", "float64": "float64"}
 
 
 @other_triton
@@ -397,16 +397,6 @@ def test_the_instructions_for_a_pair_are_as_counted(compiled, key):
     assert wide.per_pair(key[1]) == pytest.approx(COUNTED[key].wide, rel=0.1)
     assert kernels_of["compact_blocks"].registers <= COUNTED[key].registers
     assert not compact.kinds["spills"]
-
-
-@other_triton
-@pytest.mark.skipif(bool(sass.missing()), reason=str(sass.missing()))
-def test_the_instructions_of_each_unordered_pair_once_are_as_counted():
-    """And without spills; docs/gpu.md weighs them against those of two ordered pairs."""
-    ((kernel,),) = sass.launched([("unordered", 90, 10, {})])
-    (loop,) = kernel.loops
-    assert loop.per_pair(10) == pytest.approx(counted.UNORDERED, rel=0.1)
-    assert not loop.kinds["spills"]
 
 
 def test_a_loop_is_counted_with_the_turns_of_the_loop_inside():

@@ -118,12 +118,11 @@ def times_kernels(asked: Check, report: Report) -> None:
     lacks(asked, lambda facts: None)
     try:
         from benchmarks import roofline
-        from benchmarks.limit import rates_cuda
         from mmdma_core.fused import pairs_cuda
     except ImportError as error:
         raise MissingDependency(f"the kernels need Triton ({error}): pip install triton") from error
 
-    found: dict[str, float] = {"products truncate": float(rates_cuda.truncates(asked.device))}
+    found: dict[str, float] = {"products truncate": float(roofline.products_truncate(asked.device))}
     for tile in pairs_cuda.candidates(asked.settings.n_components):
         name = f"tile of {tile.M} rows, {tile.N} columns, {tile.num_warps} warps"
         report({"stage": name})
