@@ -30,7 +30,8 @@ def strings(request):
     anndata 0.12.6, the last one that pip installs beside pandas 3 on Python 3.11, cannot write the default strings of
     pandas 3 at all; files that other versions wrote must be read and added to all the same.
     """
-    anndata = pytest.importorskip("anndata", reason="needs the extra anndata")
+    import anndata
+
     if request.param == "strings":
         with pd.option_context("future.infer_string", False):
             yield
@@ -149,7 +150,8 @@ def test_an_empty_x(tmp_path, strings):
 @pytest.mark.filterwarnings("ignore:.*(very old version|without encoding metadata|not created by muon)")
 @pytest.mark.parametrize("suffix", [".h5ad", ".h5mu"])
 def test_files_of_another_kind(tmp_path, suffix):
-    h5py = pytest.importorskip("h5py", reason="needs the extra anndata")
+    import h5py
+
     text, other, broken = (tmp_path / f"{name}{suffix}" for name in ("text", "other", "broken"))
     text.write_text("1,2\n3,4\n")
     refused(lambda: read_view(text, modality=None), str(text), f"cannot be read as a {suffix} file")
@@ -166,7 +168,8 @@ def test_files_of_another_kind(tmp_path, suffix):
 
 
 def test_a_file_of_a_later_anndata(h5ad):
-    h5py = pytest.importorskip("h5py", reason="needs the extra anndata")
+    import h5py
+
     with h5py.File(h5ad, "r+") as file:
         file["uns"].attrs["encoding-type"] = "not known yet"
     refused(lambda: read_view(h5ad), str(h5ad), "cannot be read as a .h5ad file", "not known yet", "update")

@@ -105,7 +105,8 @@ def test_labels_of_numpy(tmp_path):
     ],
 )
 def test_columns_of_obs_with_gaps(column, labels):
-    anndata = pytest.importorskip("anndata", reason="needs the extra anndata")
+    import anndata
+
     data = anndata.AnnData(np.zeros((4, 2)), obs=pd.DataFrame({"kind": column}, index=list(CELLS)))
     given = View(data.X, CELLS, None, data, "x.h5ad")
     assert read_labels("kind", 4, given).tolist() == labels

@@ -8,6 +8,7 @@ from refusals import refused
 
 from mmdma_core.files import tables
 from mmdma_core.files.io import read_view
+from mmdma_core.matching.command_line import main
 
 GENES_BY_CELLS = np.array([[5.0, 0.0, 1.0], [0.0, 2.0, 7.0]])
 
@@ -77,16 +78,16 @@ def test_names_that_are_numbers(tmp_path, text, genes, cells):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("clone,1,2,3\nSOX2,5,0,1\n", ["first row, 'clone', '1', '2', ..., may be names or numbers", "'clone' empty"]),
-        ("clone,1,2,3\n17,5,0,1\n", ["first row, 'clone'", "write 'id' for 'clone'"]),
-        ("time,0.5,0.5,2\nA,5,0,1\n", ["first row, 'time', '0.5', '0.5'", "leave 'time' empty"]),
-        ("sample,1,1,2\nA,5,0,1\n", ["first row, 'sample', '1', '1'", "leave 'sample' empty"]),
-        (",71,67\n12,5,1\n17,0,2\n", ["first row, '', '71', '67'", "for names write 'id' into its empty field"]),
-        ("cell_id,A,B\n1.5,5,0\n2,0,2\n", ["first column, 'cell_id', '1.5', '2'", "leave 'cell_id' empty"]),
+        ("clone,1,2,3\nSOX2,5,0,1\n", ["first row, 'clone', '1', '2', ..., may be names or numbers", "give --header,"]),
+        ("clone,1,2,3\n17,5,0,1\n", ["first row, 'clone'", "for names give --header, else --no-header"]),
+        ("time,0.5,0.5,2\nA,5,0,1\n", ["first row, 'time', '0.5', '0.5'", "--header"]),
+        ("sample,1,1,2\nA,5,0,1\n", ["first row, 'sample', '1', '1'", "--header"]),
+        (",71,67\n12,5,1\n17,0,2\n", ["first row, '', '71', '67'", "--header"]),
+        ("cell_id,A,B\n1.5,5,0\n2,0,2\n", ["first column, 'cell_id', '1.5', '2'", "give --index, else --no-index"]),
         ("X,A\n1,5\n2,6\n3,2\n4,1\n5,9\n", ["first column, 'X', '1', '2', ..., may be names or numbers"]),
-        ("0,1,2,3,4\n5,0,0,1,2\n3,3,0,1,2\n", ["first row, '0', '1', '2', ..., only counts the columns: leave it out"]),
-        ("1,.5\n2,.5\n3,.1\n4,.7\n5,.8\n", ["first column, '1', '2', '3', ..., only counts the rows: leave it out"]),
-        ("gene,1,c2,3\nSOX2,5,0,1\n", ["row 'gene', column 2 holds 'c2': if this row holds names, leave its first"]),
+        ("0,1,2,3,4\n5,0,0,1,2\n3,3,0,1,2\n", ["first row, '0', '1', '2', ..., may be names or numbers", "--header"]),
+        ("1,.5\n2,.5\n3,.1\n4,.7\n5,.8\n", ["first column, '1', '2', '3', ..., may be names or numbers", "--index"]),
+        ("gene,1,c2,3\nSOX2,5,0,1\n", ["row 'gene', column 2 holds 'c2': if this row holds names, give --header"]),
         ("id,name,c1\ng1,SOX2,1\ng2,NANOG,3\n", ["row 'g1', column 'name' holds 'SOX2': names stand in the first row"]),
     ],
 )
@@ -95,9 +96,59 @@ def test_what_may_be_read_in_two_ways_is_refused(tmp_path, text, parts):
     refused(lambda: read_view(path), str(path), *parts)
 
 
-def test_what_the_refusals_say_to_write_is_read(tmp_path):
-    for text in (",1,2,3\nSOX2,5,0,1\nNANOG,0,2,7\n", "id,1,2,3\n17,5,0,1\n18,0,2,7\n", ",A,B,C\n1.5,5,0,1\n2,0,2,7\n"):
-        np.testing.assert_array_equal(read_view(write(tmp_path / "x.csv", text)).matrix, GENES_BY_CELLS)
+@pytest.mark.parametrize(
+    ("text", "more", "cells", "features"),
+    [
+        ("clone,1,2,3\nSOX2,5,0,1\nNANOG,0,2,7\n", {"header": True}, ("SOX2", "NANOG"), tuple("123")),
+        ("clone,5,0,1\nSOX2,0,2,7\n", {"header": False}, ("clone", "SOX2"), None),
+        ("clone,1,2,3\n17,5,0,1\n18,0,2,7\n", {"header": True, "index": True}, ("17", "18"), tuple("123")),
+        (",71,67,9\n12,5,0,1\n17,0,2,7\n", {"header": True}, ("12", "17"), ("71", "67", "9")),
+        ("cell_id,A,B,C\n1.5,5,0,1\n2,0,2,7\n", {"index": True}, ("1.5", "2"), tuple("ABC")),
+        ("0,1,2\n5,0,1\n0,2,7\n", {"header": True}, None, tuple("012")),
+        ("5,0,1\n0,2,7\n", {"header": False, "index": False}, None, None),
+        ("1 2 3\n6657 5 0 1\n79923 0 2 7\n", {"header": True}, ("6657", "79923"), tuple("123")),  # R, without quotes
+        ("# 7 8 9\n5 0 1\n0 2 7\n", {"header": False}, None, None),
+        ("1,5,0,1\n2,0,2,7\n", {"index": True}, ("1", "2"), None),
+    ],
+)
+def test_the_options_say_what_are_names(tmp_path, text, more, cells, features):
+    view = read_view(write(tmp_path / "x.csv", text), **more)
+    np.testing.assert_array_equal(view.matrix, GENES_BY_CELLS)
+    assert (view.cells, view.features) == (cells, features)
+
+
+def test_the_options_are_for_tables_of_text(tmp_path):
+    np.save(tmp_path / "x.npy", GENES_BY_CELLS)
+    for name in ("header", "index"):
+        option = {name: False}
+        refused(lambda option=option: read_view(tmp_path / "x.npy", **option), f"{name} is for tables of text, this is")
+
+
+def test_commands_take_the_options_for_one_view_or_both(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, corner in (("x", "clone"), ("y", "week")):
+        rows = [f"{k},{k % 7},{k % 3}.5,{(k * k) % 5}" for k in range(20)]
+        write(tmp_path / f"{name}.csv", "\n".join([f"{corner},1,2,3", *rows]))
+    evaluate = ["evaluate", "--x", "x.csv", "--y", "y.csv", "--same-cells"]
+    assert main(evaluate) == 2
+    assert "x.csv: the first row, 'clone', '1', '2', ..., may be names or numbers" in capsys.readouterr().err
+    assert main([*evaluate, "--x-header", "--index"]) == 2
+    assert "y.csv: the first row, 'week'" in capsys.readouterr().err
+    for more in (["--header", "--index"], ["--header", "--x-index", "--y-index"]):
+        assert main([*evaluate, *more]) == 0
+    assert main([*evaluate, "--header", "--no-index", "--x-index"]) == 2  # 3 features and 4
+    assert main([*evaluate, "--header", "--index", "--no-y-header"]) == 2  # a cell more
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("scale", [1, 1e-16])
+def test_all_digits_are_kept(tmp_path, scale):
+    values = scale * np.random.default_rng(0).normal(size=(200, 2))
+    text = "".join(
+        ",".join(f"{value:.20f}" if scale == 1 else f"{value:.40f}" for value in row) + "\n" for row in values
+    )
+    right = [[float(field) for field in line.split(",")] for line in text.splitlines()]
+    np.testing.assert_array_equal(read_view(write(tmp_path / "x.csv", text)).matrix, right)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +215,8 @@ def test_encodings_with_a_mark(tmp_path, encoding, suffix):
         (b"g1,g2\n.5,2\n3,\n", ["row 2, column 'g2' holds '': fill it"]),
         (b"1,2\n3,4\n# end\n", ["line 3 has fields: 1, those before it: 2: comments may stand above the table alone"]),
         (b"g1,g2,\n1,2,\n3,4\n" + b"5,6,\n" * 9, ["row 'g1', column 1 holds 'g2'"]),
-        (b"g1,g2,\n" + b"5,6,\n" * 12 + b"3,4\n", ["line 14 does not end with ',', as the first lines do"]),
+        (b"g1,g2,\n" + b"5,6,\n" * 12 + b"3,\n", ["line 14 has fields: 1, those before it: 2"]),
+        (b"g1,g2,\n" + b"5,6,\n" * 12 + b"3,4,7\n", ["line 14 has fields: 3, those before it: 2"]),
         (b'c1,1\n"c2,2\nc3",3\n', ["line 2 ends within quotation marks: close them on that line"]),
         (b"c1,.5\n" * 12 + b'"c2,2\nc3",3\n', ["line 13 ends within quotation marks"]),
         (b"c1,.5,1\nc2,1,1\nc1,3,1\n", ["cell names must differ, 'c1' occurs 2 times"]),

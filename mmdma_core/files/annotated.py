@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import os
 import shutil
@@ -10,14 +11,15 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from mmdma_core.files.formats import DAMAGED, existing, hdf5_filters, of_share, package, reading
-from mmdma_core.files.tenx import of_type
+from mmdma_core.errors import MissingDependency
+from mmdma_core.files.formats import DAMAGED, View, existing, hdf5_filters, of_share, reading
 
 # Suffix -> the package that reads it, and what every such file has at its top.
 ANNOTATED = {
@@ -31,30 +33,28 @@ ANNOTATED = {
 class Keys(NamedTuple):
     """What to take of an object with annotation; None: X, all features."""
 
+    modality: str | None = None
     layer: str | None = None
     obsm: str | None = None
-    modality: str | None = None
     feature_type: str | None = None
 
 
-class Chosen(NamedTuple):
-    """A matrix of an object with annotation, the names of its features or None, and what errors call it."""
-
-    where: str
-    matrix: Any
-    features: tuple[str, ...] | None
+def called(where: str, keys: Keys) -> str:
+    """Return what errors call a matrix of a file."""
+    named = {"modality": keys.modality, "layer": keys.layer, "obsm": keys.obsm}
+    return ", ".join([where, *(f"{name} {key!r}" for name, key in named.items() if key is not None)])
 
 
-def read_annotated(
-    path: Path, kind: str, keys: Keys, share: tuple[int, int] = (0, 1)
-) -> tuple[Chosen, tuple[str, ...], Any]:
-    """What the keys name in such a file, the names of the cells, and the whole object. Raises ValueError.
+def read_annotated(path: Path, kind: str, keys: Keys, share: tuple[int, int] = (0, 1)) -> View:
+    """Read what the keys name in such a file. Raises ValueError.
 
     share  (k, m): of a .h5ad file the rows of the k-th of m shares alone; its object leaves X in the file then
     """
-    name = ANNOTATED[kind][0]
     what = f"a {kind} {'folder' if kind == '.zarr' else 'file'}"
-    module = package(name, path)
+    try:
+        module = importlib.import_module(ANNOTATED[kind][0])
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"{path} needs {error.name}: pip install 'mmdma-benchmark[anndata]'") from error
     from anndata._io.specs.registry import IORegistryError  # it has no public name
 
     with ExitStack() as stack:
@@ -76,8 +76,9 @@ def read_annotated(
         data = source if keys.modality is None else source.mod[keys.modality]
         if apart:
             data = data[of_share(data.n_obs, share)].to_memory()
-    where = f"{path}, modality {keys.modality!r}" if keys.modality is not None else str(path)
-    return chosen(where, data, keys), names((source if apart else data).obs_names), source
+    view = chosen(called(str(path), Keys(keys.modality)), data, keys)
+    cells = names(source.obs_names) if apart else view.cells
+    return replace(view, cells=cells, source=source, modality=keys.modality)
 
 
 @contextmanager
@@ -132,31 +133,42 @@ def _contents(path: Path, file: Path, kind: str, what: str) -> list[str]:
     return modalities
 
 
-def chosen(where: str, data: Any, keys: Keys) -> Chosen:
-    """What the keys name in an AnnData object, its modality aside. Raises ValueError."""
+def chosen(where: str, data: Any, keys: Keys) -> View:
+    """Return what the keys name in an AnnData object, its modality aside. Raises ValueError."""
     layer, obsm = keys.layer, keys.obsm
     for name, key, attribute in (("layer", layer, "layers"), ("obsm", obsm, "obsm")):
         held = [held for held in getattr(data, attribute, ()) if held is not None]  # raw data have none
         if key is not None and key not in held:
             raise ValueError(f"{where}: there is no {name} {key!r}; {name}: {listed(held)}")
+    cells = names(data.obs_names)
     if obsm is not None:
         if keys.feature_type is not None:
             raise ValueError(f"{where}: feature_type is for X and layers, not for obsm {obsm!r}")
         matrix = data.obsm[obsm]
-        return Chosen(
-            f"{where}, obsm {obsm!r}", matrix, names(matrix.columns) if isinstance(matrix, pd.DataFrame) else None
-        )
+        return View(matrix, cells, names(matrix.columns) if isinstance(matrix, pd.DataFrame) else None)
     matrix = data.X if layer is None else data.layers[layer]
     if matrix is None:
         raise ValueError(f"{where}: X is empty; layer: {listed(data.layers)}; obsm: {listed(data.obsm)}")
-    where = where if layer is None else f"{where}, layer {layer!r}"
-    features = names(data.var_names)
+    view = View(matrix, cells, names(data.var_names))
     if keys.feature_type is None:
-        return Chosen(where, matrix, features)
+        return view
     if "feature_types" not in data.var:
         raise ValueError(f"{where}: there is no column 'feature_types' in var; columns: {listed(data.var)}")
-    taken = of_type(where, data.var["feature_types"].astype(str).to_numpy(), keys.feature_type)
-    return Chosen(where, matrix[:, taken], tuple(np.array(features, object)[taken]))
+    return of_type(called(where, Keys(layer=layer)), view, data.var["feature_types"].astype(str), keys.feature_type)
+
+
+def of_type(where: str, view: View, types: Sequence[str], feature_type: str | None) -> View:
+    """Return the features of a type; all, if none is asked for and all are of one. Raises ValueError."""
+    types = np.array(types, object)
+    present = pd.Series(types).value_counts(sort=False)
+    if feature_type is None and len(present) <= 1:
+        return view
+    if feature_type not in present.index:
+        got = "none was given" if feature_type is None else f"there is no {feature_type!r}"
+        there = ", ".join(f"{name!r} ({count})" for name, count in present.items()) or "none"
+        raise ValueError(f"{where}: feature_type must be one of {there}; {got}")
+    taken = np.flatnonzero(types == feature_type)
+    return View(view.matrix[:, taken], view.cells, tuple(view.features[k] for k in taken))
 
 
 def rows_of_obs(source: Any, modality: str, cells: Sequence[str]) -> np.ndarray:

@@ -25,10 +25,10 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -170,28 +170,60 @@ def _lacking(file: Path) -> str | None:
     return None
 
 
-def package(name: str, path: Path) -> ModuleType:
-    """The package that a file needs. Raises MissingDependency."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingDependency(f"{path} needs {error.name}: pip install 'mmdma-benchmark[anndata]'") from error
-
-
 # What the libraries raise on damaged files, seen by damaging files at random.
 DAMAGED = (OSError, EOFError, ValueError, KeyError, IndexError, OverflowError, AttributeError, TypeError)
 DAMAGED += (AssertionError, RuntimeError, SyntaxError, tokenize.TokenError)
 DAMAGED += (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
 _SAFE_TORCH = (2, 10)  # files can get round weights_only before: CVE-2025-32434 until 2.5.1, CVE-2026-24747 until 2.9
+_COPIED = (".h5ad", ".h5mu")  # a copy of such a file takes the embedding
 _FIELDS = {"coordinate": ("real", "integer", "pattern"), "array": ("real", "integer")}  # of Matrix Market
 
 
-class Table(NamedTuple):
-    """What a file holds, as it is stored: the matrix, and the names of its rows and columns or None."""
+@dataclass(frozen=True, eq=False)
+class View:
+    """A matrix with names: what a reader takes of a file as it is stored, and what `read_view` returns of it, checked.
 
-    matrix: np.ndarray | scipy.sparse.sparray | scipy.sparse.spmatrix
-    rows: tuple[str, ...] | None = None
-    columns: tuple[str, ...] | None = None
+    Parameters
+    ----------
+    matrix : numpy.ndarray or scipy.sparse.csr_array
+        (n, p), rows are cells: float32 or float64, or sparse in float32.
+    cells : tuple of str or None
+        Names, n of them, no two the same; None: the file has none.
+    features : tuple of str or None
+        Names, p of them, or None.
+    source : object
+        The AnnData or MuData object that the matrix is from, else None.
+    path : Path
+        The file.
+    modality : str or None
+        The modality of a MuData object, else None.
+    n : int or None
+        Cells of the file, where the matrix has a share of them; names and source are those of all.
+    first : int
+        Which cell of the file is the matrix's first.
+    representation : tuple or None
+        (use_rep, layer) of an AnnData object in memory, else None.
+    """
+
+    matrix: np.ndarray | scipy.sparse.csr_array
+    cells: tuple[str, ...] | None = None
+    features: tuple[str, ...] | None = None
+    source: Any = None
+    path: Path | None = None
+    modality: str | None = None
+    n: int | None = None
+    first: int = 0
+    representation: tuple[str, str | None] | None = None
+
+    @property
+    def annotated(self) -> Any:
+        """The AnnData object of the cells: the source, or its modality; None for a bare matrix."""
+        return self.source if self.modality is None else self.source.mod[self.modality]
+
+    @property
+    def copied(self) -> bool:
+        """Whether the embedding goes into a copy of the file, else into a .npy file."""
+        return self.source is not None and suffix(self.path) in _COPIED
 
 
 @contextmanager
@@ -231,24 +263,24 @@ def read_array(path: Path) -> np.ndarray:
     return array
 
 
-def _read_npy(path: Path) -> Table:
-    return Table(read_array(path))
+def _read_npy(path: Path) -> View:
+    return View(read_array(path))
 
 
-def _read_npz(path: Path) -> Table:
+def _read_npz(path: Path) -> View:
     """A sparse matrix of scipy.sparse.save_npz, or the one array of numpy.savez."""
     with reading(path, "an archive of NumPy arrays", *DAMAGED):
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
             names = archive.files
             dense = archive[names[0]] if len(names) == 1 else None
         if {"format", "shape", "data"} <= set(names):
-            return Table(scipy.sparse.load_npz(path))
+            return View(scipy.sparse.load_npz(path))
     if dense is None:
         raise ValueError(f"{path} must hold one array or a sparse matrix of SciPy, it holds: {', '.join(names)}")
-    return Table(dense)
+    return View(dense)
 
 
-def _read_mtx(path: Path) -> Table:
+def _read_mtx(path: Path) -> View:
     """A Matrix Market file of coordinates, of which entries of the same place are summed, or of an array.
 
     scipy.io.mmread is not used: its parser reads beyond its buffer, so that a trailing blank can crash the process.
@@ -265,7 +297,7 @@ def _read_mtx(path: Path) -> Table:
             raise ValueError(f"it must be {fields}, general or symmetric, it is {field} {symmetry}")
         sizes = next((line for line in file if line.strip() and not line.startswith("%")), "").split()
         read = _coordinates if form == "coordinate" else _entries
-        return Table(read(file, [int(size) for size in sizes], field, symmetry == "symmetric"))
+        return View(read(file, [int(size) for size in sizes], field, symmetry == "symmetric"))
 
 
 def _coordinates(file: TextIO, sizes: list[int], field: str, symmetric: bool) -> scipy.sparse.sparray:
@@ -307,7 +339,7 @@ def _triplets(file: TextIO, n_entries: int, field: str) -> tuple[np.ndarray, np.
     return frame[0].to_numpy() - 1, frame[1].to_numpy() - 1, values
 
 
-def _read_pt(path: Path) -> Table:
+def _read_pt(path: Path) -> View:
     if torch.__version__ < _SAFE_TORCH:
         wanted = ".".join(map(str, _SAFE_TORCH))
         raise MissingDependency(f"{path}: PyTorch {torch.__version__} may run code of the file, .pt needs {wanted}")
@@ -321,7 +353,7 @@ def _read_pt(path: Path) -> Table:
         held = f" with the keys {', '.join(map(str, tensor))}" if isinstance(tensor, dict) else ""
         raise ValueError(f"{path} must hold one tensor, it holds a {type(tensor).__name__}{held}")
     with reading(path, "a matrix", *DAMAGED):
-        return Table(on_host(tensor))
+        return View(on_host(tensor))
 
 
 def place(rows: object, row: int, columns: object, column: int) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mmdma_core.files.annotated import ANNOTATED, as_stored
-from mmdma_core.files.atomic import Unwritten, atomically
-from mmdma_core.files.formats import package, suffix
+from mmdma_core.files.annotated import as_stored
+from mmdma_core.files.atomic import atomically
+from mmdma_core.files.formats import View, suffix
 from mmdma_core.files.labels import read_labels, read_vector
 from mmdma_core.files.names import align_by_name, compare_names
-from mmdma_core.files.views import View, read_view
+from mmdma_core.files.views import read_view
 
 __all__ = [
     "View",
@@ -131,13 +131,10 @@ def write_embedding(view: View, embedding: np.ndarray, path: str | Path, paramet
     with atomically(path) as part:
         if not view.path.exists():
             raise FileNotFoundError(errno.ENOENT, f"{view.path}, which it is a copy of, is no longer there")
-        if old_part(view):
-            _rewrite(view, part, embedding, stored)
-            return
         shutil.copyfile(view.path, part)
         with part.open("r+b") as file:  # HDF5 would complain at length of a disk that fills; it gives back what is left
             os.posix_fallocate(file.fileno(), part.stat().st_size, embedding.nbytes + _ROOM)
-        _add_elements(part, _group(view), embedding, stored)
+        _add_elements(part, f"mod/{view.modality}/" if view.modality else "", embedding, stored)
 
 
 def check_suffix(view: View, path: Path) -> None:
@@ -160,75 +157,6 @@ def check_suffix(view: View, path: Path) -> None:
         raise ValueError(f"{path}: an embedding of {view.path} is written to {' or '.join(allowed)}")
 
 
-def old_part(view: View) -> str | None:
-    """What keeps an embedding out of a plain copy of the view's file, which anndata then writes anew.
-
-    Parameters
-    ----------
-    view : View
-        The view; its embedding goes into a copy of the file.
-
-    Returns
-    -------
-    str or None
-        Such as 'obsm': anndata before 0.7 had one table there, which takes no further entry. None: a copy will do.
-    """
-    import h5py
-
-    with h5py.File(view.path, "r") as file:
-        held = file if view.modality is None else file[_group(view)]
-        return next((name for name in ("obsm", "uns") if isinstance(held.get(name), h5py.Dataset)), None)
-
-
-def why_no_copy(view: View, path: Path) -> str | None:
-    """Try to have the view's file written anew with an embedding, where that is needed; nothing is left of the trial.
-
-    Parameters
-    ----------
-    view : View
-        The view; its embedding goes into a copy of the file.
-    path : Path
-        Where the copy is to be.
-
-    Returns
-    -------
-    str or None
-        Why it cannot be. None: it can.
-
-    Raises
-    ------
-    Unwritten
-        An OSError, where the folder takes no file or has no room.
-    """
-    if not old_part(view):
-        return None
-    trial = path.with_name(f".trial-{path.name}")
-    try:
-        with atomically(trial) as part:
-            _rewrite(view, part, np.zeros((view.n or view.matrix.shape[0], 1), np.float32), {})
-    except Unwritten as error:
-        raise Unwritten(error.errno, error.strerror, str(path)) from error
-    except Exception as error:  # of what may lie in the file, whatever anndata finds it to be
-        return " ".join(str(error).split()) or type(error).__name__
-    finally:
-        trial.unlink(missing_ok=True)
-    return None
-
-
-def _group(view: View) -> str:
-    return "" if view.modality is None else f"mod/{view.modality}/"
-
-
-def _rewrite(view: View, path: Path, embedding: np.ndarray, parameters: dict) -> None:
-    """Have the package of the file read all of it, else it raises, and write it in today's layout."""
-    kind = suffix(view.path)
-    data = getattr(package(ANNOTATED[kind][0], view.path), f"read_{kind[1:]}")(view.path)
-    cells = data if view.modality is None else data.mod[view.modality]
-    cells.obsm["X_mmdma"] = embedding
-    cells.uns["mmdma"] = parameters
-    (data.write_h5ad if kind == ".h5ad" else data.write)(path)
-
-
 def _add_elements(path: Path, group: str, embedding: np.ndarray, parameters: dict) -> None:
     """Add both elements to an HDF5 file and leave the rest of it as it is, whatever its writer's version was."""
     import h5py
@@ -236,8 +164,14 @@ def _add_elements(path: Path, group: str, embedding: np.ndarray, parameters: dic
 
     try:
         with h5py.File(path, "r+") as file:
-            write_elem(file, f"{group}obsm/X_mmdma", embedding)
-            write_elem(file, f"{group}uns/mmdma", parameters)
+            for name, key, element in (("obsm", "X_mmdma", embedding), ("uns", "mmdma", parameters)):
+                held = file.get(f"{group}{name}")
+                if isinstance(held, h5py.Dataset):  # one table, as anndata before 0.7 had it, takes no further entry
+                    table = held[()]
+                    del file[f"{group}{name}"]
+                    for column in table.dtype.names:
+                        file[f"{group}{name}/{column}"] = table[column]
+                write_elem(file, f"{group}{name}/{key}", element)
     except (OSError, RuntimeError, ValueError) as error:  # HDF5 has the system's reason among many words, if any
         number = re.search(r"errno = (\d+)", str(error))
         reason = os.strerror(int(number[1])) if number else str(error).partition("\n")[0]

@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 
 from mmdma_core.files.annotated import column_of_obs, listed
-from mmdma_core.files.formats import existing, opened, read_array, suffix
+from mmdma_core.files.formats import View, existing, opened, read_array, suffix
 from mmdma_core.files.names import agree_without
 from mmdma_core.files.tables import MISSING, counts, is_corner, is_name, is_number
-from mmdma_core.files.views import View
 
 _LOG = logging.getLogger("mmdma_core")
 _TEXT = (".csv", ".tsv", ".txt")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mmdma_core.files.annotated import rows_of_obs
-from mmdma_core.files.views import View
+from mmdma_core.files.formats import View
 
 _NUMBERED = re.compile(r"(0|[1-9]\d*)(-\d+)?")  # as AnnData and pandas number, and AnnData after a concatenation
 _BARCODES = 737_280  # on 10x Genomics' list of 2016, of which a lane's cells are a draw

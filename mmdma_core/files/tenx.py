@@ -6,15 +6,16 @@ and more, and reads the matrix with scipy.io.mmread, which damaged files crash.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from mmdma_core.files.formats import DAMAGED, READERS, Table, existing, hdf5_filters, opened, package, reading, suffix
+from mmdma_core.files.annotated import names, of_type
+from mmdma_core.files.formats import DAMAGED, READERS, View, existing, hdf5_filters, opened, reading, suffix
 
 FOLDER, FILE = "10x folder", ".h5"  # the kinds, as errors call them
 _PARTS = {
@@ -25,7 +26,7 @@ _PARTS = {
 _GENES, _PEAKS = "Gene Expression", "Peaks"  # the types, where the files have none
 
 
-def read_tenx_folder(folder: Path, feature_type: str | None) -> Table:
+def read_tenx_folder(folder: Path, feature_type: str | None) -> View:
     """matrix.mtx, barcodes.tsv and features.tsv (or genes.tsv, peaks.bed), each .gz or not. Raises ValueError.
 
     The names may have a prefix, as those of GEO do. Features are named by their ids.
@@ -79,9 +80,8 @@ def _described(path: Path, rows: list[list[str]]) -> tuple[list[str], list[str]]
     return [row[0] for row in rows], [row[2] if len(row) > 2 and row[2] else _GENES for row in rows]
 
 
-def read_tenx_file(path: Path, feature_type: str | None) -> Table:
+def read_tenx_file(path: Path, feature_type: str | None) -> View:
     """A .h5 file: the group matrix of version 3, or the one of a genome of version 2. Raises ValueError."""
-    package("h5py", path)
     with hdf5_filters(path, path), reading(path, "a .h5 file of 10x", *DAMAGED):
         counts = _read_groups(path)
     return _taken(path, *counts, feature_type)
@@ -129,38 +129,12 @@ def _taken(
     ids: list[str],
     types: list[str],
     feature_type: str | None,
-) -> Table:
-    """The features of one type."""
+) -> View:
+    """The features of one type, whose names are made unique by -1, -2, ..., as scverse has it."""
+    from anndata.utils import make_index_unique
+
     with reading(path, "counts of 10x", ValueError):
         matrix.check_format(full_check=True)  # SciPy would follow a bad index out of the array
-    taken = of_type(str(path), np.array(types, object), feature_type)
-    ids = unique(ids[k] for k in taken)
-    return Table(matrix if len(taken) == len(types) else matrix[:, taken], tuple(barcodes), ids)
-
-
-def unique(names: Iterable[str]) -> tuple[str, ...]:
-    """The names; of one that occurs again, the further ones end in -1, -2, ..., as scverse has it."""
-    found, times = [], {}
-    names = list(names)
-    there = set(names)
-    for name in names:
-        new = name
-        while name in times and new in there:
-            new = f"{name}-{times[name]}"
-            times[name] += 1
-        times.setdefault(name, 1)
-        there.add(new)
-        found.append(new)
-    return tuple(found)
-
-
-def of_type(where: str, types: np.ndarray, feature_type: str | None) -> np.ndarray:
-    """Places of the features of a type; of all, if none is asked for and all are of one. Raises ValueError."""
-    present = pd.Series(types).value_counts(sort=False)
-    if feature_type is None and len(present) <= 1:
-        return np.arange(len(types))
-    if feature_type not in present.index:
-        got = "none was given" if feature_type is None else f"there is no {feature_type!r}"
-        there = ", ".join(f"{name!r} ({count})" for name, count in present.items()) or "none"
-        raise ValueError(f"{where}: feature_type must be one of {there}; {got}")
-    return np.flatnonzero(types == feature_type)
+    view = of_type(str(path), View(matrix, tuple(barcodes), tuple(ids)), types, feature_type)
+    with warnings.catch_warnings(category=UserWarning, action="ignore"):
+        return replace(view, features=names(make_index_unique(pd.Index(view.features))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import pandas as pd
 import scipy.sparse
 
 from mmdma_core.files import formats, tables, tenx
-from mmdma_core.files.annotated import ANNOTATED, Keys, read_annotated
-from mmdma_core.files.formats import Table, check_is_there, existing, of_share, place, reading, suffix
+from mmdma_core.files.annotated import ANNOTATED, Keys, called, read_annotated
+from mmdma_core.files.formats import View, check_is_there, existing, of_share, place, reading, suffix
 from mmdma_core.inputs import canonical, unmasked
 
 READERS = formats.READERS | tables.READERS
@@ -25,55 +25,9 @@ _TAKE = {
     "modality": ((".h5mu",), ".h5mu files"),
     "feature_type": ((tenx.FOLDER, tenx.FILE, *ANNOTATED), "10x folders, .h5, .h5ad, .h5mu and .zarr"),
     "transpose": (tuple(READERS), "bare matrices"),
+    "header": (tuple(tables.READERS), "tables of text"),
+    "index": (tuple(tables.READERS), "tables of text"),
 }
-_COPIED = (".h5ad", ".h5mu")  # a copy of such a file takes the embedding
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """A view as read from a file.
-
-    Parameters
-    ----------
-    matrix : numpy.ndarray or scipy.sparse.csr_array
-        (n, p), rows are cells: float32 or float64, or sparse in float32.
-    cells : tuple of str or None
-        Names, n of them, no two the same; None: the file has none.
-    features : tuple of str or None
-        Names, p of them, or None.
-    source : object
-        The AnnData or MuData object that the matrix is from, else None.
-    path : Path
-        The file.
-    modality : str or None
-        The modality of a MuData object, else None.
-    n : int or None
-        Cells of the file, where the matrix has a share of them; names and source are those of all.
-    first : int
-        Which cell of the file is the matrix's first.
-    copyable : bool
-        Whether a copy of the file can take the embedding.
-    """
-
-    matrix: np.ndarray | scipy.sparse.csr_array
-    cells: tuple[str, ...] | None
-    features: tuple[str, ...] | None
-    source: Any
-    path: Path
-    modality: str | None = None
-    n: int | None = None
-    first: int = 0
-    copyable: bool = True
-
-    @property
-    def annotated(self) -> Any:
-        """The AnnData object of the cells: the source, or its modality; None for a bare matrix."""
-        return self.source if self.modality is None else self.source.mod[self.modality]
-
-    @property
-    def copied(self) -> bool:
-        """Whether the embedding goes into a copy of the file, else into a .npy file."""
-        return self.copyable and self.source is not None and suffix(self.path) in _COPIED
 
 
 def read_view(
@@ -84,6 +38,8 @@ def read_view(
     modality: str | None = None,
     feature_type: str | None = None,
     transpose: bool = False,
+    header: bool | None = None,
+    index: bool | None = None,
     least: int = 2,
     share: tuple[int, int] = (0, 1),
 ) -> View:
@@ -101,7 +57,7 @@ def read_view(
     .csv, .tsv, .txt, also with .gz: text, the separator found by itself. The first row is one of names if none of its
     fields is a number or missing, the first column if its first entry below is neither; the corner may be empty or left
     out. Numbers are names under an empty or usual corner (gene, cell_id) and in quotes where other numbers have none;
-    what may be read in two ways is refused.
+    what may be read in two ways is refused, unless `header` and `index` say which is meant.
 
     Sparse matrices stay sparse, in float32; float64 stays float64; all else becomes float32. Text is float64. A damaged
     file of HDF5 is mostly refused, but it can crash the HDF5 library and with it the process.
@@ -120,6 +76,10 @@ def read_view(
         Of 10x, or of AnnData the value in var["feature_types"]: only the features of this type.
     transpose : bool
         The file has features in rows; only for bare matrices.
+    header : bool, optional
+        Whether the first row of a table of text holds names; None: as it looks.
+    index : bool, optional
+        Whether its first column does.
     least : int
         Cells that it must have at least.
     share : tuple of int
@@ -142,24 +102,32 @@ def read_view(
     """
     path = Path(path)
     kind = _kind(path)
-    keys = Keys(layer, obsm, modality, feature_type)
-    for name, key in (keys._asdict() | {"transpose": transpose or None}).items():
+    keys = Keys(modality, layer, obsm, feature_type)
+    of_text = {"header": header, "index": index}
+    for name, key in (keys._asdict() | {"transpose": transpose or None} | of_text).items():
         kinds, words = _TAKE[name]
         if key is not None and kind not in kinds:
             this = kind if path.is_dir() else f"{kind} file"
-            raise ValueError(f"{path}: {name if key is True else f'{name} {key!r}'} is for {words}, this is a {this}")
+            given = name if isinstance(key, bool) else f"{name} {key!r}"
+            raise ValueError(f"{path}: {given} is for {words}, this is a {this}")
     if layer is not None and obsm is not None:
         raise ValueError(f"{path}: give layer or obsm, not both, got {layer!r} and {obsm!r}")
     if kind in ANNOTATED:
-        (where, matrix, features), cells, source = read_annotated(path, kind, keys, share)
-        return _checked(where, _shared(View(matrix, cells, features, source, path, modality), share), least)
-    with reading(
-        path, f"a {kind} file", EOFError, zlib.error, gzip.BadGzipFile
-    ):  # an end that is cut off, and the like
-        matrix, rows, columns = _table(path, kind, feature_type)
+        view = read_annotated(path, kind, keys, share)
+    else:
+        with reading(path, f"a {kind} file", EOFError, zlib.error, gzip.BadGzipFile):  # an end that is cut off
+            view = _read_bare(path, kind, feature_type, of_text)
     if transpose:
-        matrix, rows, columns = matrix.T, columns, rows
-    return _checked(str(path), _shared(View(matrix, rows, columns, None, path), share), least)
+        view = View(view.matrix.T, view.features, view.cells)
+    return _checked(called(str(path), keys), _shared(replace(view, path=path), share), least)
+
+
+def _read_bare(path: Path, kind: str, feature_type: str | None, of_text: dict[str, bool | None]) -> View:
+    if kind == tenx.FOLDER:
+        return tenx.read_tenx_folder(path, feature_type)
+    if kind == tenx.FILE:
+        return tenx.read_tenx_file(path, feature_type)
+    return READERS[kind](path, **of_text) if kind in tables.READERS else READERS[kind](path)
 
 
 def _shared(view: View, share: tuple[int, int]) -> View:
@@ -186,14 +154,6 @@ def _kind(path: Path) -> str:
     if kind == ".zarr":
         raise ValueError(f"{path} must be a folder, it is a file")
     return kind
-
-
-def _table(path: Path, kind: str, feature_type: str | None) -> Table:
-    if kind == tenx.FOLDER:
-        return tenx.read_tenx_folder(path, feature_type)
-    if kind == tenx.FILE:
-        return tenx.read_tenx_file(path, feature_type)
-    return READERS[kind](path)
 
 
 def _checked(where: str, view: View, least: int) -> View:

@@ -84,7 +84,7 @@ def _add_views(parser: argparse.ArgumentParser, required: bool) -> None:
         _add_view(parser, name, f"{name}-", required and name == "x")
     parser.add_argument("--layer", help="layer of both AnnData files")
     parser.add_argument("--obsm", help="entry of obsm of both AnnData files, such as X_pca")
-    parser.add_argument("--transpose", action="store_true", help="both files have features in rows")
+    _add_layout(parser, "", "both files have")
 
 
 def _add_view(parser: argparse.ArgumentParser, name: str, prefix: str, required: bool) -> None:
@@ -96,7 +96,14 @@ def _add_view(parser: argparse.ArgumentParser, name: str, prefix: str, required:
     group.add_argument(f"--{prefix}obsm", help="entry of obsm of an AnnData file")
     group.add_argument(f"--{prefix}modality", help="modality of a MuData file")
     group.add_argument(f"--{prefix}feature-type", help="features of this type alone, such as 'Antibody Capture' of 10x")
-    group.add_argument(f"--{prefix}transpose", action="store_true", help="the file has features in rows")
+    _add_layout(group, prefix, "the file has")
+
+
+def _add_layout(group: argparse._ActionsContainer, prefix: str, has: str) -> None:
+    group.add_argument(f"--{prefix}transpose", action="store_true", default=None, help=f"{has} features in rows")
+    for name, what in (("header", "row"), ("index", "column")):
+        text = f"{has} names in the first {what} of a table of text; default: as it looks"
+        group.add_argument(f"--{prefix}{name}", action=argparse.BooleanOptionalAction, help=text)
 
 
 def _add_truth(parser: argparse.ArgumentParser) -> None:

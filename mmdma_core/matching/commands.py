@@ -66,8 +66,6 @@ def transform(options: argparse.Namespace) -> int:
     model = MMDMA.load(options.model)
     io.check_suffix(view, options.out)
     copied = options.out.suffix != ".npy"
-    if copied and (reason := io.why_no_copy(view, options.out)):
-        raise ValueError(f"{options.out}: {view.path} cannot be written anew, give .npy: {reason}")
     size = view.matrix.shape[0] * getattr(model, f"weights_{options.view}_").shape[1] * 4
     check_writable({options.out: size + (view.path.stat().st_size if copied else 0)})
     check_features(str(view.path), view.features, getattr(model, f"feature_names_{options.view}_"))
@@ -123,7 +121,6 @@ def _fit(options: argparse.Namespace, share: tuple[int, int]) -> int:
     model = MMDMA(**parameters)
     _embedding_paths(options.out, views)  # before the work, what it may refuse
     if first:
-        views = [_with_copy(view, options.out, name) for name, view in zip("xy", views, strict=True)]
         check_writable(_sizes(options.out, views, model))
     begin = time.perf_counter()
     model.fit(*(view.matrix for view in views))
@@ -147,7 +144,7 @@ def _given(options: argparse.Namespace, share: tuple[int, int]) -> tuple[list[io
         rows = of_share(options.n, share)
         x, y, match = simulate_views(options.simulate, options.n, options.p, p_y=options.p_y, rows=rows)
         names = [(f"simulated-{name}.npy", view.numpy()) for name, view in (("x", x), ("y", y))]
-        views = [io.View(view, None, None, None, Path(name), n=options.n, first=rows.start) for name, view in names]
+        views = [io.View(view, path=Path(name), n=options.n, first=rows.start) for name, view in names]
         return views, Truth(match, None, None)
     views = _read_views(options, share)
     truth = _read_truth(options, *map(_whole, views)) if share[0] == 0 else Truth(None, None, None)
@@ -172,8 +169,9 @@ def _read_views(options: argparse.Namespace, share: tuple[int, int] = (0, 1)) ->
 
 def _keys(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
     """Say what to read of a view: its own options, else those of both."""
-    keys = ("layer", "obsm", "modality", "feature_type", "transpose")
-    found = {key: getattr(options, f"{prefix}{key}") or getattr(options, key, None) for key in keys}
+    keys = ("layer", "obsm", "modality", "feature_type", "transpose", "header", "index")
+    own = {key: getattr(options, f"{prefix}{key}") for key in keys}
+    found = {key: getattr(options, key, None) if value is None else value for key, value in own.items()}
     if getattr(options, f"{prefix}layer") or getattr(options, f"{prefix}obsm"):  # one of its own replaces both
         found |= {key: getattr(options, f"{prefix}{key}") for key in ("layer", "obsm")}
     return found | {"transpose": bool(found["transpose"])}
@@ -240,19 +238,6 @@ def _embedding_paths(out: Path, views: list[io.View]) -> list[Path]:
         if path.resolve() in files:
             raise ValueError(f"{path} is an input, it is kept: choose another --out")
     return paths
-
-
-def _with_copy(view: io.View, out: Path, name: str) -> io.View:
-    """Return the view, without a copy of its file if that cannot be written anew; where it must be, the log says so."""
-    if not view.copied or not (part := io.old_part(view)):
-        return view
-    reason = io.why_no_copy(view, out / view.path.name)
-    if reason is None:
-        _LOG.info("%s: %s of %s is as anndata before 0.7 had it: its copy is written anew", name, part, view.path)
-        return view
-    instead = f"its embedding goes into embedding_{name}.npy"
-    _LOG.warning("%s: %s cannot be written anew, so that %s: %s", name, view.path, instead, reason)
-    return dataclasses.replace(view, copyable=False)
 
 
 def _sizes(out: Path, views: list[io.View], model: MMDMA) -> dict[Path, int]:

@@ -395,9 +395,10 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Take cells as `fit` took those of the view, ready to be embedded."""
         if use_rep is None and layer is None and is_annotated(given):
             use_rep, layer = getattr(self, f"representation_{view}_") or (None, None)
-        matrix, features, _ = take(given, name, use_rep, layer)
-        check_features(f"view {view!r}", features, getattr(self, f"feature_names_{view}_"))
-        rows, columns = as_rows(matrix, view.upper(), 1, self.l2_normalize), len(getattr(self, f"weights_{view}_"))
+        taken = take(given, name, use_rep, layer)
+        check_features(f"view {view!r}", taken.features, getattr(self, f"feature_names_{view}_"))
+        rows = as_rows(taken.matrix, view.upper(), 1, self.l2_normalize)
+        columns = len(getattr(self, f"weights_{view}_"))
         if rows.shape[1] != columns:
             raise ValueError(f"view {view!r} was fitted with {columns} columns, got {rows.shape[1]}")
         return centred(rows, view.upper(), getattr(self, f"mean_{view}_"))

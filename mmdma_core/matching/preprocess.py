@@ -10,7 +10,8 @@ import json
 import logging
 import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from sklearn.preprocessing import normalize
 from sklearn.utils import check_array
 
 from mmdma_core.files.annotated import Keys, chosen
+from mmdma_core.files.formats import View
 from mmdma_core.fused.ranks import in_world
 from mmdma_core.inputs import canonical, on_host, unmasked
 from mmdma_core.models import in_words
@@ -124,15 +126,7 @@ def _numbers(first: int, count: int) -> np.ndarray:
 Pair = str | tuple[str | None, str | None] | None  # of both views, or of each
 
 
-class Taken(NamedTuple):
-    """A matrix, the names of its features or None, and of AnnData (use_rep, layer), else None."""
-
-    matrix: Any
-    features: tuple[str, ...] | None
-    representation: tuple[str, str | None] | None
-
-
-def take_both(x: Any, y: Any, use_rep: Pair, layer: Pair) -> tuple[Taken, Taken]:
+def take_both(x: Any, y: Any, use_rep: Pair, layer: Pair) -> tuple[View, View]:
     """Return what `fit` takes of its views; use_rep and layer are of both, or a pair. Raises ValueError of one line."""
     if y is None:  # in scikit-learn's words
         raise ValueError("MMDMA requires y to be passed, but the target y is None: Y is the second view")
@@ -151,7 +145,7 @@ def _pair(name: str, value: Pair) -> tuple[str | None, str | None]:
     return tuple(pair)
 
 
-def take(view: Any, name: str, use_rep: str | None = None, layer: str | None = None) -> Taken:
+def take(view: Any, name: str, use_rep: str | None = None, layer: str | None = None) -> View:
     """Return what is fitted of a view: of AnnData X, a layer, or with use_rep an entry of obsm. Raises ValueError."""
     use_rep = None if use_rep == "X" else use_rep
     if hasattr(view, "mod") and hasattr(view, "obs_names"):
@@ -162,11 +156,11 @@ def take(view: Any, name: str, use_rep: str | None = None, layer: str | None = N
             raise ValueError(f"{asked} is for AnnData, {name} is a {type(view).__name__}")
         matrix = _in_memory(view, name)
         names = tuple(map(str, matrix.columns)) if isinstance(matrix, pd.DataFrame) else None
-        return Taken(matrix, names, None)
+        return View(matrix, features=names)
     if use_rep is not None and layer is not None:
         raise ValueError(f"{name}: give use_rep or layer, not both, got {use_rep!r} and {layer!r}")
-    _, matrix, features = chosen(name, view, Keys(layer=layer, obsm=use_rep))
-    return Taken(_in_memory(matrix, name), features, (use_rep or "X", layer))
+    held = chosen(name, view, Keys(layer=layer, obsm=use_rep))
+    return replace(held, matrix=_in_memory(held.matrix, name), representation=(use_rep or "X", layer))
 
 
 def check_features(where: str, given: tuple[str, ...] | None, fitted: tuple[str, ...] | None) -> None:
