@@ -24,6 +24,7 @@ import torch
 from mmdma_core.files import io
 from mmdma_core.files.atomic import Unwritten, atomically, check_writable
 from mmdma_core.files.formats import of_share
+from mmdma_core.files.names import are_numbers
 from mmdma_core.fused.ranks import in_world
 from mmdma_core.inputs import as_device
 from mmdma_core.matching import metrics, model_file, pictures
@@ -182,8 +183,8 @@ def _described(view: io.View) -> str:
     n, p = view.matrix.shape
     form = "sparse" if scipy.sparse.issparse(view.matrix) else "dense"
     names = [
-        f"no {what} names" if held is None else f"first {what} {held[0]!r}"
-        for what, held in (("cell", view.cells), ("feature", view.features))
+        f"no {what} names" if given is None else f"first {what} {given[0]!r}"
+        for what, given in (("cell", view.cells), ("feature", view.features))
     ]
     return f"{n:,} cell{'s' * (n > 1)} x {p:,} feature{'s' * (p > 1)}, {form}, {', '.join(names)}"
 
@@ -212,11 +213,11 @@ def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
     elif options.same_cells:
         match = np.arange(n_x)
     else:
-        match, said = io.align_by_name(x, y), io.compare_names(x, y)
-        if said is not None:
-            _LOG.info("match: %s", said)
-        if match is None and said is not None and not said.startswith("none"):
-            unknown = said
+        match, compared = io.align_by_name(x, y), io.compare_names(x, y)
+        if compared is not None:
+            _LOG.info("match: %s", compared)
+            if match is None and not any(are_numbers(view.cells) for view in (x, y)):
+                unknown = compared
     labels = []
     for name, view in (("x", x), ("y", y)):
         source = getattr(options, f"{name}_labels") or options.labels
@@ -247,8 +248,8 @@ def _sizes(out: Path, views: list[io.View], model: MMDMA) -> dict[Path, int]:
     sizes = dict.fromkeys((out / name for name in (*_WRITTEN, *_PICTURES)), 0)
     for view, path in zip(views, _embedding_paths(out, views), strict=True):
         n, p = _whole(view).matrix.shape[0], view.matrix.shape[1]
-        held = view.path.stat().st_size if view.copied and path not in sizes else 0
-        sizes[path] = sizes.get(path, held) + n * of_number
+        of_copy = view.path.stat().st_size if view.copied and path not in sizes else 0
+        sizes[path] = sizes.get(path, of_copy) + n * of_number
         sizes[out / "model.npz"] += (n + (n if model.kernel == "precomputed" else p)) * of_number
     return sizes
 
@@ -398,7 +399,7 @@ class Outputs:
             self._saved.append(name)
 
     def draw(self, name: str, draw: Callable[[Path], None]) -> None:
-        """Write a picture; one that cannot be drawn is told of in a line, and costs no more than that."""
+        """Write a picture; one that cannot be drawn costs a line in the log, and no more."""
         try:
             self.write(name, draw)
         except Exception as error:  # whatever Matplotlib makes of people's labels

@@ -5,7 +5,7 @@ other machines, a start by something else, and one line that says which rank it 
 watcher, a process forked from it, since the rank itself may be in a long computation that lets no other thread run.
 Every second a watcher writes into the store of torch.distributed what it sees of its rank: the processor time that it
 has taken, and how many sums over ranks it has begun and ended. The first fault that is written there is the one that
-is said; then every watcher kills its rank.
+is printed; then every watcher kills its rank.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def rank_and_size() -> tuple[int, int]:
 def joined(use_gpu: bool) -> Iterator[tuple[int, int]]:
     """Join the processes that were started together, for as long as this lasts; gives (rank, number of ranks).
 
-    What is raised within is said in one line, with the rank, and ends all of them: SystemExit is raised in its place.
+    The first error that is raised within ends all of them, and is raised here; in the others SystemExit is.
     Raises RuntimeError if the others do not come within PATIENCE_S.
     """
     rank, size = rank_and_size()
@@ -67,7 +67,7 @@ def joined(use_gpu: bool) -> Iterator[tuple[int, int]]:
         yield rank, size
         watcher.rest()
         store.set(f"left/{rank}", "")
-        if rank == 0:  # which may hold the store, and leaves last
+        if rank == 0:  # which may keep the store, and leaves last
             store.wait([f"left/{other}" for other in range(size)], timedelta(seconds=PATIENCE_S))
         distributed.destroy_process_group()
     except BaseException as error:
@@ -223,13 +223,13 @@ class _Watching:
         with suppress(psutil.Error):
             used_s = sum(self._parent.cpu_times()[:2])
             stopped = self._parent.status() == psutil.STATUS_STOPPED
-            self._store.set(f"told/{self._rank}", json.dumps([used_s, *self._counts, stopped]))
+            self._store.set(f"of/{self._rank}", json.dumps([used_s, *self._counts, stopped]))
 
     def _hear(self) -> None:
         """Read what each rank does; one that is not heard of does nothing."""
         for rank in range(self._size):
-            if self._store.check([f"told/{rank}"]):
-                now = _Seen(*json.loads(self._store.get(f"told/{rank}")), active=time.monotonic())
+            if self._store.check([f"of/{rank}"]):
+                now = _Seen(*json.loads(self._store.get(f"of/{rank}")), active=time.monotonic())
                 before = self._seen.get(rank)
                 if before and now.used_s - before.used_s <= _IDLE_S and now.progress() == before.progress():
                     now.active = before.active

@@ -1,7 +1,7 @@
 """How well two embeddings match, where the truth is known: from the ranks of the true matches, and from labels.
 
 e_x (n_x, d) and e_y (n_y, d) are the embedded views, rows are cells; match (n_x,) says that row i of e_x is the same
-cell as row match[i] of e_y. What match may be, and that ties count half, is said in match_ranks.py. Memory is O(n)
+cell as row match[i] of e_y. match_ranks.py has what match may be, and how ties count. Memory is O(n)
 throughout, time O(n^2 d). The single metrics take all cells; `evaluate` takes a sample of many, and says how well
 it tells the metrics, see match_ranks.py.
 """

@@ -91,7 +91,7 @@ def legend(
 
 
 def save(figure: Figure, path: Path, **options: object) -> None:
-    """Write a figure in one step. What the font lacks comes from others; what none has is told in one line."""
+    """Write a figure in one step. What the font lacks comes from others; what none has costs one line in the log."""
     with as_it_stands():
         for axes in figure.axes:  # ticks have their text when they are asked for
             axes.get_xticklabels(), axes.get_yticklabels()
@@ -116,10 +116,10 @@ def _others(characters: frozenset[str], family: str) -> tuple[str, ...]:
     lacking = {character for character in characters if character.isprintable()} - _characters(own)
     found = []
     for name, file in _families().items() if lacking else ():
-        held = lacking & _characters(file)
-        if held and _can_draw(file, held):
+        there = lacking & _characters(file)
+        if there and _can_draw(file, there):
             found.append(name)
-            lacking -= held
+            lacking -= there
     if lacking:
         _LOG.warning("no font that is installed has %s: boxes stand in their place", " ".join(sorted(lacking)))
     return tuple(found)
@@ -210,8 +210,8 @@ def _principal(e_x: np.ndarray, e_y: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _labelled(part: np.ndarray, labels: np.ndarray) -> Labelled:
     """Return the points that have a label, and these as text: numbers in one view may be text in the other."""
-    held = ~pd.isna(labels)
-    return part[held], labels[held].astype(str)
+    known = ~pd.isna(labels)
+    return part[known], labels[known].astype(str)
 
 
 def _draw_dots(
@@ -332,8 +332,8 @@ def draw_contours(axes: Axes, grid: Grid, parts: tuple[np.ndarray, ...], colors:
     for part, color, style, name in zip(parts, colors, ("solid", "dashed"), "xy", strict=True):
         density = gaussian_filter(grid.counts(part), _SMOOTHING)
         ranked = np.sort(density, axis=None)[::-1]
-        held = ranked.cumsum() / ranked.sum()
-        levels = np.unique([ranked[np.searchsorted(held, fraction)] for fraction in _ENCLOSED])
+        enclosed = ranked.cumsum() / ranked.sum()
+        levels = np.unique([ranked[np.searchsorted(enclosed, fraction)] for fraction in _ENCLOSED])
         axes.contour(*at, density, levels=levels, colors=color, linestyles=style, linewidths=1.2)
         lines.append(Line2D([], [], color=color, linestyle=style, label=f"view {name}"))
     axes.set_aspect("equal")

@@ -55,13 +55,14 @@ def as_rows(view: Any, name: str, least: int, unit: bool = False) -> Matrix:
         raise ValueError(f"{name} must have at least {least} cell{'s' if least > 1 else ''}, its shape is {shape}")
     options = {"accept_sparse": "csr", "dtype": np.float32, "input_name": name, "ensure_min_samples": least}
     try:
-        rows = check_array(canonical(view) if scipy.sparse.issparse(view) else view, **options)
-    except (TypeError, ValueError) as error:  # of several lines
-        said = str(error).partition("\n")[0]
-        if "NaN" in said or "NAType" in said:
-            said = f"Input {name} contains NaN: fill in what is missing, or drop its cells or features"
-            raise ValueError(said) from None
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(said) from None
+        view = canonical(view) if scipy.sparse.issparse(view) else view
+        rows = check_array(view, **options)
+    except (TypeError, ValueError) as error:
+        if np.any(pd.isna(view.data if scipy.sparse.issparse(view) else view)):
+            remedy = "fill in what is missing, or drop its cells or features"
+            raise ValueError(f"Input {name} contains NaN: {remedy}") from None
+        of_one_line = str(error).partition("\n")[0]
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(of_one_line) from None
     return normalize(rows) if unit else rows
 
 
