@@ -1,6 +1,6 @@
-"""Which cells are measured now, told in the folder of results, so that any node can read it.
+"""What a study has still to measure, about how long that takes, what will not fit, and what a budget will cut.
 
-What a study has still to measure, about how long that takes, what will not fit, and what a budget will cut.
+A node tells in the folder of results what it measures now, so that any other can read it.
 """
 
 from __future__ import annotations
@@ -29,51 +29,8 @@ from mmdma_core.compositions import PAPER
 from mmdma_core.files.atomic import is_partial
 from mmdma_core.models import NOMINAL, Rates
 
-_LATE_S = 60.0  # beyond its time limit a cell that is still told has died with its node
-
-
-@contextmanager
-def told(study: Study, variant: str, p: int, n: int) -> Iterator[None]:
-    """Tell that this process measures a cell, for as long as it does."""
-    path = _folder(study) / f"{platform.node()}-{os.getpid()}.json"
-    cell = {"variant": variant, "p": p, "n": n, "node": platform.node(), "job": os.environ.get("SLURM_JOB_ID")}
-    records.write_atomically(path, json.dumps(cell))
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def running(study: Study) -> tuple[list[dict[str, Any]], list[Path]]:
-    """What is measured now: variant, p, n, node, job, and `seconds` since it began; and files that do not tell that.
-
-    These are of nodes that have died, or the harness has not written them.
-    """
-    found, others = [], []
-    for path in sorted(_folder(study).glob("*")):
-        if is_partial(path):
-            continue
-        try:
-            seconds = time.time() - path.stat().st_mtime
-            cell = json.loads(path.read_text(encoding="utf-8"))
-            told = re.fullmatch(re.escape(cell["node"]) + r"-\d+\.json", path.name) and path.is_file()
-            what = {name: cell[name] for name in ("variant", "p", "n", "node", "job")} | {"seconds": seconds}
-        except FileNotFoundError:  # it has just ended
-            continue
-        except (OSError, ValueError, TypeError, KeyError):
-            told = False
-        if told and seconds < study.cell_timeout_s + _LATE_S:
-            found.append(what)
-        else:
-            others.append(path)
-    return found, others
-
-
-def _folder(study: Study) -> Path:
-    return study.root / "running"
-
-
-# Most that the harness adds to a cell; on CUDA its context and what opens it on import are assumed, not measured yet.
+_LATE_S = 60.0  # beyond its time limit a measurement that is still told has died with its node
+# Most that the harness adds to a measurement; on CUDA its context and what opens it on import are assumed.
 _OVERHEAD_S = {"cpu": 0.7, "cuda": 3.0}
 # Numbers of the views that are made in a second: on two cores of an AMD EPYC, by NumPy and by counter; on CUDA assumed.
 _DRAWN = {"exact": 3.5e7, "cpu": 8e7, "cuda": 1e10}
@@ -100,10 +57,10 @@ class Forecast(NamedTuple):
 
 
 class Plan:
-    """The cells of a study: those that are known, those that remain, and the time these will take.
+    """The points of a study: those that are known, those that remain, and the time these will take.
 
-    A remaining cell is estimated from the cells that are measured (mmdma_core.advice), a variant that states
-    no cost from its budget. Where memory is predicted not to suffice, the sweep is taken to end.
+    A remaining one is estimated from those that are measured (mmdma_core.advice), a variant that states no cost from
+    its budget. Where memory is predicted not to suffice, the sweep is taken to end.
 
     rates  that the machine is taken to have; what is measured of it corrects them
     """
@@ -113,7 +70,7 @@ class Plan:
         self.rates = rates
         self.total = sum(1 for _ in study.points())
         self.known: dict[Point, Record] = {}
-        self._measured: dict[str, dict[tuple[int, int], Measured]] = {}  # variant -> p, n -> what its cell gave last
+        self._measured: dict[str, dict[tuple[int, int], Measured]] = {}  # variant -> p, n -> what it took
         self._speed: float | None = None
         self._free = machine_memory(study.device)
         for variant, p, n in study.points():
@@ -122,32 +79,31 @@ class Plan:
                 self.add(record)
 
     def add(self, record: Record) -> None:
-        """Take note of a cell that has just ended."""
+        """Take note of a measurement that has just ended."""
         self.known[record.variant, record.p, record.n] = record
         if record.status == "ok":
             self._measured.setdefault(record.variant, {})[record.p, record.n] = record.measured
 
     def remaining(self) -> list[Point]:
-        """The cells that are not known, in the order in which they run."""
+        """Return the points that are not known, in the order in which they are measured."""
         return [point for point in self.study.points() if point not in self.known]
 
     def basis(self) -> str:
-        """What the estimate rests on, in words."""
+        """Say what the estimate rests on."""
         measured = sum(map(len, self._measured.values()))
         models = (
             "models of cost" if self.rates == NOMINAL else "models of cost at the rates of a card that was measured"
         )
-        return f"{measured} measured cells and {models}" if measured else f"{models}, nothing is measured here"
+        return f"{measured} measurements and {models}" if measured else f"{models}, nothing is measured here"
 
     def forecasts(self) -> dict[tuple[str, int], Forecast]:
-        """(variant, p) -> what that sweep will do."""
-        self._speed = advice.machine_speed(
-            [cell for cells in self._measured.values() for cell in cells.values()], self.rates
-        )
+        """Return what each sweep will do, (variant, p) -> its forecast."""
+        measured = [one for of_variant in self._measured.values() for one in of_variant.values()]
+        self._speed = advice.machine_speed(measured, self.rates)
         return {sweep: self._forecast(*sweep) for sweep in self.study.sweeps()}
 
     def _forecast(self, variant: str, p: int) -> Forecast:
-        """Walk up n as benchmarks.sweep does: each cell takes its time, until memory or a budget ends it all."""
+        """Walk up n as benchmarks.sweep does: each point takes its time, until memory or a budget ends it all."""
         study, seconds, too_large, by = self.study, 0.0, None, None
         cut: list[int] = []
         ended = False  # larger n are skipped
@@ -163,7 +119,7 @@ class Plan:
                     by, cut = _BUDGETS[not late], [*cut, n]
                 ended = study.stop_after_failure and record.status in ENDS_A_SWEEP
             else:
-                takes = self._cell_seconds(variant, p, n) if fits else _OVERHEAD_S[study.device]
+                takes = self._measurement_seconds(variant, p, n) if fits else _OVERHEAD_S[study.device]
                 limits = study.sweep_budget_s - seconds, study.cell_timeout_s
                 seconds += min(takes, *limits)
                 late = takes > min(limits)
@@ -173,23 +129,22 @@ class Plan:
         return Forecast(seconds, too_large, tuple(cut), by)
 
     def seconds_left(self, devices: int = 1) -> float:
-        """Estimated time of the remaining cells, as their sweeps are forecast.
+        """Estimate the time of the remaining points, as their sweeps are forecast.
 
         devices  that measure at once, a sweep each: the longest sweep goes first, to the first one that is free
         """
         forecasts = self.forecasts()
         ends = [0.0] * devices
-        for seconds in sorted((forecasts[variant, p].seconds for variant, p in self._unfinished()), reverse=True):
+        unfinished = {(variant, p) for variant, p, _ in self.remaining()}
+        for seconds in sorted((forecasts[sweep].seconds for sweep in unfinished), reverse=True):
             heapq.heapreplace(ends, ends[0] + seconds + _SWEEP_OVERHEAD_S)
         return max(ends)
 
-    def _unfinished(self) -> set[tuple[str, int]]:
-        return {(variant, p) for variant, p, _ in self.remaining()}
-
-    def _cell_seconds(self, variant: str, p: int, n: int) -> float:
-        """Of a cell that fits, before any limit of time: the harness, the data, the first start, epochs."""
+    def _measurement_seconds(self, variant: str, p: int, n: int) -> float:
+        """Of one that fits, before any limit of time: the harness, the data, the first start, epochs."""
         study = self.study
-        around = _OVERHEAD_S[study.device] + 2 * n * p / self._drawn(n, p)
+        drawn = _DRAWN["exact" if n * p <= study.exact_data_below else study.device]
+        around = _OVERHEAD_S[study.device] + 2 * n * p / drawn
         n_few, p_few = few(n, p, study.device)
         epoch, first = self._epoch_seconds(variant, p, n), self._epoch_seconds(variant, p_few, n_few)
         if epoch is None:
@@ -197,21 +152,16 @@ class Plan:
         timed = min(study.epochs * epoch, study.cell_budget_s)
         return around + first + max(EARLY_EPOCHS * epoch, timed + epoch)
 
-    def _drawn(self, n: int, p: int) -> float:
-        return _DRAWN["exact" if n * p <= self.study.exact_data_below else self.study.device]
-
     def fits(self, variant: str, p: int, n: int) -> bool:
-        limit, devices = memory_limit(self.study, variant, n, p), self.study.devices
-        limit = self._free if limit is None else limit
-        if not mmdma_core.variant(variant).several_ranks:
-            devices = 1
-        asked = n, p, self.study.settings.n_components, devices, self.study.device
-        needs = mmdma_core.variant(variant).needs_bytes(*asked)
-        at_once = devices if self.study.device == "cpu" else 1  # that share the host's memory
-        return needs is None or needs * at_once <= limit
+        """Return whether a variant is predicted to fit in the memory that it may take; True where it has no model."""
+        limit, study, registered = memory_limit(self.study, variant, n, p), self.study, mmdma_core.variant(variant)
+        devices = study.devices if registered.several_ranks else 1
+        needs = registered.needs_bytes(n, p, study.settings.n_components, devices, study.device)
+        at_once = devices if study.device == "cpu" else 1  # that share the host's memory
+        return needs is None or needs * at_once <= (self._free if limit is None else limit)
 
     def hidden(self, forecasts: Mapping[tuple[str, int], Forecast]) -> tuple[Points, Points]:
-        """What budgets hide of Figure 1A: points without a winner, and those whose winner is among fewer.
+        """Return what budgets hide of Figure 1A: points without a winner, and those whose winner is among fewer.
 
         At a point without a winner a budget leaves out every one of the paper's variants that fits.
         """
@@ -235,17 +185,97 @@ class Plan:
         return seconds if own or self.study.device == "cpu" else seconds / self.study.devices
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: '45 s', '12 min', '3.4 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
+    """Describe the plan, for `python -m benchmarks plan`; its time for so many devices at once, of such rates."""
+    plan = Plan(study, rates)
+    remaining = plan.remaining()
+    shared = f", each measurement shared by {study.devices} processes" if study.devices > 1 else ""
+    lines = [
+        f"study {study.name} on {study.device} ({study.threads} CPU threads){shared}, results in {study.root}",
+        f"{len(study.n)} n in [{study.n[0]}, {study.n[-1]}] x {len(study.p)} p in [{study.p[0]}, {study.p[-1]}]"
+        f" x {len(study.variants)} variants{_beyond(study)}: {plan.total} measurements, {len(plan.known)} known, "
+        f"{len(remaining)} to run",
+    ]
+    forecasts = plan.forecasts()
+    for variant in study.variants:
+        count = sum(name == variant for name, _, _ in remaining)
+        said = _said_of_variant(study, variant, {p: forecasts[variant, p] for p in study.p})
+        lines.append(f"  {variant:<24} {count:>5} to run{said}")
+    if any(forecast.too_large for forecast in forecasts.values()):
+        lines.append("what is predicted not to fit in the memory that a measurement may take is tried all the same")
+    lines += _said_of_cuts(plan, forecasts)
+    if remaining:
+        at_once = f" on {devices} devices at once" if devices > 1 else ""
+        lines.append(
+            f"about {duration(plan.seconds_left(devices))}{at_once}, from {plan.basis()}; a variant that states no "
+            f"cost is taken to use its budget of {study.cell_budget_s:g} s a measurement"
+        )
+    other = "" if plan.known else elsewhere(study)
+    lines += [other] * bool(other)
+    lines += [
+        f"running now: {now['variant']}, n = {now['n']}, p = {now['p']}, on {now['node']}"
+        f"{' in job ' + now['job'] if now['job'] else ''} since {duration(now['seconds'])}"
+        for now in running(study)[0]
+    ]
+    return "\n".join(lines)
+
+
+@contextmanager
+def told(study: Study, variant: str, p: int, n: int) -> Iterator[None]:
+    """Tell that this process measures a point, for as long as it does."""
+    path = _folder(study) / f"{platform.node()}-{os.getpid()}.json"
+    point = {"variant": variant, "p": p, "n": n, "node": platform.node(), "job": os.environ.get("SLURM_JOB_ID")}
+    records.write_atomically(path, json.dumps(point))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def running(study: Study) -> tuple[list[dict[str, Any]], list[Path]]:
+    """List what is measured now: variant, p, n, node, job, `seconds` since it began; and files that do not tell that.
+
+    These are of nodes that have died, or the harness has not written them.
+    """
+    found, others = [], []
+    for path in sorted(_folder(study).glob("*")):
+        if is_partial(path):
+            continue
+        try:
+            seconds = time.time() - path.stat().st_mtime
+            content = json.loads(path.read_text(encoding="utf-8"))
+            told = re.fullmatch(re.escape(content["node"]) + r"-\d+\.json", path.name) and path.is_file()
+            what = {name: content[name] for name in ("variant", "p", "n", "node", "job")} | {"seconds": seconds}
+        except FileNotFoundError:  # it has just ended
+            continue
+        except (OSError, ValueError, TypeError, KeyError):
+            told = False
+        if told and seconds < study.cell_timeout_s + _LATE_S:
+            found.append(what)
+        else:
+            others.append(path)
+    return found, others
+
+
+def _folder(study: Study) -> Path:
+    return study.root / "running"
+
+
+def memory_limit(study: Study, variant: str, n: int, p: int) -> float | None:
+    """Return the bytes that a measurement may take by the study; None: all that the machine has."""
+    limit = study.gpu_gib if study.device == "cuda" else study.host_limit_gib(variant, n, p)
+    return None if limit is None else limit * memory.GIB
+
+
+def machine_memory(device: str) -> float:
+    """Return the bytes that the GPU has in all, or that a measurement may take of the host's now."""
+    if device == "cuda":
+        return (machine.gpu() or {}).get("memory_bytes") or math.inf
+    return memory.within_reach("host", None)
 
 
 def elsewhere(study: Study) -> str:
-    """Which other folders of results hold records of the processor that measures here, in words; '' if none does."""
+    """Name the other folders of results that hold records of the processor that measures here; '' if none does."""
     gpu = machine.gpu() if study.device == "cuda" else None
     base, here = study.root.parents[study.devices > 1], machine.recorded_model({"gpu": gpu, "cpu": machine.cpu_model()})
     counts = {
@@ -259,21 +289,17 @@ def elsewhere(study: Study) -> str:
     return f"of the same processor, {here}: {held}; --set machine=NAME takes them" if held else ""
 
 
-def memory_limit(study: Study, variant: str, n: int, p: int) -> float | None:
-    """Bytes that a cell may take by the study; None: all that the machine has."""
-    limit = study.gpu_gib if study.device == "cuda" else study.host_limit_gib(variant, n, p)
-    return None if limit is None else limit * memory.GIB
-
-
-def machine_memory(device: str) -> float:
-    """Bytes that the GPU has in all, or that the host can give now."""
-    if device == "cuda":
-        return (machine.gpu() or {}).get("memory_bytes") or math.inf
-    return memory.default_host_limit()
+def duration(seconds: float) -> str:
+    """Put seconds in words: '45 s', '12 min', '3.4 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def ranges(values: Mapping[int, Value], ps: Sequence[int]) -> list[tuple[str, Value]]:
-    """p -> value, neighbours in the grid ps that share their value in one: [('p = 10 to 100', value), ...]."""
+    """Join neighbours in the grid ps that share their value: [('p = 10 to 100', value), ...] of p -> value."""
     present = [p for p in ps if p in values]
     groups = groupby(present, key=lambda p: (values[p], ps.index(p) - present.index(p)))
     spans = ((list(group), value) for (value, _), group in groups)
@@ -281,7 +307,7 @@ def ranges(values: Mapping[int, Value], ps: Sequence[int]) -> list[tuple[str, Va
 
 
 def runs(values: Collection[int], grid: Sequence[int]) -> list[tuple[int, int]]:
-    """Values of a grid as runs of neighbours there, the first and the last of each."""
+    """Return values of a grid as runs of neighbours there, the first and the last of each."""
     present = [i for i, value in enumerate(grid) if value in values]
     groups = (list(group) for _, group in groupby(present, key=lambda i: i - present.index(i)))
     return [(grid[group[0]], grid[group[-1]]) for group in groups]
@@ -296,41 +322,6 @@ def _beyond(study: Study) -> str:
 
 def _listed(values: Sequence[int]) -> str:
     return ", ".join(f"{value:,}" for value in values)
-
-
-def describe(study: Study, devices: int = 1, rates: Rates = NOMINAL) -> str:
-    """The plan in words, for `python -m benchmarks plan`; its time for so many devices at once, of such rates."""
-    plan = Plan(study, rates)
-    remaining = plan.remaining()
-    shared = f", each cell shared by {study.devices} processes" if study.devices > 1 else ""
-    lines = [
-        f"study {study.name} on {study.device} ({study.threads} CPU threads){shared}, results in {study.root}",
-        f"{len(study.n)} n in [{study.n[0]}, {study.n[-1]}] x {len(study.p)} p in [{study.p[0]}, {study.p[-1]}]"
-        f" x {len(study.variants)} variants{_beyond(study)}: {plan.total} cells, {len(plan.known)} known, "
-        f"{len(remaining)} to run",
-    ]
-    forecasts = plan.forecasts()
-    for variant in study.variants:
-        count = sum(name == variant for name, _, _ in remaining)
-        said = _said_of_variant(study, variant, {p: forecasts[variant, p] for p in study.p})
-        lines.append(f"  {variant:<24} {count:>5} to run{said}")
-    if any(forecast.too_large for forecast in forecasts.values()):
-        lines.append("what is predicted not to fit in the memory that a cell may take is tried all the same")
-    lines += _said_of_cuts(plan, forecasts)
-    if remaining:
-        at_once = f" on {devices} devices at once" if devices > 1 else ""
-        lines.append(
-            f"about {duration(plan.seconds_left(devices))}{at_once}, from {plan.basis()}; a variant that states no "
-            f"cost is taken to use its budget of {study.cell_budget_s:g} s a cell"
-        )
-    other = "" if plan.known else elsewhere(study)
-    lines += [other] * bool(other)
-    lines += [
-        f"running now: {cell['variant']}, n = {cell['n']}, p = {cell['p']}, on {cell['node']}"
-        f"{' in job ' + cell['job'] if cell['job'] else ''} since {duration(cell['seconds'])}"
-        for cell in running(study)[0]
-    ]
-    return "\n".join(lines)
 
 
 def _said_of_variant(study: Study, variant: str, forecasts: Mapping[int, Forecast]) -> str:
@@ -351,7 +342,7 @@ def _said_of_cuts(plan: Plan, forecasts: Mapping[tuple[str, int], Forecast]) -> 
     """What the cuts mean, and what they hide of Figure 1A; or that there are none."""
     study = plan.study
     if not any(forecast.cut for forecast in forecasts.values()):
-        yield "no budget is predicted to cut a cell: what is not measured does not fit"
+        yield "no budget is predicted to cut a measurement: what is not measured does not fit"
         return
     keys = ", ".join(f"{key} is {getattr(study, key):g} s" for key in _BUDGETS)
     yield f"what is cut fits in memory, and has no time: {keys}"

@@ -143,7 +143,7 @@ def test_a_job_that_is_cancelled_keeps_its_cells_and_a_rerun_goes_on(cluster, tm
     assert first
     plan = project.run(sys.executable, "-m", "benchmarks", "plan", "--profile", "profiles/slurm", "--gpus", "8")
     assert re.search(r"running now: primal, n = \d+, p = 10, on g\d in job \d+ since", plan)
-    assert re.search(r"10 cells, [1-9] known, [1-9] to run", plan)
+    assert re.search(r"10 measurements, [1-9] known, [1-9] to run", plan)
     project.run("scancel", "--full", "-u", "root")
     project.ended(snakemake, status=1)
     written = {path: path.stat().st_mtime_ns for path in project.root.glob("records/*/*/*.json")}

@@ -142,7 +142,6 @@ def test_without_any_count_nothing_was_killed(plant):
 
 def test_limits_predictions_and_fits_rest_on_what_the_groups_leave(monkeypatch):
     monkeypatch.setattr(host, "free_bytes", lambda: 10 * 2**20)
-    assert memory.default_host_limit() == 8 * 2**20
     assert memory.within_reach("host", None) == 8 * 2**20
     assert memory.within_reach("host", 1.0) == 10 * 2**20
     assert memory.within_reach("host", 2**-10) == 2**20

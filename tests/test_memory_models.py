@@ -146,7 +146,7 @@ def test_the_plan_names_what_will_not_fit_and_runs_it_all_the_same(tmp_path):
     assert lines["dual"].endswith("9 to run; predicted not to fit: p = 10 to 3000 from n = 4000")
     assert lines["primal"].endswith("9 to run; predicted not to fit: p = 3000 from n = 4000")
     assert lines["primal-keops"].endswith("9 to run")
-    assert "what is predicted not to fit in the memory that a cell may take is tried all the same" in text
+    assert "what is predicted not to fit in the memory that a measurement may take is tried all the same" in text
     known(small, "dual", 4000, 10)  # measured: nothing is predicted about it
     forecasts = plan.Plan(small).forecasts()
     assert {p: forecasts["dual", p].too_large for p in small.p} == {10: None, 150: 4000, 3000: 4000}

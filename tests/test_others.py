@@ -320,7 +320,7 @@ def test_the_plan_counts_a_cell_that_is_measured_twice_once(machine_of):
     for one in played.sweep()[0]:
         planned.add(one)
     assert played.asked == [100, 200, 300, 100]
-    assert planned.basis().startswith("3 measured cells")
+    assert planned.basis().startswith("3 measurements and")
 
 
 def test_the_report_says_beside_which_cells_others_ran(tmp_path):

@@ -48,7 +48,7 @@ def test_no_budget_cuts_a_cell_of_the_papers_variants(paper, monkeypatch, card):
     assert {sweep: f.cut for sweep, f in forecasts.items() if f.cut and sweep[0] in PAPER_VARIANTS} == {}
     assert planned.hidden(forecasts) == ({}, {})
     assert forecasts["primal-keops", 1000].too_large is None  # up to the million
-    assert "no budget is predicted to cut a cell" in plan.describe(paper, rates=CARDS[card][0])
+    assert "no budget is predicted to cut a measurement" in plan.describe(paper, rates=CARDS[card][0])
 
 
 @pytest.mark.parametrize("card", ["V100", "H200"])
@@ -85,7 +85,9 @@ def test_what_a_budget_cuts_is_named_with_what_that_hides(paper, monkeypatch):
 def test_a_winner_is_among_fewer_where_another_variant_is_measured(paper, monkeypatch):
     slow = dataclasses.replace(paper, n=(1000, 2000), p=(10,), cell_timeout_s=9.0, variants=("primal", "primal-keops"))
     planned = of_card(slow, "H200", monkeypatch)
-    monkeypatch.setattr(planned, "_cell_seconds", lambda variant, p, n: 10 if (variant, n) == ("primal", 2000) else 1)
+    monkeypatch.setattr(
+        planned, "_measurement_seconds", lambda variant, p, n: 10 if (variant, n) == ("primal", 2000) else 1
+    )
     forecasts = planned.forecasts()
     assert forecasts["primal", 10] == Forecast(1 + 9.0, None, (2000,), "cell_timeout_s")
     assert planned.hidden(forecasts) == ({}, {10: [2000]})
@@ -125,7 +127,7 @@ def test_a_sweep_runs_as_it_was_forecast(tmp_path, monkeypatch, stop, sweep_s, t
 
     def measured(cell, who, left):
         fits = planned.fits("dual", 10, cell.n)
-        takes = planned._cell_seconds("dual", 10, cell.n) if fits else 0.7
+        takes = planned._measurement_seconds("dual", 10, cell.n) if fits else 0.7
         late = takes > min(left, timeout_s)
         clock.now += min(takes, left, timeout_s)
         status = "skipped" if late and left < timeout_s else "timeout" if late else "ok" if fits else "oom"

@@ -172,7 +172,7 @@ def test_the_plan_counts_and_estimates(small, monkeypatch):
     costless = dataclasses.replace(mmdma_core.variant("dual"), cost_model=None)
     monkeypatch.setitem(mmdma_core.registry._VARIANTS, "dual", costless)
     assert plan.forecasts()["dual", 150].seconds == pytest.approx(2 * (small.cell_budget_s + 0.7), rel=0.01)
-    assert f"{total} cells, 2 known, {total - 2} to run" in describe(small)
+    assert f"{total} measurements, 2 known, {total - 2} to run" in describe(small)
 
 
 def test_the_time_left_is_shared_out_among_devices(small):

@@ -86,7 +86,7 @@ def measure(
     reach = {"host": memory.within_reach("host", limits.host_gib)}
     if on_cuda:
         reach["device"] = memory.within_reach("device", limits.gpu_gib, asked.devices)
-    limits = replace(limits, host_gib=limits.host_gib or memory.default_host_limit() / memory.GIB)
+    limits = replace(limits, host_gib=limits.host_gib or memory.within_reach("host", None) / memory.GIB)
     limited, kills, begin = replace(asked, limits=limits), host.kills(), time.perf_counter()
     others = Others(asked.devices if on_cuda else 0)
     watch, exit_code, said = _run(limited, others, timeout_s, work)

@@ -17,12 +17,12 @@ GIB = 2**30
 
 
 def host_bytes(pid: int | None = None) -> int:
-    """Resident memory of a process (this one by default)."""
+    """Return the resident memory of a process (this one by default)."""
     return psutil.Process(pid).memory_info().rss
 
 
 def host_peak_bytes() -> int:
-    """The most that this process has held since its fork or since `reset_host_peak`, as the kernel kept count."""
+    """Return the most that this process has held since its fork, or since `reset_host_peak`."""
     return _status_bytes("VmHWM")
 
 
@@ -38,20 +38,18 @@ def limit_host_memory(extra: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def default_host_limit() -> int:
-    """80 % of the memory that is free now, on the machine and in the groups (containers, jobs) of this process."""
-    return int(0.8 * host.free_bytes())
-
-
 def within_reach(kind: Literal["host", "device"], limit_gib: float | None, devices: int = 1) -> int | None:
-    """Bytes that a cell could take now, by its limit and by what is free; None where nobody tells what is free.
+    """Return the bytes that a measurement could take now, by its limit and by what is free; None: nobody tells.
 
-    devices  GPUs that share the cell; the one with the least free counts
+    Without a limit it is 80 % of the host's memory that is free, on the machine and in the groups (containers, jobs)
+    of this process, and all that is free on a GPU.
+
+    devices  GPUs that share the measurement; the one with the least free counts
     """
     if kind == "device":
         free = min((left for k in range(devices) if (left := device_free_bytes(k)) is not None), default=None)
     else:
-        free = default_host_limit() if limit_gib is None else host.free_bytes()
+        free = int((0.8 if limit_gib is None else 1) * host.free_bytes())
     return free if limit_gib is None or free is None else int(min(free, limit_gib * GIB))
 
 

@@ -181,12 +181,19 @@ def read(path: Path) -> Record:
         raise UnreadableRecord(f"{path}: {error}") from None
 
 
+def find(path: Path) -> Record | None:
+    """Read the record in a file; None if there is none, or it cannot be read."""
+    try:
+        return read(path) if path.exists() else None
+    except UnreadableRecord:
+        return None
+
+
 def set_aside_if_unreadable(path: Path) -> None:
     """Rename a record file that cannot be read to *.unreadable, and say so."""
-    if not path.exists():
-        return
     try:
-        read(path)
+        if path.exists():
+            read(path)
     except UnreadableRecord as error:
         aside = path.with_suffix(UNREADABLE)
         path.replace(aside)
