@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import config as configuration
 from benchmarks.measuring import machine
-from mmdma_core import compilers, host
+from mmdma_core import host
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -285,7 +285,7 @@ def _set_environment(threads: int | str) -> None:
     """What OpenMP, Numba and CUDA read when they are loaded; Snakemake exports 1 thread under --cores 1."""
     given = isinstance(threads, int) and threads > 0  # the configuration is not checked yet
     os.environ.update(machine.threads_environment(threads if given else host.cores()))
-    compilers.wait_passively()
+    host.wait_passively()
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as the driver counts
 
 

@@ -13,8 +13,9 @@ Notation, paper -> code::
     pen, dis        penalty, distortion
     lambda_1, _2    lambda1, lambda2
 
-Rooms from the ground up: errors, caches and ranks, compiler, gaussian, models, objective, files and simulation,
-training, fused, families, matching. A room imports only rooms below it; this file and __main__ are the public face.
+The paper is in settings, objective, formulations, kernels, run and simulation; compositions puts the variants together
+and registry has them by name; models and advice say what they cost and choose; inputs, errors, host and compilers are
+about what is given, and the machine. external, fused, files and matching go beyond the paper.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import pkgutil
 from typing import Any
 
-from mmdma_core import compilers
+from mmdma_core import host
 
 # Imported when they are asked for: PyTorch takes a second, scikit-learn and pandas would slow every measuring process,
 # and who measures says first how threads are to wait, which is read when they are loaded.
@@ -44,7 +45,7 @@ __all__ = sorted(_LATE)
 
 _LATE |= {"io": "mmdma_core.files.io", "metrics": "mmdma_core.matching.metrics"}
 
-compilers.prepare()  # before a variant that runs imports Numba, KeOps or Triton, which look where they may write
+host.prepare_caches()  # before a variant that runs imports Numba, KeOps or Triton, which look where they may write
 
 
 def __getattr__(name: str) -> Any:

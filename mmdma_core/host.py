@@ -1,4 +1,4 @@
-"""The memory and the cores that this process may use of the host, within the limits of its containers and jobs.
+"""What this process may use of the host: memory and cores, within containers and jobs, and folders for caches.
 
 Linux holds a container or a batch job to its share by control groups (cgroups), of version 1, of version 2, or some of
 both. A limit of any group on the way up from this process counts. `root` is that of the file system, for tests.
@@ -6,15 +6,26 @@ both. A limit of any group on the way up from this process counts. `root` is tha
 
 from __future__ import annotations
 
+import atexit
+import importlib.util
+import logging
 import math
 import os
+import platform
 import re
+import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import psutil
 
+_LOG = logging.getLogger("mmdma_core")
 _ROOT = Path("/")
 # version of a group -> its limits, its usage, and in memory.stat the file cache that has not been used lately
 _MEMORY = {
@@ -45,6 +56,18 @@ def cores(root: Path = _ROOT) -> int:
     given = [int(number[0]) for number in told if number]
     quotas = (_quota(folder, version) for folder, version in _groups("cpu", root))
     return max(1, int(min([len(os.sched_getaffinity(0)), *given, *quotas])))
+
+
+WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what GNU's and Intel's OpenMP read about it
+
+
+def wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the environment says how; before a library loads OpenMP.
+
+    Threads that spin take each other's time as soon as another process computes, and an epoch takes many times as long.
+    """
+    if not any(name in os.environ for name in WAITS):
+        os.environ.update(OMP_WAIT_POLICY="passive", KMP_BLOCKTIME="0")
 
 
 def kills(root: Path = _ROOT) -> dict[Path, float]:
@@ -139,3 +162,149 @@ def _text(path: Path) -> str:
         return path.read_text()
     except (OSError, ValueError):
         return ""
+
+
+# --- folders for what Numba, KeOps, Triton and Matplotlib compile ---
+
+_UNSAFE = re.compile(r"[^\w@%+=:,./~-]")  # what a shell, to which KeOps gives paths without quotes, may take apart
+_made: dict[str, int] = {}  # the temporary folder, and the process that made it
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """A package's folder: `variable` names it in the environment; it takes any of `own` that can be written."""
+
+    package: str
+    variable: str
+    own: tuple[str, ...]
+    compiles: bool = False  # in a shell, so that its path must be plain
+
+    def why_not(self) -> str | None:
+        usable = [folder for folder in self.own if is_writable(folder)]
+        if not usable:
+            last = self.own[-1]
+            return f"{_existing(last)} cannot be written" if _is_known(last) else f"{last!r} is no folder"
+        if self.compiles and _in_a_job() and self.variable not in os.environ:
+            return "jobs that start at once would compile into the same files"
+        if self.compiles and not is_plain(usable[0]):
+            return f"{usable[0]} has a blank, a quote or the like, which its build cannot take"
+        return None
+
+
+def prepare_caches() -> None:
+    """Name another folder in the environment for each package whose own cannot be used, and say so in one line.
+
+    The folder is in the user's cache, else a new one for this process and its children, gone when it ends. To be
+    called before the packages are imported. What is decided is inherited, and not decided again in a child.
+    """
+    moved: dict[str, list[_Cache]] = {}
+    reasons = {}
+    for cache in _caches():
+        why = cache.why_not()
+        base = why and usable_folder(cache.compiles)
+        if base:
+            os.environ[cache.variable] = os.path.join(base, cache.package.lower())
+            moved.setdefault(base, []).append(cache)
+            reasons[why] = None
+        elif why:
+            _LOG.warning("no cache for %s: %s, and there is no temporary folder: set TMPDIR", cache.package, why)
+    if "numba" in sys.modules:
+        sys.modules["numba"].config.reload_config()
+    if moved:
+        until = {base: " until this process ends" if base in _made else "" for base in moved}
+        where = (f"{', '.join(c.package for c in caches)} in {base}{until[base]}" for base, caches in moved.items())
+        names = ", ".join(cache.variable for caches in moved.values() for cache in caches)
+        _LOG.warning("caches: %s, since %s; to choose: %s", "; ".join(where), "; ".join(reasons), names)
+
+
+def _caches() -> Iterator[_Cache]:
+    """Each as its package decides: a variable, if it is set, else a folder of the user; Numba has several to try."""
+    named, home = os.environ.get, os.path.expanduser("~")
+    in_tree = str(Path(__file__).with_name("fused") / "__pycache__")
+    xdg = named("XDG_CACHE_HOME", _user_cache())
+    numba = named("NUMBA_CACHE_DIR", ""), in_tree, xdg and os.path.join(xdg, "numba")
+    yield _Cache("Numba", "NUMBA_CACHE_DIR", numba)
+    keops = keops_folder()
+    if keops is not None:
+        yield _Cache("KeOps", "KEOPS_CACHE_FOLDER", (keops,), compiles=True)
+    if importlib.util.find_spec("triton"):
+        triton = named("TRITON_CACHE_DIR") or os.path.join(named("TRITON_HOME") or home, ".triton", "cache")
+        yield _Cache("Triton", "TRITON_CACHE_DIR", (triton,))
+    outer = named("XDG_CONFIG_HOME") or os.path.join(home, ".config"), xdg or _user_cache()
+    both = [named("MPLCONFIGDIR") or os.path.join(folder, "matplotlib") for folder in outer]
+    yield _Cache("Matplotlib", "MPLCONFIGDIR", (both[is_writable(both[0])],))
+
+
+def keops_folder() -> str | None:
+    """Return where KeOps builds, as it decides itself; None where there is no KeOps."""
+    with suppress(metadata.PackageNotFoundError):
+        default = os.path.join(_user_cache(), f"keops{metadata.version('keopscore')}")
+        system = f"{'_'.join(platform.uname()[:3])}_p{sys.version.split()[0]}"
+        folder = os.environ.get("KEOPS_CACHE_FOLDER", default)
+        return folder and os.path.join(folder, system)
+
+
+def usable_folder(compiles: bool = False) -> str | None:
+    """Return a folder that can be written: of the user's cache, else a temporary one; None if there is nowhere for it.
+
+    compiles  in a shell: its path stays one word without quotes, and no other job of a cluster writes there
+    """
+    users = os.path.join(os.environ.get("XDG_CACHE_HOME") or _user_cache(), "mmdma")
+    if is_writable(users) and _is_private(users) and not (compiles and (_in_a_job() or not is_plain(users))):
+        return users
+    if not _made:
+        places = [tempfile.gettempdir(), "/tmp", "/var/tmp"]
+        place = next((place for place in places if is_plain(place) and is_writable(place)), places[0])
+        with suppress(OSError):
+            _made[tempfile.mkdtemp(prefix="mmdma-", dir=place)] = os.getpid()  # which no other user can enter
+            atexit.register(discard_caches)
+    return next(iter(_made), None)
+
+
+def discard_caches() -> None:
+    """Remove the temporary folder that this process made; done at its exit, but for os._exit."""
+    for folder, process in list(_made.items()):
+        if process == os.getpid():
+            shutil.rmtree(folder, ignore_errors=True)
+            del _made[folder]
+
+
+def is_writable(folder: str) -> bool:
+    """Return whether a folder can be written, or made: tried with a file without a name where it would be."""
+    if _is_known(folder):
+        with suppress(OSError), tempfile.TemporaryFile(dir=_existing(folder)):
+            return True
+    return False
+
+
+def is_plain(path: str) -> bool:
+    """Return whether a path stays one word in a shell without quotes."""
+    return not _UNSAFE.search(path)
+
+
+def _is_known(folder: str) -> bool:
+    """Whether it is a folder at all, and no home that Python knows nothing of: `~` would be a folder of that name."""
+    return bool(folder) and not folder.startswith("~")
+
+
+def _existing(folder: str) -> str:
+    """The folder, or the innermost one around it that is there."""
+    folder = os.path.abspath(folder)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def _is_private(folder: str) -> bool:
+    """Whether no other user could put anything there: what caches hold is run as code."""
+    found = os.stat(_existing(folder))
+    return found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH
+
+
+def _user_cache() -> str:
+    return os.path.join(os.path.expanduser("~"), ".cache")
+
+
+def _in_a_job() -> bool:
+    """Whether a cluster's scheduler has started this, so that others start beside it with the same home."""
+    return "SLURM_JOB_ID" in os.environ

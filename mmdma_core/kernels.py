@@ -23,7 +23,7 @@ from types import ModuleType
 
 import torch
 
-from mmdma_core import compilers
+from mmdma_core import compilers, host
 from mmdma_core.errors import OUT_OF_MEMORY
 
 ThreeSums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -151,7 +151,7 @@ def _remedy(said: str) -> str:
     """What to do about a GPU that KeOps does not run on."""
     reason = compilers.why_no_compiler() or compilers.why_no_cuda()
     if reason is None and re.search(r"lib(nvrtc|cudart)\.so\.\d+: cannot open", said):
-        return f"what KeOps has compiled is of another CUDA: remove {compilers.keops_folder()}"
+        return f"what KeOps has compiled is of another CUDA: remove {host.keops_folder()}"
     return reason or "update the GPU's driver, or take a CUDA toolkit that is not newer than it"
 
 

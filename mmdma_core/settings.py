@@ -23,8 +23,6 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from mmdma_core import compilers
-
 # Initialiser -> (torch function, the arguments it takes after the tensor), as in the published package.
 _INITIALISERS = {
     "uniform": (torch.nn.init.uniform_, ("low", "high")),
@@ -205,33 +203,6 @@ def current(device: torch.device | None) -> AbstractContextManager[Any]:
     """The device made the current one of this thread, if it is a GPU with an index."""
     is_numbered = device is not None and device.type == "cuda" and device.index is not None
     return torch.cuda.device(device) if is_numbered else nullcontext()
-
-
-@contextmanager
-def brief_waits() -> Iterator[None]:
-    """Let the threads of GNU's OpenMP, PyTorch's, spin only briefly while they wait, unless the environment says how.
-
-    They do where OpenMP has more threads than cores (GOMP_SPINCOUNT in its manual), and a pool of a second thread's
-    makes them more. Else an epoch takes many times as long beside another process that computes.
-    """
-    if any(name in os.environ for name in compilers.WAITS):
-        yield
-        return
-    has_pool, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        torch.ones(2**18).exp_()  # so many that all threads take part
-        has_pool.set()
-        done.wait()
-
-    holder = threading.Thread(target=hold, name="mmdma", daemon=True)
-    holder.start()
-    has_pool.wait()
-    try:
-        yield
-    finally:
-        done.set()
-        holder.join()
 
 
 def _own_thread(stack: ExitStack) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from mmdma_core import compilers
+from mmdma_core import host
 
 VARIABLES = ("NUMBA_CACHE_DIR", "KEOPS_CACHE_FOLDER", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
 OTHERS = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TRITON_HOME")
@@ -29,9 +29,9 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "file").touch()  # nobody, root included, can make a folder in it
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(compilers, "__file__", str(tmp_path / "install" / "caches.py"))
+    monkeypatch.setattr(host, "__file__", str(tmp_path / "install" / "caches.py"))
     yield tmp_path
-    compilers.discard()
+    host.discard_caches()
 
 
 def moved():
@@ -41,11 +41,11 @@ def moved():
 def read_only(place, monkeypatch, install=True):
     monkeypatch.setenv("HOME", str(place / "file" / "home"))
     if install:
-        monkeypatch.setattr(compilers, "__file__", str(place / "file" / "caches.py"))
+        monkeypatch.setattr(host, "__file__", str(place / "file" / "caches.py"))
 
 
 def test_where_all_can_be_written_nothing_is_set_said_or_made(place, caplog):
-    compilers.prepare()
+    host.prepare_caches()
     assert moved() == {}
     assert not caplog.records
     assert not list((place / "home").iterdir())
@@ -54,18 +54,18 @@ def test_where_all_can_be_written_nothing_is_set_said_or_made(place, caplog):
 
 def test_a_job_of_a_cluster_compiles_into_a_folder_of_its_own(place, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    compilers.prepare()
+    host.prepare_caches()
     (folder,) = (place / "tmp").iterdir()
     assert moved() == {"KEOPS_CACHE_FOLDER": str(folder / "keops")}
     monkeypatch.setenv("KEOPS_CACHE_FOLDER", str(place / "home"))
-    compilers.discard()
-    compilers.prepare()
+    host.discard_caches()
+    host.prepare_caches()
     assert moved() == {"KEOPS_CACHE_FOLDER": str(place / "home")}  # what is named is kept
 
 
 def test_where_nothing_can_be_written_all_share_one_new_folder(place, monkeypatch, caplog):
     read_only(place, monkeypatch)
-    compilers.prepare()
+    host.prepare_caches()
     (folder,) = (place / "tmp").iterdir()
     assert moved().keys() >= {"NUMBA_CACHE_DIR", "KEOPS_CACHE_FOLDER", "MPLCONFIGDIR"}
     assert {Path(value).parent for value in moved().values()} == {folder}
@@ -73,7 +73,7 @@ def test_where_nothing_can_be_written_all_share_one_new_folder(place, monkeypatc
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     said = record.getMessage()
-    packages = ", ".join(cache.package for cache in compilers._caches())
+    packages = ", ".join(cache.package for cache in host._caches())
     assert f"{packages} in {folder} until this process ends" in said
     assert f"since {place / 'file'} cannot be written; to choose: NUMBA_CACHE_DIR, KEOPS_CACHE_FOLDER" in said
     assert "\n" not in said
@@ -81,10 +81,10 @@ def test_where_nothing_can_be_written_all_share_one_new_folder(place, monkeypatc
 
 def test_a_child_inherits_what_is_decided(place, monkeypatch, caplog):
     read_only(place, monkeypatch)
-    compilers.prepare()
+    host.prepare_caches()
     before = moved()
-    compilers._made.clear()  # as in a process that has made none
-    compilers.prepare()
+    host._made.clear()  # as in a process that has made none
+    host.prepare_caches()
     assert moved() == before
     assert len(caplog.records) == 1
     shutil.rmtree(Path(before["NUMBA_CACHE_DIR"]).parent)
@@ -92,19 +92,19 @@ def test_a_child_inherits_what_is_decided(place, monkeypatch, caplog):
 
 def test_the_process_that_made_the_folder_removes_it_and_no_other(place, monkeypatch):
     read_only(place, monkeypatch)
-    compilers.prepare()
+    host.prepare_caches()
     (folder,) = (place / "tmp").iterdir()
     monkeypatch.setattr(os, "getpid", lambda: -1)
-    compilers.discard()
+    host.discard_caches()
     assert folder.is_dir()
     monkeypatch.undo()
-    compilers.discard()
+    host.discard_caches()
     assert not folder.exists()
 
 
 def test_numba_stays_beside_the_code_where_that_can_be_written(place, monkeypatch):
     read_only(place, monkeypatch, install=False)
-    compilers.prepare()
+    host.prepare_caches()
     assert "NUMBA_CACHE_DIR" not in moved()
     assert "KEOPS_CACHE_FOLDER" in moved()
 
@@ -112,7 +112,7 @@ def test_numba_stays_beside_the_code_where_that_can_be_written(place, monkeypatc
 def test_the_users_cache_comes_before_a_temporary_folder(place, monkeypatch, caplog):
     read_only(place, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "scratch"))
-    compilers.prepare()
+    host.prepare_caches()
     assert "NUMBA_CACHE_DIR" not in moved()  # it looks there by itself
     assert moved()["KEOPS_CACHE_FOLDER"] == str(place / "scratch" / "mmdma" / "keops")
     assert "until" not in caplog.text
@@ -125,23 +125,23 @@ def test_a_folder_in_which_others_can_plant_files_is_not_taken(place, monkeypatc
     shared.mkdir()
     shared.chmod(0o1777)
     monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
-    compilers.prepare()
+    host.prepare_caches()
     assert Path(moved()["KEOPS_CACHE_FOLDER"]).is_relative_to(place / "tmp")
 
 
 @pytest.mark.parametrize("name", ["J. Doe", "O'Neil", 'a"b', "R&D", "$HOME", "a(1)", "tab\there"])
 def test_keops_builds_in_a_path_that_a_shell_leaves_whole(place, monkeypatch, caplog, name):
     monkeypatch.setenv("HOME", str(place / name))
-    compilers.prepare()
+    host.prepare_caches()
     assert list(moved()) == ["KEOPS_CACHE_FOLDER"]
-    assert compilers.is_plain(moved()["KEOPS_CACHE_FOLDER"])
+    assert host.is_plain(moved()["KEOPS_CACHE_FOLDER"])
     assert "has a blank, a quote or the like" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["Müller", "名前", "a_b-c.d+e@f"])
 def test_letters_of_any_language_are_plain(place, monkeypatch, name):
     monkeypatch.setenv("HOME", str(place / name))
-    compilers.prepare()
+    host.prepare_caches()
     assert moved() == {}
 
 
@@ -149,8 +149,8 @@ def test_a_temporary_folder_with_a_blank_is_no_place_for_keops(place, monkeypatc
     read_only(place, monkeypatch)
     (place / "my tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place / "my tmp"))
-    compilers.prepare()
-    assert compilers.is_plain(moved()["KEOPS_CACHE_FOLDER"])
+    host.prepare_caches()
+    assert host.is_plain(moved()["KEOPS_CACHE_FOLDER"])
 
 
 @pytest.mark.parametrize(
@@ -159,14 +159,14 @@ def test_a_temporary_folder_with_a_blank_is_no_place_for_keops(place, monkeypatc
 )
 def test_a_folder_that_was_named_and_cannot_be_used_is_replaced(place, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value.format(place))
-    compilers.prepare()
-    assert compilers.is_writable(moved()[variable])
+    host.prepare_caches()
+    assert host.is_writable(moved()[variable])
 
 
 def test_a_user_without_a_home_gets_no_folder_named_tilde(place, monkeypatch, caplog):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # no HOME, and no entry in the list of users
     monkeypatch.chdir(place)
-    compilers.prepare()
+    host.prepare_caches()
     assert "KEOPS_CACHE_FOLDER" in moved()
     assert "'~/.cache/keops" in caplog.text
     assert not (place / "~").exists()
@@ -175,8 +175,8 @@ def test_a_user_without_a_home_gets_no_folder_named_tilde(place, monkeypatch, ca
 def test_where_there_is_no_temporary_folder_either_it_is_said(place, monkeypatch, caplog):
     read_only(place, monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", str(place / "file"))
-    monkeypatch.setattr(compilers, "is_writable", lambda folder: False)
-    compilers.prepare()
+    monkeypatch.setattr(host, "is_writable", lambda folder: False)
+    host.prepare_caches()
     assert moved() == {}
     assert "no cache for KeOps" in caplog.text
     assert "set TMPDIR" in caplog.text
@@ -186,7 +186,7 @@ def test_numba_that_is_loaded_already_follows(place, monkeypatch):
     import numba
 
     read_only(place, monkeypatch)
-    compilers.prepare()
+    host.prepare_caches()
     assert moved()["NUMBA_CACHE_DIR"] == numba.config.CACHE_DIR
     monkeypatch.undo()
     numba.config.reload_config()
@@ -197,7 +197,7 @@ def test_what_numba_takes_is_what_is_looked_at(place, monkeypatch):
     from numba.core.caching import UserWideCacheLocator
 
     read_only(place, monkeypatch)
-    numba = next(compilers._caches())
+    numba = next(host._caches())
     file = str(ROOT / "mmdma_core" / "fused" / "neighbours.py")
     assert Path(numba.own[-1]) == Path(UserWideCacheLocator(lambda: 0, file).get_cache_path()).parent
     assert Path(numba.own[1]) == place / "file" / "fused" / "__pycache__"
@@ -206,7 +206,7 @@ def test_what_numba_takes_is_what_is_looked_at(place, monkeypatch):
     environment = os.environ | {"HOME": str(place / "home")}
     monkeypatch.setenv("HOME", str(place / "home"))
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1:] == [compilers.keops_folder()], done.stderr
+    assert done.stdout.splitlines()[-1:] == [host.keops_folder()], done.stderr
 
 
 @pytest.mark.slow

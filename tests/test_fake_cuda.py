@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdma_core import compilers, variant, variants
+from mmdma_core import host, variant, variants
 
 # Each epoch of these waits by itself: the terms of the loss come to the host, see mmdma_core.families.
 WAITING = ("original-2020", "published")
@@ -51,7 +51,7 @@ JOBS += [job(name, fault=fault) for fault, (name, _) in FAULTS.items()]
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory):
     """What was noted of each job, all in one process of their own."""
-    folder = compilers.keops_folder() or tmp_path_factory.mktemp("guard")
+    folder = host.keops_folder() or tmp_path_factory.mktemp("guard")
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("fake_cuda.py")), str(folder), json.dumps(JOBS)],
         env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from mmdma_core import MMDMA, Settings, compilers, simulate, start
+from mmdma_core import MMDMA, Settings, host, simulate, start
 from mmdma_core.fused.threads import in_threads
 
 ON_OWN_THREADS = ("primal-fused", "dual-fused", "primal-fourier", "dual-fourier")
@@ -124,7 +124,7 @@ def test_openmp_waits_briefly_within_a_fit_and_no_thread_is_left():
     """By default they would spin through the 3 ms after each product here."""
     code = """
 import os, threading, time, torch
-from mmdma_core.settings import brief_waits
+from mmdma_core.fused.threads import brief_waits
 torch.set_num_threads(len(os.sched_getaffinity(0)))
 before = threading.active_count()
 with brief_waits():
@@ -136,7 +136,7 @@ with brief_waits():
         used += time.process_time() - begin
 print(used, threading.active_count() - before)
 """
-    environment = {key: value for key, value in os.environ.items() if key not in compilers.WAITS}
+    environment = {key: value for key, value in os.environ.items() if key not in host.WAITS}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     used, left = done.stdout.split()
     assert float(used) < 0.02  # a third of the time that was slept

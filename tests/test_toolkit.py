@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 
 from benchmarks.measuring import machine
-from mmdma_core import compilers, kernels
+from mmdma_core import compilers, host, kernels
 
 ALL = ("nvrtc.h", "cuda.h", "cuda_fp16.h", "crt/host_defines.h", "nv/target")
 # version of CUDA -> what each of its packages has, below the folder nvidia
@@ -212,12 +212,12 @@ def test_an_engine_of_another_cuda_is_to_be_removed(bare, monkeypatch):
     bare("13.0")
     monkeypatch.setattr(kernels, "_keops_sum", fails)
     monkeypatch.setattr(compilers, "_imported_without", lambda: None)
-    assert f"remove {compilers.keops_folder()}" in kernels._runs_on_gpu(torch.ones(2, 3))
+    assert f"remove {host.keops_folder()}" in kernels._runs_on_gpu(torch.ones(2, 3))
 
 
 def wheels(version):
     """The folder of the wheels that a user is told to install, kept in the user's cache from one run to the next."""
-    folder = Path(compilers.place_of()) / "wheels" / f"cuda-{version}"
+    folder = Path(host.usable_folder()) / "wheels" / f"cuda-{version}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as part, pytest.MonkeyPatch.context() as patch:

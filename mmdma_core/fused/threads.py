@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from mmdma_core import host
+
 Part = Callable[..., Any]
 
 _own = threading.local()  # of each thread that calls: `process` and its `workers` there
@@ -34,6 +36,33 @@ def alone() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(many)
+
+
+@contextmanager
+def brief_waits() -> Iterator[None]:
+    """Let the threads of GNU's OpenMP, PyTorch's, spin only briefly while they wait, unless the environment says how.
+
+    They do where OpenMP has more threads than cores (GOMP_SPINCOUNT in its manual), and a pool of a second thread's
+    makes them more. Else an epoch takes many times as long beside another process that computes.
+    """
+    if any(name in os.environ for name in host.WAITS):
+        yield
+        return
+    has_pool, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        torch.ones(2**18).exp_()  # so many that all threads take part
+        has_pool.set()
+        done.wait()
+
+    holder = threading.Thread(target=hold, name="mmdma", daemon=True)
+    holder.start()
+    has_pool.wait()
+    try:
+        yield
+    finally:
+        done.set()
+        holder.join()
 
 
 def in_threads(part: Part, many: int, *arguments: object) -> None:

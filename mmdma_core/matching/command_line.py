@@ -9,9 +9,9 @@ import re
 import sys
 from pathlib import Path
 
-from mmdma_core import compilers
+from mmdma_core import host
 
-compilers.wait_passively()  # before PyTorch is loaded
+host.wait_passively()  # before PyTorch is loaded
 
 from mmdma_core.files import stdio  # noqa: E402
 from mmdma_core.matching import commands, joined  # noqa: E402

@@ -23,10 +23,11 @@ from tqdm.auto import tqdm
 from mmdma_core import advice, compilers, registry
 from mmdma_core.fused.ranks import in_world, world
 from mmdma_core.fused.run import FusedRun
+from mmdma_core.fused.threads import brief_waits
 from mmdma_core.inputs import Kernel, as_device
 from mmdma_core.matching.preprocess import Matrix, digest
 from mmdma_core.run import AdamRun, Checkpoint, History, Run, Stopping, train
-from mmdma_core.settings import Settings, brief_waits, plain
+from mmdma_core.settings import Settings, plain
 
 _SETTINGS = ("n_components", "lambda1", "lambda2", "learning_rate", "unbiased", "init", "amsgrad")
 _LOG = logging.getLogger("mmdma_core")
