@@ -304,6 +304,5 @@ if __name__ == "__main__":
     with suppress(OSError, AttributeError):
         sys.stdout.flush()
         sys.stderr.flush()
-    if "mmdma_core.compilers" in sys.modules:
-        sys.modules["mmdma_core.compilers"].discard()
+    host.discard_caches()
     os._exit(status)  # PyTorch would take half a second to be torn down, in each of a study's many sweeps
