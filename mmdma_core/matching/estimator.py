@@ -202,10 +202,9 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array or data frame or sparse matrix or AnnData
-            (n_x, p_x), rows are cells; with kernel="precomputed" (n_x, n_x). In memory, or in a file of HDF5 or zarr.
-        Y : array or data frame or sparse matrix or AnnData
-            (n_y, p_y), likewise.
+        X, Y : array or data frame or sparse matrix or AnnData
+            (n_x, p_x) and (n_y, p_y), rows are cells; with kernel="precomputed" (n_x, n_x) and (n_y, n_y). In memory,
+            or in a file of HDF5 or zarr.
         use_rep : str or pair of str
             Of AnnData: "X", or an entry of obsm such as "X_pca"; a pair is for X and Y.
         layer : str or pair of str, optional
@@ -250,10 +249,8 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array or data frame or sparse matrix or AnnData
-            (n_x, p_x), as for `fit`.
-        Y : array or data frame or sparse matrix or AnnData
-            (n_y, p_y), likewise.
+        X, Y : array or data frame or sparse matrix or AnnData
+            (n_x, p_x) and (n_y, p_y), as for `fit`.
         **options : str or pair of str
             `use_rep` and `layer` of `fit`.
 
@@ -278,10 +275,8 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             (m, p), rows are cells; with kernels (m, n), new cells against those of `fit`.
         view : {'x', 'y'}
             Which view the cells are of.
-        use_rep : str, optional
-            Of AnnData, as for `fit`; with neither this nor `layer`, what `fit` took.
-        layer : str, optional
-            Of AnnData, as for `fit`.
+        use_rep, layer : str, optional
+            Of AnnData, as for `fit`; with neither of them what `fit` took.
 
         Returns
         -------
@@ -308,10 +303,8 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array or data frame or sparse matrix or AnnData
-            (m_x, p_x), rows are cells, as for `transform`; with kernels those of `fit`.
-        Y : array or data frame or sparse matrix or AnnData
-            (m_y, p_y), likewise.
+        X, Y : array or data frame or sparse matrix or AnnData
+            (m_x, p_x) and (m_y, p_y), rows are cells, as for `transform`; with kernels those of `fit`.
 
         Returns
         -------

@@ -99,10 +99,8 @@ def foscttm(e_x: Matrix, e_y: Matrix, match: Vector, ties: float = 0.5) -> float
 
     Parameters
     ----------
-    e_x : torch.Tensor or numpy.ndarray
-        Embedding of the first view, (n_x, d), rows are cells.
-    e_y : torch.Tensor or numpy.ndarray
-        Embedding of the second view, (n_y, d).
+    e_x, e_y : torch.Tensor or numpy.ndarray
+        Embeddings of the views, (n_x, d) and (n_y, d), rows are cells.
     match : array of int
         (n_x,): row i of e_x is the same cell as row match[i] of e_y; -1: not known.
     ties : float
@@ -143,10 +141,8 @@ def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = Fal
 
     Parameters
     ----------
-    e_x : torch.Tensor or numpy.ndarray
-        Embedding of the first view, (n_x, d), rows are cells.
-    e_y : torch.Tensor or numpy.ndarray
-        Embedding of the second view, (n_y, d).
+    e_x, e_y : torch.Tensor or numpy.ndarray
+        Embeddings of the views, (n_x, d) and (n_y, d), rows are cells.
     match : array of int
         (n_x,): row i of e_x is the same cell as row match[i] of e_y; -1: not known.
     k : float
@@ -179,10 +175,8 @@ def neighbourhood_overlap(e_x: Matrix, e_y: Matrix, match: Vector) -> np.ndarray
 
     Parameters
     ----------
-    e_x : torch.Tensor or numpy.ndarray
-        Embedding of the first view, (n_x, d), rows are cells.
-    e_y : torch.Tensor or numpy.ndarray
-        Embedding of the second view, (n_y, d).
+    e_x, e_y : torch.Tensor or numpy.ndarray
+        Embeddings of the views, (n_x, d) and (n_y, d), rows are cells.
     match : array of int
         (n_x,): row i of e_x is the same cell as row match[i] of e_y; -1: not known.
 
@@ -214,14 +208,10 @@ def label_transfer_accuracy(
 
     Parameters
     ----------
-    e_x : torch.Tensor or numpy.ndarray
-        Embedding of the first view, (n_x, d), rows are cells.
-    e_y : torch.Tensor or numpy.ndarray
-        Embedding of the second view, (n_y, d).
-    labels_x : array
-        (n_x,) numbers or text; cells of None or NaN are left out.
-    labels_y : array
-        (n_y,), likewise.
+    e_x, e_y : torch.Tensor or numpy.ndarray
+        Embeddings of the views, (n_x, d) and (n_y, d), rows are cells.
+    labels_x, labels_y : array
+        (n_x,) and (n_y,), numbers or text; cells of None or NaN are left out.
     n_neighbors : int
         Cells that vote, at least 1.
 
@@ -260,14 +250,10 @@ def label_silhouette(e_x: Matrix, e_y: Matrix, labels_x: Vector, labels_y: Vecto
 
     Parameters
     ----------
-    e_x : torch.Tensor or numpy.ndarray
-        Embedding of the first view, (n_x, d), rows are cells.
-    e_y : torch.Tensor or numpy.ndarray
-        Embedding of the second view, (n_y, d).
-    labels_x : array
-        (n_x,) numbers or text; cells of None or NaN are left out.
-    labels_y : array
-        (n_y,), likewise.
+    e_x, e_y : torch.Tensor or numpy.ndarray
+        Embeddings of the views, (n_x, d) and (n_y, d), rows are cells.
+    labels_x, labels_y : array
+        (n_x,) and (n_y,), numbers or text; cells of None or NaN are left out.
 
     Returns
     -------
@@ -301,16 +287,12 @@ def evaluate(
 
     Parameters
     ----------
-    e_x : torch.Tensor or numpy.ndarray
-        Embedding of the first view, (n_x, d), rows are cells.
-    e_y : torch.Tensor or numpy.ndarray
-        Embedding of the second view, (n_y, d).
+    e_x, e_y : torch.Tensor or numpy.ndarray
+        Embeddings of the views, (n_x, d) and (n_y, d), rows are cells.
     match : array of int, optional
         (n_x,): row i of e_x is the same cell as row match[i] of e_y; -1: not known.
-    labels_x : array, optional
-        (n_x,) numbers or text; cells of None or NaN are left out.
-    labels_y : array, optional
-        (n_y,), likewise.
+    labels_x, labels_y : array, optional
+        (n_x,) and (n_y,), numbers or text; cells of None or NaN are left out.
     n_neighbors : int
         Of `label_transfer_accuracy`.
     sample : int or None or "auto"

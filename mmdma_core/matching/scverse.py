@@ -36,10 +36,8 @@ def match(
         Both modalities, or the first.
     other : AnnData, optional
         The second, where the first is AnnData; the cells need not be the same.
-    x : str, optional
-        Modality of MuData; of exactly two the first.
-    y : str, optional
-        Modality of MuData; of exactly two the second.
+    x, y : str, optional
+        Modalities of MuData; of exactly two the first and the second.
     use_rep : str or pair of str
         "X", or an entry of obsm such as "X_pca"; a pair is for the first and the second modality.
     layer : str or pair of str, optional
