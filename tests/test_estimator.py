@@ -14,11 +14,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import normalize
 
 from mmdma_core import MMDMA, Settings, simulate, start
-from mmdma_core import run as epochs
 from mmdma_core.matching import starts
+from mmdma_core.matching import training as epochs
 from mmdma_core.matching.starts import median_sigma
+from mmdma_core.matching.training import History, Stopping
 from mmdma_core.objective import LossTerms
-from mmdma_core.run import History, Stopping
 
 X, Y, _ = (view if i == 2 else view.numpy() for i, view in enumerate(simulate("branch", 60, 15, p_y=12)))
 QUICK = {

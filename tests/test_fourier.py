@@ -12,7 +12,7 @@ from mmdma_core import Kernel, Settings, Unsupported, objective, simulate
 from mmdma_core.fused.compose import compose, exact_mmd, fourier_mmd
 from mmdma_core.fused.fourier import CudaFourierMMD, Frequencies
 from mmdma_core.inputs import as_views
-from mmdma_core.run import train
+from mmdma_core.matching.training import train
 
 pytestmark = pytest.mark.slow
 

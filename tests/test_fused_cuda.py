@@ -22,7 +22,7 @@ from mmdma_core.fused import compose, pair_kernels, pairs_cuda, views_cuda
 from mmdma_core.fused import pairs_cuda as kernels
 from mmdma_core.fused.pairs_cuda import kd_order
 from mmdma_core.matching.starts import run_starts
-from mmdma_core.run import train
+from mmdma_core.matching.training import train
 
 pytestmark = pytest.mark.slow
 

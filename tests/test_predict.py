@@ -77,16 +77,16 @@ def test_the_calibration_sees_12_cells_whatever_the_others_say(monkeypatch):
 
 def test_the_rates_of_planted_cells_are_found_again():
     names = ("primal", "primal-keops", "dual-keops", "primal-fused")
-    found = advice.calibrate([planted(name, *size) for name in names for size in SIZES])
+    found = predict.calibrate([planted(name, *size) for name in names for size in SIZES])
     assert found == pytest.approx(RATES, rel=0.03)
 
 
 def test_a_rate_that_no_cell_tells_stays_where_it_was():
-    found = advice.calibrate([planted("primal", *size) for size in SIZES], advice.GPU)
-    assert found.evaluated == pytest.approx(advice.GPU.evaluated)
+    found = predict.calibrate([planted("primal", *size) for size in SIZES], predict.GPU)
+    assert found.evaluated == pytest.approx(predict.GPU.evaluated)
     assert found.products == pytest.approx(RATES.products, rel=0.03)
     with pytest.raises(ValueError, match="no cell of a variant that states a cost"):
-        advice.calibrate([Measured("no-longer-there", 1000, 10, 10, 1.0)])
+        predict.calibrate([Measured("no-longer-there", 1000, 10, 10, 1.0)])
 
 
 def test_too_few_cells_do_not_fill_a_card():

@@ -13,7 +13,6 @@ from benchmarks.measuring import memory, records
 from benchmarks.plan import duration, elsewhere, machine_memory
 from benchmarks.study import Study
 from mmdma_core import advice
-from mmdma_core.advice import calibrate
 from mmdma_core.models import NOMINAL, Rates, in_words
 
 _QUALITY = (
@@ -107,7 +106,7 @@ def _known(study: Study, kind: str, like: str) -> tuple[list[advice.Measured], s
         return cells, f"in {study.root}{said}", NOMINAL
     card = predict.card(like)
     if cells:
-        return cells, f"in {study.root}{said}", calibrate(cells, card.rates())
+        return cells, f"in {study.root}{said}", predict.calibrate(cells, card.rates())
     return card.known, f"of {card.name}, since {study.root} has none of a GPU", card.rates()
 
 

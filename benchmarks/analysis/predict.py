@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.optimize import least_squares
 
 import mmdma_core
 from benchmarks.analysis import published
@@ -29,7 +31,7 @@ from benchmarks.analysis.table import machine_name, one_machine, to_frame
 from benchmarks.measuring import records
 from benchmarks.measuring.memory import GIB
 from benchmarks.plan import ranges
-from mmdma_core.advice import Measured, calibrate
+from mmdma_core.advice import Measured
 from mmdma_core.files.atomic import atomically
 from mmdma_core.models import MemoryModel, Rates
 
@@ -38,6 +40,10 @@ WITHIN = 1.5  # a runtime that is not off by more is counted as right
 NEARLY = 1.15  # another variant is as good as the published winner if it was published with at most that much more
 _PACKAGE = "published-"
 _UNITS = ("operations of products", "numbers through memory", "operations of KeOps")
+# In order of magnitude, from the data sheet of a V100: 1.4e13 operations and 900 GB a second; 5,120 lanes, each of
+# which gives a result after four cycles. An epoch of some hundred launches: assumed.
+GPU = Rates(products=1e13, passes=2e11, evaluated=1e13, compiled=1e13, filled_by=20_000, epoch_s=5e-3)
+_PULL = 0.02  # what a rate that is off by e counts beside a cell that is off by e
 _THOUSANDS = range(1000, 101_000, 1000)  # the n of the originals are not in the published grid
 
 
@@ -247,3 +253,25 @@ def describe_ends(gib: float) -> str:
             ours, package, there = (f"{n:,.0f}" if n else "-" for n in numbers)
             lines.append(f"  {name:<22}{where:<18}{ours:>14}{package:>14}{there:>12}")
     return "\n".join([*lines, "what is counted, and why it differs from the published: docs/reading.md, frontier"])
+
+
+def calibrate(cells: Sequence[Measured], start: Rates = GPU) -> Rates:
+    """Return the rates that bring the models of cost nearest to the cells: least squares of log(predicted / measured).
+
+    cells  of one machine, of any variants that state a cost; a few of each kind of work and of small and large n
+    start  rates of a machine like it. Every rate is pulled to them a little, so that one that no cell tells stays
+
+    Raises ValueError where no cell is of a variant that states a cost.
+    """
+    models = {name: mmdma_core.variant(name).cost_model for name in mmdma_core.variants()}
+    known = [(models[cell.variant](cell.n, cell.p, cell.d), cell.epoch_s) for cell in cells if models.get(cell.variant)]
+    if not known:
+        raise ValueError("no cell of a variant that states a cost: rates cannot be calibrated")
+    measured = np.log([seconds for _, seconds in known])
+
+    def off(logs: np.ndarray) -> np.ndarray:
+        rates = Rates(*np.exp(logs))
+        predicted = np.log([cost.seconds(rates) for cost, _ in known])
+        return np.concatenate([predicted - measured, _PULL * (logs - np.log(start))])
+
+    return Rates(*map(float, np.exp(least_squares(off, np.log(start)).x)))

@@ -29,8 +29,8 @@ from mmdma_core.matching.preprocess import (
     take,
     take_both,
 )
+from mmdma_core.matching.training import Callback
 from mmdma_core.objective import LossTerms
-from mmdma_core.run import Callback
 from mmdma_core.settings import plain
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from mmdma_core.fused.run import FusedRun
 from mmdma_core.fused.threads import brief_waits
 from mmdma_core.inputs import Kernel, as_device
 from mmdma_core.matching.preprocess import Matrix, digest
-from mmdma_core.run import AdamRun, Checkpoint, History, Run, Stopping, train
+from mmdma_core.matching.training import Checkpoint, History, Stopping, train
+from mmdma_core.run import AdamRun, Run
 from mmdma_core.settings import Settings, plain
 
 _SETTINGS = ("n_components", "lambda1", "lambda2", "learning_rate", "unbiased", "init", "amsgrad")
