@@ -7,18 +7,28 @@ import math
 import os
 import signal
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import config as configuration
 from benchmarks.measuring import machine
 from mmdma_core import host
 
+if TYPE_CHECKING:
+    from benchmarks.study import Study
+    from mmdma_core.models import Rates
+
+_Option = tuple[tuple[str, ...], dict[str, Any]]  # the arguments of add_argument
+_COMMANDS: dict[str, tuple[str, Callable[..., Any], tuple[_Option, ...]]] = {}  # name -> help, what it runs, options
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 (cannot write), 2 (bad input), 130 (interrupted) or 141 (no reader).
 
-    `compare` has 1 for slower cells, and 2 also where it cannot write.
+    `compare` has 1 for slower measurements, and 2 also where it cannot write.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -35,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     return stdio.run(lambda: _run(options), 2 if options.run is _compare else 1)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Namespace) -> int:
     try:
         if options.run is _compare:
             return _compare(options)
@@ -59,14 +69,51 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-def _check(study, options) -> None:  # noqa: ANN001
+def _option(*names: str, **how: Any) -> _Option:
+    return names, how
+
+
+def _command(text: str, *options: _Option) -> Callable[[Callable], Callable]:
+    """Make a function, _NAME, the command NAME with these options."""
+
+    def register(run: Callable) -> Callable:
+        _COMMANDS[run.__name__[1:].replace("_", "-")] = text, run, options
+        return run
+
+    return register
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+_RETRY = _option("--retry", action="store_true", help="measure again what ended in an error")
+_CARD_GIB = _option("--gpu-memory-gib", type=_number, default=16.0, help="of the card; default: 16, the paper's")
+_LIKE = _option(
+    "--like",
+    default="v100",
+    metavar="CARD",
+    help="whose rates a GPU is taken to have: v100, the published one, or results/MACHINE; default: v100",
+)
+
+
+@_command("check the configuration, and what lies in the folder of results")
+def _check(study: Study, options: Namespace) -> None:
     from benchmarks.analysis import table
 
     print(f"{options.config} is valid; it asks for the study {study.name!r} on {study.device}")
     print(*table.describe_contents(study), sep="\n")
 
 
-def _plan(study, options) -> None:  # noqa: ANN001
+@_command(
+    "what would run, what is known, about how long it takes",
+    _LIKE,
+    _option("--gpus", type=int, default=1, help="that measure at once, on a cluster; default: 1"),
+)
+def _plan(study: Study, options: Namespace) -> None:
     from benchmarks import plan
     from benchmarks.analysis import table
 
@@ -77,7 +124,7 @@ def _plan(study, options) -> None:  # noqa: ANN001
         print(f"left out: {sentence}", file=sys.stderr)
 
 
-def _rates(study, like: str):  # noqa: ANN001, ANN202
+def _rates(study: Study, like: str) -> Rates:
     from benchmarks.analysis import predict
     from mmdma_core.models import NOMINAL
 
@@ -86,13 +133,22 @@ def _rates(study, like: str):  # noqa: ANN001, ANN202
     return predict.card(like).rates() if study.device == "cuda" else NOMINAL
 
 
-def _sweep(study, options) -> None:  # noqa: ANN001
+@_command(
+    "measure the points that are not known (all sweeps of the study, or some)",
+    _option("--variant", nargs="+", help="default: all of the study"),
+    _option("--p", nargs="+", type=int, help="default: all of the study"),
+    _option("--n", nargs="+", type=int, help="default: all of the study"),
+    _option("--budget-s", type=_number, default=float("inf"), help="seconds after which it ends"),
+    _RETRY,
+)
+def _sweep(study: Study, options: Namespace) -> None:
     from benchmarks import sweep
 
     sweep.run_sweeps(study, options.variant, options.p, options.n, options.budget_s, options.retry)
 
 
-def _table(study, options) -> None:  # noqa: ANN001
+@_command("write summary.csv, summary.parquet and losses.csv, count the statuses")
+def _table(study: Study, options: Namespace) -> None:
     from benchmarks.analysis import agreement, table
 
     summary = table.write_summary(study.root)
@@ -102,14 +158,23 @@ def _table(study, options) -> None:  # noqa: ANN001
     print(f"which variants agree in their loss, cell by cell: {agreement.write_losses(summary, study.root)}")
 
 
-def _figures(study, options) -> None:  # noqa: ANN001
+@_command("draw the figures from the table")
+def _figures(study: Study, options: Namespace) -> None:
     from benchmarks import figures
 
     for path in figures.draw_all(study):
         print(path)
 
 
-def _advise(study, options) -> None:  # noqa: ANN001
+@_command(
+    "which variant to take for n cells and p features, how long, how much memory",
+    _option("--n", type=int, required=True, help="cells"),
+    _option("--p", type=int, required=True, help="features"),
+    _option("--gpu-memory-gib", type=_number, help="for a GPU of this memory, wherever it is"),
+    _option("--devices", type=int, default=1, help="that share the cells; default: 1"),
+    _LIKE,
+)
+def _advise(study: Study, options: Namespace) -> None:
     from benchmarks.analysis import advise
     from benchmarks.study import on_this_machine
 
@@ -117,19 +182,22 @@ def _advise(study, options) -> None:  # noqa: ANN001
     print(advise.describe(study, options.n, options.p, options.gpu_memory_gib, options.devices, options.like))
 
 
-def _citeseq(study, options) -> None:  # noqa: ANN001
+@_command("the real-data experiment: CITE-seq, or a placeholder of its shape", _RETRY)
+def _citeseq(study: Study, options: Namespace) -> None:
     from benchmarks.experiments import citeseq
 
     citeseq.run(citeseq.load(study, options.values), options.retry)
 
 
-def _scale(study, options) -> None:  # noqa: ANN001
+@_command("whole fits up to a million cells, beside other matchings: quality against time", _RETRY)
+def _scale(study: Study, options: Namespace) -> None:
     from benchmarks.experiments import scale
 
     print(scale.run(study, options.values, options.retry))
 
 
-def _quality(study, options) -> None:  # noqa: ANN001
+@_command("matching quality on SNARE-seq and scGEM, beside the published values")
+def _quality(study: Study, options: Namespace) -> None:
     from benchmarks.experiments import quality
 
     if "quality" not in options.values:
@@ -137,25 +205,39 @@ def _quality(study, options) -> None:  # noqa: ANN001
     print(quality.run(options.values["quality"], study.root, study.device, study.threads))
 
 
-def _roofline(study, options) -> None:  # noqa: ANN001
+@_command(
+    "what a pass over pairs could reach on this machine, and the fraction that it does",
+    _option("--n", type=int, default=5000, help="cells of each view; default: %(default)s"),
+    _option("--d", type=int, default=10, help="dimensions; default: %(default)s"),
+    _option("--runs", type=int, default=5, help="on the CPU; default: %(default)s"),
+)
+def _roofline(study: Study, options: Namespace) -> None:
     from benchmarks import roofline
 
     roofline.run(study.device, options.n, options.d, options.runs)
 
 
-def _report(study, options) -> None:  # noqa: ANN001
+@_command("write report.html: verdict, figures, tables, in one page")
+def _report(study: Study, options: Namespace) -> None:
     from benchmarks import report
 
     print(report.write(study))
 
 
-def _frontier(study, options) -> None:  # noqa: ANN001
+@_command("where memory ends each variant, predicted and published", _CARD_GIB)
+def _frontier(study: Study, options: Namespace) -> None:
     from benchmarks.analysis import predict
 
     print(predict.describe_ends(options.gpu_memory_gib))
 
 
-def _predict(study, options) -> None:  # noqa: ANN001
+@_command(
+    "Figure 1A and A1 of a card that is not here, from the models and a card that was measured",
+    _CARD_GIB,
+    _LIKE,
+    _option("--out", type=Path, help="a folder for table and pictures; default: beside the results"),
+)
+def _predict(study: Study, options: Namespace) -> None:
     from benchmarks import figures
     from benchmarks.analysis import predict
 
@@ -169,7 +251,15 @@ def _predict(study, options) -> None:  # noqa: ANN001
         print(path)
 
 
-def _gpu_check(study, options) -> None:  # noqa: ANN001
+@_command(
+    "all that a GPU alone can show, step by step, within minutes; again: it goes on",
+    _option("--device", default="cuda", help="cuda, or cpu to try the command; default: %(default)s"),
+    _option("--small", action="store_true", help="small sizes, to try the command"),
+    _option("--budget-s", type=float, default=540.0, help="seconds; default: %(default)g"),
+    _option("--out", type=Path, help="pack results/MACHINE into this .tar.gz at the end"),
+    _RETRY,
+)
+def _gpu_check(study: Study, options: Namespace) -> None:
     from benchmarks import report
     from benchmarks.experiments import gpu_check
 
@@ -177,7 +267,8 @@ def _gpu_check(study, options) -> None:  # noqa: ANN001
     gpu_check.run(visit, options.budget_s, options.out)
 
 
-def _compare(options) -> int:  # noqa: ANN001
+def _compare(options: Namespace) -> int:
+    """Of two folders and no study: it takes no configuration."""
     from benchmarks.analysis import compare
 
     found = compare.compare(options.a, options.b, options.threshold)
@@ -194,77 +285,15 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", type=Path, default=configuration.DEFAULT_CONFIG, help="default: %(default)s")
     shared.add_argument("--profile", type=Path, help="a profile of Snakemake, whose machine.yaml overrides keys")
-    shared.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key: study=survey, citeseq.path=FILE",
-    )
+    override = "override a key: study=survey, citeseq.path=FILE"
+    shared.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=override)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, text in (
-        ("check", _check, "check the configuration, and what lies in the folder of results"),
-        ("plan", _plan, "what would run, what is known, about how long it takes"),
-        ("sweep", _sweep, "measure the cells that are not known (all sweeps of the study, or some)"),
-        ("table", _table, "write summary.csv, summary.parquet and losses.csv, count the statuses"),
-        ("figures", _figures, "draw the figures from the table"),
-        ("advise", _advise, "which variant to take for n cells and p features, how long, how much memory"),
-        ("quality", _quality, "matching quality on SNARE-seq and scGEM, beside the published values"),
-        ("scale", _scale, "whole fits up to a million cells, beside other matchings: quality against time"),
-        ("citeseq", _citeseq, "the real-data experiment: CITE-seq, or a stand-in of its shape"),
-        ("roofline", _roofline, "what a pass over pairs could reach on this machine, and the fraction that it does"),
-        ("gpu-check", _gpu_check, "all that a GPU alone can show, step by step, within minutes; again: it goes on"),
-        ("report", _report, "write report.html: verdict, figures, tables, in one page"),
-        (
-            "predict",
-            _predict,
-            "Figure 1A and A1 of a card that is not here, from the models and a card that was measured",
-        ),
-        ("frontier", _frontier, "where memory ends each variant, predicted and published"),
-    ):
+    for name, (text, run, options) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
         command.set_defaults(run=run)
-        if name in ("frontier", "predict"):
-            command.add_argument(
-                "--gpu-memory-gib", type=_number, default=16.0, help="of the card; default: 16, the paper's"
-            )
-        if name == "advise":
-            command.add_argument("--n", type=int, required=True, help="cells")
-            command.add_argument("--p", type=int, required=True, help="features")
-            command.add_argument("--gpu-memory-gib", type=_number, help="for a GPU of this memory, wherever it is")
-            command.add_argument("--devices", type=int, default=1, help="that share the cells; default: 1")
-        if name == "roofline":
-            command.add_argument("--n", type=int, default=5000, help="cells of each view; default: %(default)s")
-            command.add_argument("--d", type=int, default=10, help="dimensions; default: %(default)s")
-            command.add_argument("--runs", type=int, default=5, help="on the CPU; default: %(default)s")
-        if name in ("advise", "plan", "predict"):
-            command.add_argument(
-                "--like",
-                default="v100",
-                metavar="CARD",
-                help="whose rates a GPU is taken to have: v100, the published one, or results/MACHINE; default: v100",
-            )
-        if name == "predict":
-            command.add_argument(
-                "--out", type=Path, help="a folder for table and pictures; default: beside the results"
-            )
-        if name == "plan":
-            command.add_argument("--gpus", type=int, default=1, help="that measure at once, on a cluster; default: 1")
-        if name == "sweep":
-            command.add_argument("--variant", nargs="+", help="default: all of the study")
-            command.add_argument("--p", nargs="+", type=int, help="default: all of the study")
-            command.add_argument("--n", nargs="+", type=int, help="default: all of the study")
-            command.add_argument("--budget-s", type=_number, default=float("inf"), help="seconds after which it ends")
-        if name == "gpu-check":
-            command.add_argument(
-                "--device", default="cuda", help="cuda, or cpu to try the command; default: %(default)s"
-            )
-            command.add_argument("--small", action="store_true", help="small sizes, to try the command")
-            command.add_argument("--budget-s", type=float, default=540.0, help="seconds; default: %(default)g")
-            command.add_argument("--out", type=Path, help="pack results/MACHINE into this .tar.gz at the end")
-        if name in ("sweep", "scale", "citeseq", "gpu-check"):
-            command.add_argument("--retry", action="store_true", help="measure cells again that ended in an error")
-    text = "two results folders cell by cell; status 0: none slower, 1: some slower, 2: bad input"
+        for names, how in options:
+            command.add_argument(*names, **how)
+    text = "two results folders compared; status 0: none slower, 1: some slower, 2: bad input"
     command = commands.add_parser("compare", help=text, description=text)
     command.set_defaults(run=_compare)
     command.add_argument("a", type=Path, metavar="A", help="results/MACHINE of before, or of one machine")
@@ -272,13 +301,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--threshold", type=float, default=1.1, help="a ratio that matters; default: %(default)s")
     command.add_argument("--out", type=Path, help="a picture of it, .png, .svg or .pdf")
     return parser
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value
 
 
 def _set_environment(threads: int | str) -> None:

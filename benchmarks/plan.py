@@ -44,7 +44,7 @@ Value = TypeVar("Value")
 class Forecast(NamedTuple):
     """What a sweep is predicted to do from here on.
 
-    seconds    that its remaining cells take
+    seconds    that its remaining points take
     too_large  the first remaining n that is predicted not to fit; None: all fit
     cut        the n that fit and that a budget leaves out, in this run or in one before
     by         the budget, a key of config.yaml

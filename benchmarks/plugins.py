@@ -1,8 +1,8 @@
-"""Plugins: a user's modules that register variants, imported in a process of their own, and in their cells.
+"""Plugins: a user's modules that register variants, imported in a process of their own, and in their measurements.
 
 What a plugin computes, prints, sets or ends while it is imported then touches no other variant. Here each of its
-variants has a stand-in in the registry, which knows what the plugin says of it, asks the plugin's process for models
-of memory and cost, and imports the plugin where the variant is to run: in the child that measures a cell.
+variants has a placeholder in the registry, which knows what the plugin says of it, asks the plugin's process for models
+of memory and cost, and imports the plugin where the variant is to run: in the child that measures it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _plugins: dict[str, _Plugin] = {}  # of this process, by module
 
 
 def take(modules: list[str]) -> None:
-    """Register the variants of plugins, as stand-ins. Raises ConfigError, with its name, for one that cannot be."""
+    """Register the variants of plugins, as placeholders. Raises ConfigError, with its name, for one that cannot be."""
     for module in modules:
         if module not in _plugins:
             _plugins[module] = _Plugin(module)
@@ -66,8 +66,8 @@ class _Plugin:
                 _serve(module, at_child)
             at_child.close()
             told, does = self._first_words(output)
-        self.note = f"plugin {module!r} {does} while it is imported: only its own cells see that" if does else ""
-        self.variants = [registry.add(self._stand_in(*own)) for own in told]
+        self.note = f"plugin {module!r} {does} while it is imported: only its own measurements see that" if does else ""
+        self.variants = [registry.add(self._placeholder(*own)) for own in told]
 
     def _first_words(self, output: Any) -> Any:
         """What the process says once it has imported the plugin. Raises ConfigError if it does not."""
@@ -95,7 +95,9 @@ class _Plugin:
         os.kill(self._process, signal.SIGKILL)
         os.waitpid(self._process, 0)
 
-    def _stand_in(self, told: dict[str, Any], models: list[str], absent: tuple[str, ...], fingerprint: str) -> Variant:
+    def _placeholder(
+        self, told: dict[str, Any], models: list[str], absent: tuple[str, ...], fingerprint: str
+    ) -> Variant:
         name = told["name"]
         made = Variant(
             **told,
@@ -134,9 +136,9 @@ class _Plugin:
 
 
 def _withdrawn() -> list[Variant]:
-    """The stand-ins of all plugins, taken out of the registry: a plugin may import another one."""
-    stand_ins = [variant for plugin in _plugins.values() for variant in plugin.variants]
-    found = [own for own in stand_ins if own.name in registry.variants() and registry.variant(own.name) is own]
+    """The placeholders of all plugins, taken out of the registry: a plugin may import another one."""
+    placeholders = [variant for plugin in _plugins.values() for variant in plugin.variants]
+    found = [own for own in placeholders if own.name in registry.variants() and registry.variant(own.name) is own]
     for variant in found:
         registry.remove(variant.name)
     return found
@@ -186,7 +188,7 @@ def _answer(model: Callable[[], Any]) -> Any:
 
 
 def _told(variant: Variant) -> tuple[dict[str, Any], list[str], tuple[str, ...], str]:
-    """What a stand-in takes: the plain fields, the models that there are, what is absent, the fingerprint."""
+    """What a placeholder takes: the plain fields, the models that there are, what is absent, the fingerprint."""
     values = {field.name: getattr(variant, field.name) for field in fields(Variant) if field.name != "requires"}
     plain = {name: value for name, value in values.items() if not callable(value)}
     models = [name for name in _MODELS if name not in plain]

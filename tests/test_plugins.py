@@ -139,7 +139,10 @@ def test_a_plugin_in_a_package_counts_with_what_lies_beside_it(plugin, project, 
     root = configure({"n": [100], "p": [10], "variants": ["lab.blocked"]}, plugins=["lab.blocked"])
     command("sweep")
     key = records.read(records.record_path(root, "lab.blocked", 10, 100)).key
-    assert command("sweep") == "note: plugin 'lab.blocked' prints while it is imported: only its own cells see that\n"
+    assert (
+        command("sweep")
+        == "note: plugin 'lab.blocked' prints while it is imported: only its own measurements see that\n"
+    )
     (project / "lab" / "helper.py").write_text("FACTOR = 2")
     command("sweep")
     assert records.read(records.record_path(root, "lab.blocked", 10, 100)).key != key

@@ -1,4 +1,4 @@
-"""One cell, measured: its child process (guard, cell), probes (memory, machine), and what is kept of it (records).
+"""A measurement: its child process (guard, measurement), probes (memory, machine), and its record (records).
 
-A change of how a cell is measured raises `cell.MEASUREMENT`, so that no older record is taken for a new one.
+A change of how is measured raises `measurement.MEASUREMENT`, so that no older record is taken for a new one.
 """

@@ -37,7 +37,7 @@ _ONLY_NO_ANSWER = (
     *(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_UNINITIALIZED),
 )
 _OF_PARTS = ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses")  # which no whole GPU answers for them
-# name -> the variable that names another one, what else is taken for it, and the words of a cell that lacked it
+# name -> the variable that names another one, what else is taken for it, and the words of a measurement that lacked it
 _COMPILERS = {
     "g++": ("CXX", ("g++",), re.compile(r"C\+\+ compiler|\bg\+\+|\bpykeops_\w+", re.IGNORECASE)),
     "gcc": ("CC", ("gcc", "clang"), re.compile(r"\bC compiler|\bgcc\b", re.IGNORECASE)),

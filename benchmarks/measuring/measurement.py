@@ -27,9 +27,9 @@ from mmdma_core.fused.ranks import in_world, world
 from mmdma_core.inputs import Given, as_views, is_sparse
 from mmdma_core.settings import own_state
 
-EARLY_EPOCHS = 3  # every measured cell does that many: a warm-up and at least MIN_TIMED
+EARLY_EPOCHS = 3  # every measurement does that many: a warm-up and at least MIN_TIMED
 MIN_TIMED = 2
-MEASUREMENT = 2  # to be raised when cells are measured differently, so that no older record is used again
+MEASUREMENT = 2  # to be raised when it is measured differently, so that no older record is used again
 # Cells of the first start, from which on what is compiled depends no more on how large n is: on a CPU one panel of
 # points or several, on CUDA tiles, graphs and groups of columns. Triton's kernels depend on whether 16 divides it.
 FEW = {"cpu": 304, "cuda": 100_000}
@@ -45,9 +45,9 @@ class Limits:
     """How far a measurement may go.
 
     budget_s   timed epochs stop after this many seconds, though never before MIN_TIMED of them
-    timeout_s  seconds after which the whole cell is ended
-    host_gib   host memory the cell may add, on a CPU; None: 80 % of what is free
-    gpu_gib    device memory the cell may take, which emulates a smaller card; None: all of it
+    timeout_s  seconds after which the whole measurement is ended
+    host_gib   host memory that it may add, on a CPU; None: 80 % of what is free
+    gpu_gib    device memory that it may take, which emulates a smaller card; None: all of it
     """
 
     budget_s: float
@@ -57,7 +57,7 @@ class Limits:
 
 
 class DataSource(Protocol):
-    """Where the two views come from, if not from mmdma_core.simulate: a frozen dataclass, part of the cell's question.
+    """Where the two views come from, if not from mmdma_core.simulate: a frozen dataclass, part of the question.
 
     name  as it stands in records, in the place of a simulation's mode
     """
@@ -109,17 +109,17 @@ class Measurement:
         return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(cell: Measurement, report: Report, work: Work) -> None:
-    """Do the work within the cell's limits; it reports the fields of a record as they become known, `status` last.
+def measure(asked: Measurement, report: Report, work: Work) -> None:
+    """Do the work within the limits; it reports the fields of a record as they become known, `status` last.
 
     What it raises passes through, except that a variant lacks something or cannot treat the problem.
     """
-    _set_threads(cell.threads)
+    _set_threads(asked.threads)
     report({"threads": torch.get_num_threads()})
-    _limit_memory(cell)
+    _limit_memory(asked)
     try:
         with own_state(), compilers.explained():  # of which a method of a run then has little to set
-            work(cell, report)
+            work(asked, report)
         report({"threads": torch.get_num_threads()})  # a variant may have set its own
     except MissingDependency as error:
         report({"status": "missing_dependency", "detail": str(error)})
@@ -127,54 +127,54 @@ def measure(cell: Measurement, report: Report, work: Work) -> None:
         report({"status": "unsupported", "detail": str(error)})
 
 
-def time_epochs(cell: Measurement, report: Report) -> None:
-    """The work of the scaling study: data, a first start, preparation, a warm-up, timed epochs, memory, losses."""
-    device = torch.device(cell.device)
-    missing = mmdma_core.variant(cell.variant).missing(device)
+def time_epochs(asked: Measurement, report: Report) -> None:
+    """Do the work of the scaling study: data, a first start, preparation, a warm-up, timed epochs, memory, losses."""
+    device = torch.device(asked.device)
+    missing = mmdma_core.variant(asked.variant).missing(device)
     if missing:
         raise MissingDependency(missing)
     report({"float32_bits": _float32_bits(device)})
     before = memory.host_bytes()
     report({"stage": "data", "host_before": before})
-    views, data_s = _timed(device, _views, cell, device)
-    match = views.match if cell.data else None
+    views, data_s = _timed(device, _views, asked, device)
+    match = views.match if asked.data else None
     report({"data_s": data_s, "density": _density(views.x), "stage": "first start"})
-    report({"first_start_s": _timed(device, _start_small, cell, views, device)[1]})
+    report({"first_start_s": _timed(device, _start_small, asked, views, device)[1]})
     _reset_peaks(device)
     report({"stage": "prepare"})
-    asked = cell.variant, views.x, views.y, cell.settings, device, cell.seed
-    run, prepare_s = _timed(device, mmdma_core.start, *asked, group=world())
-    del asked
+    given = asked.variant, views.x, views.y, asked.settings, device, asked.seed
+    run, prepare_s = _timed(device, mmdma_core.start, *given, group=world())
+    del given
     del views  # what the variant needs of the data, it holds
     report({"prepare_s": prepare_s, "stage": "warm-up"})
     report({"warmup_s": _timed(device, run.step)[1], "stage": "epochs"})
-    report(_timed_epochs(cell, run, device))
+    report(_timed_epochs(asked, run, device))
     report({"peak_host_bytes": max(0, memory.host_peak_bytes() - before)})
     if device.type == "cuda":
         report({"peak_torch_bytes": torch.cuda.max_memory_allocated()})
-    if cell.data is not None:
+    if asked.data is not None:
         report({"stage": "metrics"})
         report({"metrics": _metrics(run, match)})
     report({"status": "ok"})
 
 
-def _views(cell: Measurement, device: torch.device) -> Simulated:
+def _views(asked: Measurement, device: torch.device) -> Simulated:
     """The two views on the device, and their match."""
-    if cell.data is None:
-        rows = of_share(cell.n, _share())
-        asked = cell.shape, cell.n, cell.p, cell.seed
-        return mmdma_core.simulate(*asked, noise=cell.data_mode, device=device, rows=rows)
-    x, y, match = cell.data.views(cell.n, cell.p, cell.seed)
+    if asked.data is None:
+        rows = of_share(asked.n, _share())
+        given = asked.shape, asked.n, asked.p, asked.seed
+        return mmdma_core.simulate(*given, noise=asked.data_mode, device=device, rows=rows)
+    x, y, match = asked.data.views(asked.n, asked.p, asked.seed)
     return Simulated(*as_views(x, y, device), match)
 
 
 def few(n: int, p: int, device: str) -> tuple[int, int]:
-    """Fewer cells and features, at which a variant compiles all that it compiles at n and p: p < n, p = n or p > n."""
+    """Return fewer cells and features, at which a variant compiles all that it does at n and p: p <, = or > n."""
     n_few = n if n <= FEW[device] else FEW[device] + n % 16
     return n_few, min(p, _FEW_FEATURES) if p < n else n_few + min(p - n, _FEW_FEATURES)
 
 
-def _start_small(cell: Measurement, views: Simulated, device: torch.device) -> None:
+def _start_small(asked: Measurement, views: Simulated, device: torch.device) -> None:
     """Start a small run of the same kind and do a step, so that what only a first one does is in none of the clocks.
 
     That is imports, compilation, the libraries that CUDA loads when they are called, the meeting of the ranks. (What
@@ -182,9 +182,9 @@ def _start_small(cell: Measurement, views: Simulated, device: torch.device) -> N
     is measured raises what it has to. Ranks go on together, so of these only what all of them raise.
     """
     with suppress(Unsupported if world() else Exception):
-        x, y = (_random_like(view, *few(cell.n, view.shape[1], device.type)) for view in (views.x, views.y))
-        mmdma_core.start(cell.variant, x, y, cell.settings, device, cell.seed, group=world()).step()
-    _set_threads(cell.threads)  # a variant may have set its own, and does so again
+        x, y = (_random_like(view, *few(asked.n, view.shape[1], device.type)) for view in (views.x, views.y))
+        mmdma_core.start(asked.variant, x, y, asked.settings, device, asked.seed, group=world()).step()
+    _set_threads(asked.threads)  # a variant may have set its own, and does so again
 
 
 def _random_like(view: torch.Tensor, n: int, p: int) -> torch.Tensor:
@@ -204,7 +204,7 @@ def _density(view: torch.Tensor) -> float | None:
 
 def _metrics(run: mmdma_core.Run, match: np.ndarray) -> dict[str, float]:
     """How well the embeddings of this epoch match, see mmdma_core.metrics."""
-    from mmdma_core.matching.metrics import foscttm  # imports scikit-learn, which most cells do not need
+    from mmdma_core.matching.metrics import foscttm  # imports scikit-learn, which most measurements do not need
 
     return {"epoch": run.epoch, "foscttm": foscttm(*run.embeddings(), match)}
 
@@ -230,12 +230,12 @@ def _timed(device: torch.device, work: Callable[..., Any], /, *arguments: Any, *
     return result, time.perf_counter() - begin
 
 
-def _timed_epochs(cell: Measurement, run: mmdma_core.Run, device: torch.device) -> dict[str, Any]:
+def _timed_epochs(asked: Measurement, run: mmdma_core.Run, device: torch.device) -> dict[str, Any]:
     seconds: list[float] = []
     losses = {}
     together = in_world(0)  # ranks time as many epochs as the first one does
     while together.of_first(
-        len(seconds) < cell.epochs and (len(seconds) < MIN_TIMED or math.fsum(seconds) < cell.limits.budget_s)
+        len(seconds) < asked.epochs and (len(seconds) < MIN_TIMED or math.fsum(seconds) < asked.limits.budget_s)
     ):
         seconds.append(round(_timed(device, run.step)[1], 9))
         if run.epoch == EARLY_EPOCHS:
@@ -259,15 +259,15 @@ def _set_threads(number: int) -> None:
     threadpool_limits(number)
 
 
-def _limit_memory(cell: Measurement) -> None:
-    if cell.device == "cuda":
-        if cell.limits.gpu_gib is not None:
+def _limit_memory(asked: Measurement) -> None:
+    if asked.device == "cuda":
+        if asked.limits.gpu_gib is not None:
             free, total = torch.cuda.mem_get_info()
             context = min(total - free, _CONTEXT_AT_MOST)
-            fraction = (cell.limits.gpu_gib * memory.GIB - context) / total
+            fraction = (asked.limits.gpu_gib * memory.GIB - context) / total
             torch.cuda.set_per_process_memory_fraction(min(1.0, max(fraction, 0.0)))
     else:
-        memory.limit_host_memory(int(cell.limits.host_gib * memory.GIB))
+        memory.limit_host_memory(int(asked.limits.host_gib * memory.GIB))
 
 
 def _reset_peaks(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What other processes take of the machine while a cell is measured: shares from 0 to 1 of its cores and its GPUs."""
+"""What other processes take of the machine meanwhile: shares from 0 to 1 of its cores and its GPUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import fmean
 
 from benchmarks.measuring.machine import device_process_bytes, device_process_shares
 
-NOISY = 0.1  # share above which a cell counts as noisy
+NOISY = 0.1  # share above which a measurement counts as noisy
 AGAIN = 0.5  # share above which a sweep measures it once more
 _STAT = Path("/proc/stat")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")  # in which the kernel tells what the cores do
@@ -21,9 +21,9 @@ _BUSY = (0, 1, 2, 5, 6, 7)  # columns of /proc/stat: user, nice, system, irq, so
 
 
 class Others:
-    """Counts what others take from when it is made; all that the cell has started must have been waited for at the end.
+    """Count what others take from now on; all that the measurement starts must have been waited for at the end.
 
-    devices  GPUs that the cell computes on
+    devices  GPUs that the measurement computes on
     """
 
     def __init__(self, devices: int = 0) -> None:
@@ -32,12 +32,12 @@ class Others:
         self._gpus = [_Gpu(k) for k in range(devices)]
 
     def look(self, pids: Collection[int]) -> None:
-        """To be called again and again while the processes of the cell are there."""
+        """Look once; to be called again and again while the processes of the measurement are there."""
         for gpu in self._gpus:
             gpu.look(pids)
 
     def cpu_share(self) -> float | None:
-        """(busy - own) / (cores x seconds): of the core-seconds since the beginning those that others took.
+        """Return (busy - own) / (cores x seconds): of the core-seconds since the beginning those that others took.
 
         busy  what the cores did that this process may use, as /proc/stat has it; time that a hypervisor took included
         own   CPU time of this process and of the children that it has waited for
@@ -55,14 +55,14 @@ class Others:
         return min(1.0, max(0.0, busy - (_own_s() - own)) / available)
 
     def gpu_share(self) -> float | None:
-        """Of the time of the GPU's multiprocessors what others took, the largest of several GPUs; None: not known."""
+        """Return what others took of the time of a GPU's multiprocessors, the most of several; None: not known."""
         return max((share for gpu in self._gpus if (share := gpu.share()) is not None), default=None)
 
 
 class _Gpu:
     """What others take of one GPU, a mean over time of the driver's samples.
 
-    A driver that does not know the cell's processes, as in some containers, cannot tell others from them.
+    A driver that does not know its processes, as in some containers, cannot tell others from them.
     """
 
     def __init__(self, device: int) -> None:
@@ -70,7 +70,7 @@ class _Gpu:
         self._begin = self._last = time.time()
         self._taken_s = 0.0
         self._told_s = 0.0
-        self._pids: set[int] = set()  # of the cell
+        self._pids: set[int] = set()  # of the measurement
         self._known = False
 
     def look(self, pids: Collection[int]) -> None:

@@ -1,8 +1,8 @@
-"""A cell as a group of processes that share one run: started and ended together, and told as one.
+"""A measurement in a group of processes that share one run: started and ended together, and told as one.
 
-The ranks are forked by PyTorch's launcher from the cell's child, in its group of processes, so that the guard ends all
-of them with it. A cell's epoch is that of its slowest rank; its host memory is the sum over ranks, its device memory
-the largest of them; one rank that runs out of memory makes the cell `oom`.
+The ranks are forked by PyTorch's launcher from the measurement's child, in its group of processes, so that the guard
+ends all of them with it. An epoch is that of the slowest rank; its host memory is the sum over ranks, its device memory
+the largest of them; one rank that runs out of memory makes the measurement `oom`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _ENDED = ("missing_dependency", "unsupported")
 _LARGEST = ("data_s", "first_start_s", "prepare_s", "warmup_s", "peak_torch_bytes", "threads")
 
 
-def in_ranks(cell: Measurement, report: Report, work: Work) -> None:
-    """Do the work in `cell.devices` processes. Where one of them ends before its end, RuntimeError says which."""
+def in_ranks(asked: Measurement, report: Report, work: Work) -> None:
+    """Do the work in `asked.devices` processes. Where one of them ends before its end, RuntimeError says which."""
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = cell, work, Path(folder, "store"), queue
-        started = multiprocessing.start_processes(_rank, arguments, cell.devices, join=False, start_method="fork")
-        facts: list[dict[str, Any]] = [{} for _ in range(cell.devices)]
+        arguments = asked, work, Path(folder, "store"), queue
+        started = multiprocessing.start_processes(_rank, arguments, asked.devices, join=False, start_method="fork")
+        facts: list[dict[str, Any]] = [{} for _ in range(asked.devices)]
         try:
             while not started.join(timeout=0.05, grace_period=5):
                 _hear(queue, facts, report)
@@ -48,16 +48,16 @@ def in_ranks(cell: Measurement, report: Report, work: Work) -> None:
         report(_together(facts))
 
 
-def _rank(rank: int, cell: Measurement, work: Work, store: Path, queue: Any) -> None:
+def _rank(rank: int, asked: Measurement, work: Work, store: Path, queue: Any) -> None:
     """One rank: what it raises ends it, after a line that says which it was."""
-    size = cell.devices
+    size = asked.devices
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
-    own = replace(cell, devices=1, threads=max(1, cell.threads // size))
+    own = replace(asked, devices=1, threads=max(1, asked.threads // size))
     try:
-        if cell.device == "cuda":
+        if asked.device == "cuda":
             torch.cuda.set_device(rank)
-        backend = "cpu:gloo,cuda:nccl" if cell.device == "cuda" else "gloo"
-        long = timedelta(seconds=cell.limits.timeout_s)
+        backend = "cpu:gloo,cuda:nccl" if asked.device == "cuda" else "gloo"
+        long = timedelta(seconds=asked.limits.timeout_s)
         meeting = {"init_method": f"file://{store}", "rank": rank, "world_size": size}
         distributed.init_process_group(backend, timeout=long, **meeting)
         measure(own, lambda facts: queue.put((rank, facts)), work)
@@ -91,7 +91,7 @@ def _told(facts: list[dict[str, Any]], ended: dict[int, str] | None = None) -> l
 
 
 def _together(facts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fields of the cell's record, from those of its ranks."""
+    """Return the fields of the record, from those of the ranks."""
     found: dict[str, Any] = {"ranks": _told(facts)}
     for status in _ENDED:
         for rank, own in enumerate(facts):

@@ -1,4 +1,4 @@
-"""The record of one cell, and all that a folder holds.
+"""The record of one measurement, and all records in a folder.
 
 A record is one JSON file, written atomically: results/MACHINE/records/VARIANT/pP/nN.json. What else lies there, such as
 copies that a person, an editor or a service that syncs folders has left, is no record: it is named, and not counted.
@@ -30,16 +30,16 @@ STATUSES: tuple[str, ...] = Status.__args__
 
 @dataclass
 class Record:
-    """What one cell gave. Times in seconds, memory in bytes; None where the cell did not get that far.
+    """What one measurement gave. Times in seconds, memory in bytes; None where it did not get that far.
 
     device            'cpu' or 'cuda'
     key               digest of what was asked for: a record is used again only for the same question
     ran_out_of        of an oom: the bytes that it could take of what ran out, {'host': bytes} or {'device': bytes}
     missing           of an error or a missing dependency: the modules and compilers that were not there
     limits            time and memory it was given, see benchmarks.measuring.measurement.Limits, and sweep_budget_s
-    status, detail    how the cell ended, and why in words (the last lines of stderr for an error)
-    implied_by        the smaller n that a skipped cell is skipped for, if it is for that
-    implied_end       how the measurement ended that it is skipped for: 'oom', 'timeout', ...; None: a budget did it
+    status, detail    how it ended, and why in words (the last lines of stderr for an error)
+    implied_by        the smaller n for which it was skipped, if it was for that
+    implied_end       how the measurement at that n ended: 'oom', 'timeout', ...; None: a budget did it
     deviations        of a check that is wrong: how far each result is from the reference, a sentence each
     data_mode         'exact': the published random numbers; 'fast': the counter-based ones; of an experiment, the
                       name of its data ('real', 'stand-in')
@@ -55,10 +55,10 @@ class Record:
     peak_device_bytes most that the process held on the GPU, read from the driver (None on a CPU)
     peak_torch_bytes  most that PyTorch's CUDA allocator had allocated (None on a CPU)
     peak_host_bytes   most that the process held in host memory beyond what it held before the data were made
-    losses            'early': the loss and its terms after the cell's first 3 epochs, 'final': after its last
+    losses            'early': the loss and its terms after the first 3 epochs, 'final': after its last
     metrics           of an experiment: how well the embeddings match (mmdma_core.metrics), and after which epoch
-    cell_s            wall time of the whole cell as the guard saw it
-    others_cpu        share, 0 to 1, of the core-seconds of the cell's wall time that other processes took, of the
+    cell_s            wall time of the whole measurement as the guard saw it
+    others_cpu        share, 0 to 1, of the core-seconds of its wall time that other processes took, of the
                       cores that it may use; None: not known, see benchmarks.measuring.others
     others_gpu        share, 0 to 1, of the GPU's time that other processes took; None: not known, or on a CPU
     repeated          True for the quieter of two measurements, the first of which was beside others
@@ -132,7 +132,7 @@ class Record:
 
     @property
     def measured(self) -> Measured:
-        """The cell as mmdma_core.advice takes it; of one that is ok."""
+        """The measurement as mmdma_core.advice takes it; of one that is ok."""
         return Measured(self.variant, self.n, self.p, self.d, self.median_epoch_s)
 
     def set_runtime(self) -> None:
@@ -148,7 +148,7 @@ class UnreadableRecord(ValueError):
 
 
 def record_path(root: Path, variant: str, p: int, n: int) -> Path:
-    """Where the record of a cell lies below results/MACHINE; a blank in the name of a method is a '-' there."""
+    """Return where a record lies below results/MACHINE; a blank in the name of a method is a '-' there."""
     return root / "records" / f"{variant}".replace(" ", "-") / f"p{p}" / f"n{n}.json"
 
 
@@ -164,7 +164,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read(path: Path) -> Record:
-    """The record in a file. Raises UnreadableRecord."""
+    """Read the record in a file. Raises UnreadableRecord."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -206,7 +206,7 @@ class Folder:
 
     records     those that can be read
     unreadable  a sentence for each that cannot
-    foreign     files that the harness has not written there: other names, or a record of another cell
+    foreign     files that the harness has not written there: other names, or a record of another point
     leftovers   of the harness: what a crash has left half written, and what it has set aside as unreadable
     """
 
@@ -242,23 +242,23 @@ def read_folder(root: Path) -> Folder:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether the harness has left a file behind, by its name."""
+    """Return whether the harness has left a file behind, by its name."""
     return is_partial(path) or path.suffix == UNREADABLE
 
 
 def foreign_in_words(paths: Sequence[Path]) -> str:
-    """Files that the harness has not written, in one sentence."""
+    """Name files that the harness has not written, in one sentence."""
     return f"{counted(paths)} that the harness has not written"
 
 
 def counted(paths: Sequence[Path]) -> str:
-    """How many files, and the first three by name."""
+    """Say how many files there are, and the first three by name."""
     more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
     return f"{len(paths):,} file{'s' * (len(paths) > 1)} ({', '.join(map(str, paths[:3]))}{more})"
 
 
 def read_all(root: Path) -> list[Record]:
-    """Every readable record below results/MACHINE; what is left out is said on stderr."""
+    """Read every readable record below results/MACHINE; say on stderr what is left out."""
     folder = read_folder(root)
     for sentence in folder.left_out:
         print(f"left out: {sentence}", file=sys.stderr)
