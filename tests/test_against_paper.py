@@ -75,7 +75,7 @@ def test_a_machine_of_half_the_speed_has_ratio_2_everywhere(twice):
     assert len(ratios) == published.runtimes()["runtime_s"].notna().sum()
     assert ratios["ratio"].to_numpy() == pytest.approx(2)
     summary = against_paper.ratio_summary(ratios).set_index("variant")
-    assert summary.loc["primal", ["cells", "lowest", "median", "highest"]].tolist() == pytest.approx([96, 2, 2, 2])
+    assert summary.loc["primal", ["points", "lowest", "median", "highest"]].tolist() == pytest.approx([96, 2, 2, 2])
 
 
 def test_the_ratio_follows_the_published_clock():

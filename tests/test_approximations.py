@@ -136,7 +136,7 @@ def test_the_report_marks_them_and_counts_them_nowhere(drawn):
     assert "4 of 4; another objective: the energy distance" in html
     found = evidence.gather(drawn[1])
     said = " ".join(verdict.sentences(found))
-    assert "marked \u2260: `nonsense` in 2 cells." in said
+    assert "marked \u2260: `nonsense` at 2 points." in said
     assert "Of another objective, so drawn apart and in no map of the fastest: `energy` (the energy distance)." in said
     assert "`energy` at" not in said
     largest = overview._largest(found)

@@ -52,7 +52,7 @@ def test_a_file_beside_the_records_is_named_and_not_read(tmp_path, name, capsys)
     found = compare.compare(a, study.root)
     assert list(found.found["verdict"]) == ["same"]
     evidence = gather(study)
-    assert len(evidence.records) == 1
+    assert len(evidence.table) == 1
     for said in (capsys.readouterr().err, "".join(found.left_out), "".join(evidence.notes)):
         assert said.count(f"1 file ({copy}) that the harness has not written") == 1
     assert str(copy) in "".join(table.left_out(study))

@@ -329,11 +329,13 @@ def test_the_report_says_beside_which_cells_others_ran(tmp_path):
     cells[5] = planted("dual", 200, 10, epoch_s=[0.1, 0.2] * 4, others_gpu=0.02)
     cells[6] = planted("dual", 100, 20, status="timeout", others_cpu=0.3)
     section = noise.section(evidence.gather(study_of(tmp_path / "here", cells))).html.replace("\N{NO-BREAK SPACE}", " ")
-    assert "they took more than 10 % of the cores or of the GPU beside 2 of 3 cells; 64 % of the cores" in section
-    assert "Of 5 cells it is not known." in section
-    assert "1 cell measured twice for it: the better one stays." in section
-    assert "For this or their spread 2 of 7 cells count as noisy." in section
-    first, second = section.split("noisiest cells")[-1].split("<tbody>")[-1].split("</tr>")[:2]
+    assert (
+        "they took more than 10 % of the cores or of the GPU beside 2 of 3 measurements; 64 % of the cores" in section
+    )
+    assert "Of 5 measurements it is not known." in section
+    assert "1 measurement made twice for it: the better one stays." in section
+    assert "For this or their spread 2 of 7 measurements count as noisy." in section
+    first, second = section.split("noisiest measurements")[-1].split("<tbody>")[-1].split("</tr>")[:2]
     assert "primal" in first
     assert "64 %" in first
     assert "71 %" not in first  # two epochs tell no spread
@@ -341,9 +343,11 @@ def test_the_report_says_beside_which_cells_others_ran(tmp_path):
 
 
 def test_the_report_on_a_quiet_machine_and_on_older_records():
-    (quiet,) = noise.beside([planted("dual", 100, 10, others_cpu=0.04)])
-    assert quiet.startswith("In none of 1 cell did others take more than 10 % of the cores or of the GPU; 4 % of the")
-    (older,) = noise.beside([planted("dual", 100, 10)])
+    (quiet,) = noise.beside(table.to_full_frame([planted("dual", 100, 10, others_cpu=0.04)]))
+    assert quiet.startswith(
+        "In none of 1 measurement did others take more than 10 % of the cores or of the GPU; 4 % of the"
+    )
+    (older,) = noise.beside(table.to_full_frame([planted("dual", 100, 10)]))
     assert "do not say what other processes took" in older
 
 

@@ -11,8 +11,8 @@ from reports import LOSSES, MACHINE, RUNTIMES, grid, planted, study_of, written
 import mmdma_core
 from benchmarks import figures
 from benchmarks.analysis import agreement
-from benchmarks.analysis.table import to_frame
-from benchmarks.report import evidence, noise, overview, page, status, verdict
+from benchmarks.analysis.table import to_frame, to_full_frame
+from benchmarks.report import evidence, measured, noise, overview, page, verdict
 from benchmarks.report.page import at, listing, number, percent, spans
 from mmdma_core import Settings
 
@@ -35,28 +35,30 @@ def test_another_schema_is_left_out_by_name(tmp_path):
     path = study.path("dual", 100, 10)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2}))
     found = evidence.gather(study)
-    assert len(found.records) == 11
+    assert len(found.table) == 11
     first, second = found.notes
     assert first == f"Left out: 1 unreadable: {path}: schema version 2, this program reads 1."
-    assert "differs from the records counted here in 1 cell" in second  # its figures still have that cell
+    assert "differs from the records counted here in 1 measurement" in second  # its figures still have that cell
 
 
 def test_of_two_machines_the_one_with_more_records_counts(tmp_path):
     other = MACHINE | {"cpu": "another CPU"}
     made = [*grid(RUNTIMES), planted("dual", 100, 10, 0.001, machine=other)]
     found = evidence.gather(study_of(tmp_path / "here", made))
-    assert {record.machine["cpu"] for record in found.records} == {"a CPU"}
-    assert len(found.records) == len(found.table) == 11
+    assert set(found.table["cpu"]) == {"a CPU"}
+    assert len(found.table) == 11
     (note,) = found.notes  # the figures leave it out as well
-    assert note.startswith("Left out: 1 cell of another CPU")
+    assert note.startswith("Left out: 1 measurement of another CPU")
 
 
 def test_a_variant_that_is_gone_is_in_the_table_alone(tmp_path):
     study = study_of(tmp_path / "here", [*grid(RUNTIMES), planted("gone", 100, 10, 0.001)])
     found = evidence.gather(study)
-    assert found.notes[0].startswith("In the full table and nowhere else: 1 cell of gone, which is not registered")
+    assert found.notes[0].startswith(
+        "In the full table and nowhere else: 1 measurement of gone, which is not registered"
+    )
     assert "gone" in set(found.table["variant"])
-    assert "gone" not in set(found.grid["variant"]) | {record.variant for record in found.in_study}
+    assert "gone" not in set(found.grid["variant"])
     assert "Not registered any more, so without a reference: <code>gone</code>" in written(study)
 
 
@@ -64,8 +66,8 @@ def test_what_lies_outside_the_study_is_named(tmp_path):
     made = [*grid(RUNTIMES), planted("dual", 900, 10), planted("dual-keops", 100, 10)]
     found = evidence.gather(study_of(tmp_path / "here", made))
     assert len(found.notes) == 2
-    assert "1 cell of dual-keops" in found.notes[0]
-    assert "1 cell at n = 900" in found.notes[1]
+    assert "1 measurement of dual-keops" in found.notes[0]
+    assert "1 measurement at n = 900" in found.notes[1]
     assert (len(found.table), len(found.grid)) == (14, 12)
 
 
@@ -73,7 +75,9 @@ def test_other_epochs_are_named(tmp_path):
     made = grid(RUNTIMES)
     made[0].epochs = 5
     (note,) = evidence.gather(study_of(tmp_path / "here", made)).notes
-    assert note.startswith("1 cell was measured with d = 10, 5 epochs and seed 4, where the study asks for d = 10, 500")
+    assert note.startswith(
+        "1 measurement was made with d = 10, 5 epochs and seed 4, where the study asks for d = 10, 500"
+    )
 
 
 def test_nothing_is_noted_where_all_is_well(tmp_path):
@@ -100,7 +104,7 @@ def said(tmp_path, made, **more):
 
 def test_the_verdict_counts_and_names_the_winners(tmp_path):
     text = said(tmp_path, grid(RUNTIMES)[:-1])
-    assert "On a CPU, 2 threads, of the 12 cells of the study `test`" in text
+    assert "On a CPU, 2 threads, of the 12 measurements of the study `test`" in text
     assert "11 came to an end and 1 has no record" in text
     assert "fastest of the paper's variants is `dual` at 4" in text
     assert "fastest of all exact variants is `primal-fused` at 3 (n = 100 to 200, p = 10 to 20)" not in text
@@ -130,7 +134,7 @@ def test_a_tie_is_counted_as_one(tmp_path):
     found = evidence.gather(study_of(tmp_path / "here", made, p=[10], variants=["primal", "dual"]))
     text = " ".join(verdict.sentences(found))
     assert "`primal` at 1 (n = 200, p = 10) and several, equally fast, at 1 (`dual` = `primal` at 1)." in text
-    assert verdict.winners(found, ["primal", "dual"])[100, 10] == ("primal", "dual")
+    assert found.paper_winners[100, 10] == ("primal", "dual")
     assert "p = 10: dual = primal at n = 100 and primal at n = 200." in written(found.study)
 
 
@@ -145,7 +149,7 @@ def test_the_facts_have_the_numbers_of_the_records(tmp_path):
     study = study_of(tmp_path / "here", made, n=(100, 200, 1000), variants=variants)
     found = list(overview._facts(evidence.gather(study)))
     assert [f"{fact.number} {fact.words}" for fact in found] == [
-        "12 of 24 cells came to an end; 1 out of memory, 11 otherwise",
+        "12 of 24 measurements came to an end; 1 out of memory, 11 otherwise",
         "4 of 6 points (n, p) where `dual` is the fastest of the paper's variants; none ended\N{NO-BREAK SPACE}2",
         "4 x in the median, the fastest exact variant over the fastest of the paper's (4 to 4 x, at 4 of 6 points)",
         "1,000 cells, the largest n, reached by `primal-fourier` (approximate); exact: 200, by `primal`, `dual` and "
@@ -153,7 +157,7 @@ def test_the_facts_have_the_numbers_of_the_records(tmp_path):
         "0 of 0 points that can be tested have the winner of the published map; 0 equal, 0 differ",
         "0 of 12 losses stand apart from their family",
         "12 of 12 runtimes are extrapolated from fewer epochs",
-        "0 % spread of a cell's epochs, in the median; above 25 % in 1 of 12 cells",
+        "0 % spread of the epochs of a measurement, in the median; above 25 % in 1 of 12",
     ]
     html = written(study)
     for fact in found:
@@ -260,14 +264,8 @@ def test_a_planted_wrong_loss_is_marked(tmp_path):
 
 
 def test_spread_and_drift_of_known_epochs():
-    def spread(epoch_s):
-        (row,) = to_frame([planted("primal", 100, 10, epoch_s=epoch_s)]).to_dict("records")
-        return noise.spread(row)
-
-    found = spread([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
-    assert found["spread"] == pytest.approx(1.5 / 2.0)
-    assert found["drift"] == pytest.approx(3.0)
-    assert spread([1.0] * 9)["spread"] == 0
+    assert noise.spread([1.0, 1.0, 2.0, 2.0, 3.0, 3.0]) == pytest.approx((1.5 / 2.0, 3.0))
+    assert noise.spread([1.0] * 9)[0] == 0
 
 
 def test_the_noisy_cell_comes_first(tmp_path):
@@ -275,9 +273,9 @@ def test_the_noisy_cell_comes_first(tmp_path):
     made[5] = planted("dual", 200, 10, epoch_s=[0.1, 0.2] * 4)
     made[6] = planted("dual", 100, 20, epoch_s=[0.1, 0.9])  # two epochs tell no spread
     section = noise.section(evidence.gather(study_of(tmp_path / "here", made)))
-    worst = section.html.split("noisiest cells")[-1]
+    worst = section.html.split("noisiest measurements")[-1]
     assert re.search(r'<tbody>\s*<tr>\s*<th scope="row">dual</th>\s*<td class="number">200</td>', worst)
-    assert "1 of 12 cells timed fewer than 4 epochs" in section.html
+    assert "1 of 12 measurements timed fewer than 4 epochs" in section.html
 
 
 def test_throttling_is_said_where_the_record_says_so():
@@ -285,11 +283,11 @@ def test_throttling_is_said_where_the_record_says_so():
     fast, slow = (
         planted("dual", n, 10, machine={"gpu": gpu | {"sm_clock_mhz": mhz}}) for n, mhz in ((1, 1980), (2, 900))
     )
-    assert "No throttling" in "".join(noise.clocks([fast]))
-    (sentence,) = noise.clocks([fast, slow])
-    assert "**Throttled:** in 1 cell of 2" in sentence
+    assert "No throttling" in "".join(noise.clocks(to_full_frame([fast])))
+    (sentence,) = noise.clocks(to_full_frame([fast, slow]))
+    assert "**Throttled:** in 1 measurement of 2" in sentence
     assert "`dual` at n = 2, p = 10: 45 %" in sentence
-    assert "no clocks" in "".join(noise.clocks([planted("dual", 1, 10)]))
+    assert "no clocks" in "".join(noise.clocks(to_full_frame([planted("dual", 1, 10)])))
 
 
 @pytest.mark.parametrize(
@@ -325,13 +323,13 @@ def on_node(name, scale, driver="1.2"):
 
 def test_nodes_of_a_cluster_are_compared(tmp_path):
     made = [*on_node("a", 1.0), *on_node("b", 1.5, driver="1.3")]
-    section = status.nodes_section(evidence.gather(study_of(tmp_path / "here", made)))
+    section = measured.nodes(evidence.gather(study_of(tmp_path / "here", made)))
     html = str(section.html)
-    assert "8 cells from 2 nodes." in html
+    assert "8 measurements from 2 nodes." in html
     assert "Their drivers differ." in html
     assert re.findall(r"<td[^>]*>(1\.5|0\.667)</td>", html) == ["0.667", "1.5"]
     alike = [*on_node("a", 1.0), *on_node("b", 1.0)]
     assert "Their drivers are the same." in str(
-        status.nodes_section(evidence.gather(study_of(tmp_path / "there", alike))).html
+        measured.nodes(evidence.gather(study_of(tmp_path / "there", alike))).html
     )
-    assert status.nodes_section(evidence.gather(study_of(tmp_path / "one", on_node("a", 1.0)))) is None
+    assert measured.nodes(evidence.gather(study_of(tmp_path / "one", on_node("a", 1.0)))) is None

@@ -66,7 +66,7 @@ def find(browser, css):
 def shown(browser):
     """(variant, n, p, runtime) of the visible rows of the full table."""
     rows = browser.execute_script(
-        "return [...document.querySelectorAll('#cells tbody tr')].filter((row) => row.offsetParent)"
+        "return [...document.querySelectorAll('#full tbody tr')].filter((row) => row.offsetParent)"
         ".map((row) => [...row.cells].map((cell) => cell.textContent))"
     )
     return [(variant, n, p, runtime) for variant, n, p, _, runtime, *_ in rows]
@@ -91,7 +91,7 @@ def test_search_keeps_the_rows_that_have_every_word(browser):
 
 
 def test_a_heading_sorts_by_number_both_ways_and_empty_ones_last(browser):
-    heading = "#cells thead th:nth-child(5)"  # runtime
+    heading = "#full thead th:nth-child(5)"  # runtime
     find(browser, f"{heading} button").click()
     runtimes = [row[3] for row in shown(browser)]
     assert runtimes[-1] == ""
@@ -151,7 +151,7 @@ def test_the_dark_scheme_is_followed(browser):
 
 def test_paper_is_light_and_has_no_controls(browser):
     emulate(browser, scheme="dark", media="print")
-    visible = browser.execute_script("return [...document.querySelectorAll('nav, input, .chart, #cells, .downloads')]"
+    visible = browser.execute_script("return [...document.querySelectorAll('nav, input, .chart, #full, .downloads')]"
                                      ".filter((node) => node.getClientRects().length).length")  # fmt: skip
     assert visible == 0
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -186,4 +186,4 @@ def test_without_javascript_the_page_says_what_is_missing(browser, page):
     assert "needs JavaScript" in text
     assert not find(browser, "input[type=search]").is_displayed()
     assert not find(browser, ".chart").is_displayed()
-    assert find(browser, "#cells").is_displayed()
+    assert find(browser, "#full").is_displayed()

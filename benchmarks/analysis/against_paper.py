@@ -68,12 +68,12 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def ratio_summary(found: pd.DataFrame) -> pd.DataFrame:
-    """Return of `ratios` one row a variant: cells, lowest, lower_quartile, median, upper_quartile, highest."""
-    names = {"count": "cells", "min": "lowest", "25%": "lower_quartile", "50%": "median", "75%": "upper_quartile"}
+    """Return of `ratios` one row a variant: points, lowest, lower_quartile, median, upper_quartile, highest."""
+    names = {"count": "points", "min": "lowest", "25%": "lower_quartile", "50%": "median", "75%": "upper_quartile"}
     names["max"] = "highest"
     found = found.astype({"ratio": float})  # of an empty table, pandas would describe objects
     summary = found.groupby("variant")["ratio"].describe().rename(columns=names)[list(names.values())]
-    return summary.astype({"cells": int}).reset_index()
+    return summary.astype({"points": int}).reset_index()
 
 
 def winners(table: pd.DataFrame) -> pd.DataFrame:

@@ -32,7 +32,7 @@ import pandas as pd
 
 from benchmarks.analysis import agreement, maps
 from benchmarks.analysis.published import PUBLISHED
-from benchmarks.analysis.table import ENOUGH, facts, machine_name, measurements, one_machine, to_frame, with_others
+from benchmarks.analysis.table import ENOUGH, machine_name, measurements, one_machine, to_full_frame
 from benchmarks.measuring.others import NOISY
 from benchmarks.measuring.records import read_folder
 
@@ -119,10 +119,9 @@ def _read(folder: Path, letter: str, left_out: list[str]) -> pd.DataFrame:
                 "(python -m benchmarks figures, python -m benchmarks report)"
             )
         raise ValueError(f"{folder / 'records'} holds no readable record{reason}")
-    table, said = one_machine(to_frame(held.records).astype(dict.fromkeys(_QUESTION, object)))
+    table, said = one_machine(to_full_frame(held.records).astype(dict.fromkeys(_QUESTION, object)))
     left_out += [f"{letter}: {sentence}" for sentence in said]
-    machines = {(record.variant, record.p, record.n): facts(record) for record in held.records}
-    return with_others(table).assign(facts=[machines[point] for point in zip(*map(table.get, POINT), strict=True)])
+    return table
 
 
 def another_question(row: Any) -> str:

@@ -13,7 +13,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
@@ -35,6 +34,8 @@ from mmdma_core.files.atomic import atomically
 ENOUGH = 6  # epochs from which order statistics can give 95 %: 1 - 2 / 2^6
 # What the table has in columns of its own, or not at all.
 _LEFT_OUT = ("losses", "metrics", "limits", "machine", "ran_out_of", "missing", "ranks", "deviations", "implied_end")
+
+EXTRA = ["others", "others_in_words", "facts"]  # columns of to_full_frame beside those of to_frame
 
 
 def to_frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -62,23 +63,31 @@ def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     return frame.sort_values(["variant", "p", "n"], ignore_index=True) if rows else frame
 
 
-def facts(record: Record) -> dict[str, Any]:
-    """Return what a record says of the machine, flat: 'cpu', 'gpu.name', 'versions.torch'."""
+def to_full_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Return to_frame with EXTRA, which no file has: who measured, and what others took of the machine meanwhile.
+
+    others           share of the cores or of the GPU, whichever is larger, 0 to 1; NaN where it is not known
+    others_in_words  'an unknown share', '73 % of the cores'
+    facts            what the record says of the machine, flat: {'cpu': ..., 'gpu.name': ..., 'versions.torch': ...}
+    """
+    table = to_frame(records)
+    if table.empty:
+        return table
+    known = {(record.variant, record.p, record.n): record for record in records}
+    rows = [known[point] for point in zip(table["variant"], table["p"], table["n"], strict=True)]
+    others = pd.Series([row.others for row in rows], dtype=float)
+    return table.assign(
+        others=others, others_in_words=[row.others_in_words for row in rows], facts=list(map(_facts, rows))
+    )
+
+
+def _facts(record: Record) -> dict[str, Any]:
     found = {}
     for name, value in record.machine.items():
         found |= (
             {f"{name}.{part}": inner for part, inner in value.items()} if isinstance(value, dict) else {name: value}
         )
     return found
-
-
-def with_others(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with `others`, the share that others took of cores or GPU (NaN: unknown), and it in words."""
-    shares = table[["others_cpu", "others_gpu"]].astype(float)
-    most = shares.max(axis=1)
-    what = np.where(most == shares["others_gpu"], "GPU", "cores")
-    words = [f"{100 * share:.0f} % of the {name}" for share, name in zip(most, what, strict=True)]
-    return table.assign(others=most, others_in_words=words)
 
 
 def median_interval(epoch_s: Sequence[float]) -> tuple[float, float]:

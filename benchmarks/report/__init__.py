@@ -1,6 +1,6 @@
 """The report of a study: one self-contained HTML page, results/MACHINE/report.html; a section is a function below.
 
-A section takes the evidence and decides nothing anew: what it says comes from reading/, paper/ and figures/.
+A section takes the evidence and decides nothing anew: what it says comes from analysis/ and figures/.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SECTIONS: list[Callable[[Evidence], Section | None]] = [
     status.status_section,
     status.losses_section,
     noise.section,
-    status.nodes_section,
+    measured.nodes,
     measured.machine,
     measured.full_table,
     measured.citations,

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 import mmdma_core
-from benchmarks.analysis.published import PAPER_VARIANTS
-from benchmarks.analysis.table import machine_name, of_study, one_machine, read_summary, to_frame
-from benchmarks.measuring.records import Record, foreign_in_words, read_folder
-from benchmarks.report.page import cells, listing
+from benchmarks.analysis import agreement
+from benchmarks.analysis.published import PAPER_VARIANTS, Winners, winners_over
+from benchmarks.analysis.table import machine_name, measurements, of_study, one_machine, read_summary, to_full_frame
+from benchmarks.measuring.records import foreign_in_words, read_folder
+from benchmarks.report.page import listing
 from benchmarks.study import Study
 
-_KEY = ["variant", "n", "p"]
+_POINT = ["variant", "n", "p"]
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What lies in the folder of a study and counts.
 
-    records  of one machine
-    table    benchmarks.analysis.table.to_frame of them
-    grid     the rows of the table that the study asks for: what its figures show
-    notes    a sentence for each kind of thing that is left out or does not fit
+    table  the records of one machine, see benchmarks.analysis.table.to_full_frame
+    grid   the rows of the table that the study asks for: what its figures show
+    notes  a sentence for each kind of thing that is left out or does not fit
     """
 
     study: Study
-    records: list[Record]
     table: pd.DataFrame
     grid: pd.DataFrame
     notes: list[str]
@@ -37,24 +36,18 @@ class Evidence:
     @property
     def machine(self) -> str:
         """Who measured, in words: the GPU, or the CPU and its threads."""
-        threads = self.records[0].machine.get("cpu_threads")
-        known = self.device == "cpu" and threads
-        return machine_name(next(self.table.itertuples())) + (f", {threads} threads" if known else "")
-
-    @property
-    def in_study(self) -> list[Record]:
-        """The records behind `grid`."""
-        study = self.study
-        return [r for r in self.records if r.variant in study.variants and r.n in study.every_n and r.p in study.p]
+        first = next(self.table.itertuples())
+        threads = first.facts.get("cpu_threads") if first.device == "cpu" else None
+        return machine_name(first) + (f", {threads} threads" if threads else "")
 
     @property
     def device(self) -> str:
         """'cuda' or 'cpu': where the records were measured."""
-        return self.records[0].device
+        return self.table["device"].iloc[0]
 
     @property
     def memory_column(self) -> str:
-        """The column with the peak of the memory that ends a cell there."""
+        """The column with the peak of the memory that ends a measurement there."""
         return "peak_device_bytes" if self.device == "cuda" else "peak_host_bytes"
 
     @property
@@ -67,6 +60,26 @@ class Evidence:
         """The exact variants in the study."""
         return [variant for variant in self.study.variants if mmdma_core.variant(variant).exact]
 
+    @cached_property
+    def ok(self) -> pd.DataFrame:
+        """The rows of the grid that came to an end."""
+        return self.grid[self.grid["status"] == "ok"] if len(self.grid) else self.grid
+
+    @cached_property
+    def paper_winners(self) -> Winners:
+        """The fastest of the paper's variants at each point of the study, as figure_1a has them."""
+        return winners_over(self.grid, self.study.n, self.study.p, self.paper)
+
+    @cached_property
+    def exact_winners(self) -> Winners:
+        """The fastest of all exact variants at each point of the study, as fastest_of_all has them."""
+        return winners_over(self.grid, self.study.n, self.study.p, self.exact)
+
+    @cached_property
+    def apart(self) -> dict[agreement.Point, agreement.Apart]:
+        """The losses that stand apart, see benchmarks.analysis.agreement."""
+        return agreement.apart(self.grid, self.study.settings)
+
 
 def gather(study: Study) -> Evidence:
     """Sort what lies in results/MACHINE. Raises ValueError if there is no such folder."""
@@ -74,47 +87,50 @@ def gather(study: Study) -> Evidence:
         hint = "run a sweep first, or name another folder with --set machine=NAME"
         raise ValueError(f"{study.root} is not there: {hint}")
     held = read_folder(study.root)
-    found, unreadable = held.records, held.unreadable
-    left_out = [f"{len(unreadable):,} unreadable: {listing(unreadable, most=3)}"] if unreadable else []
-    left_out += [foreign_in_words(held.foreign)] if held.foreign else []
-    table, of_others = one_machine(to_frame(found)) if found else (pd.DataFrame(), [])
+    left_out = []
+    if held.unreadable:
+        left_out.append(f"{len(held.unreadable):,} unreadable: {listing(held.unreadable, most=3)}")
+    if held.foreign:
+        left_out.append(foreign_in_words(held.foreign))
+    table = to_full_frame(held.records)
+    if table.empty:
+        return Evidence(study, table, table, [f"Left out: {sentence}." for sentence in left_out])
+    table, of_others = one_machine(table)
+    grid, beyond = of_study(table, study)
     notes = [f"Left out: {sentence}." for sentence in (*left_out, *of_others)]
-    kept = set(table[_KEY].itertuples(index=False, name=None)) if found else set()
-    records = [record for record in found if (record.variant, record.n, record.p) in kept]
-    grid, beyond = of_study(table, study) if found else (table, [])
     notes += [f"In the full table and nowhere else: {sentence}." for sentence in beyond]
-    if found:
-        notes += [*_otherwise_asked(records, study), *_drawn_from(table, study.root)]
-    return Evidence(study, records, table, grid, notes)
+    notes += [*_otherwise_asked(table, study), *_drawn_from(table, study.root)]
+    return Evidence(study, table, grid, notes)
 
 
-def _otherwise_asked(kept: list[Record], study: Study) -> list[str]:
-    """Records of other hyper-parameters or another number of epochs are shown, but their times mean something else."""
+def _otherwise_asked(table: pd.DataFrame, study: Study) -> list[str]:
+    """Name records of other hyper-parameters or another number of epochs, whose times mean something else."""
     asked = (study.settings.n_components, study.epochs, study.seed)
-    other = Counter((r.d, r.epochs, r.seed) for r in kept if (r.d, r.epochs, r.seed) != asked)
+    counts = table.groupby(["d", "epochs", "seed"]).size().drop(asked, errors="ignore")
     return [
-        f"{cells(count)} {'was' if count == 1 else 'were'} measured with d = {d}, {epochs} epochs and seed {seed}, "
+        f"{measurements(count)} {'was' if count == 1 else 'were'} made with d = {d}, {epochs} epochs and seed {seed}, "
         f"where the study asks for d = {asked[0]}, {asked[1]} epochs and seed {asked[2]}; shown all the same."
-        for (d, epochs, seed), count in other.items()
+        for (d, epochs, seed), count in counts.items()
     ]
 
 
 def _drawn_from(table: pd.DataFrame, root: Path) -> list[str]:
-    """Whether the figures show what this page counts: their table is compared with it."""
-    what = [*_KEY, "status", "runtime_s"]
+    """Say whether the figures show what this page counts: their table is compared with it."""
     try:
         drawn, _ = one_machine(read_summary(root))
     except ValueError as error:
         return [f"The figures have no table to be drawn from: {error}."]
-    here, there = (_rows(frame.reindex(columns=what)) for frame in (table, drawn))
+    here, there = (_rows(frame) for frame in (table, drawn))
     if here == there:
         return []
-    differ = {cell[:3] for cell in here ^ there}
+    differ = {row[:3] for row in here ^ there}
     return [
-        f"The figures come from a table that differs from the records counted here in {cells(len(differ))}. If records "
-        "have changed since it was written, `python -m benchmarks table`, `figures` and `report` bring them together."
+        f"The figures come from a table that differs from the records counted here in {measurements(len(differ))}. If "
+        "records have changed since it was written, `python -m benchmarks table`, `figures` and `report` bring them "
+        "together."
     ]
 
 
 def _rows(frame: pd.DataFrame) -> set[tuple]:
+    frame = frame[[*_POINT, "status", "runtime_s"]]
     return set(frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None))

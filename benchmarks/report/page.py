@@ -1,7 +1,4 @@
-"""Numbers, lists and ranges as a reader writes them.
-
-The page itself: sections, tables and charts as HTML, and all of it in one file that asks no network for anything.
-"""
+"""The page: sections, tables and charts as HTML in one file that asks no network for anything; numbers in words."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from benchmarks.study import Study
 
 
 def number(value: float | None) -> str:
-    """Three digits: 0.0123, 4.57, 1,230; '' for None and for what is no number."""
+    """Return three digits: 0.0123, 4.57, 1,230; '' for None and for what is no number."""
     if value is None or math.isnan(value):
         return ""
     if isinstance(value, int) or abs(value) >= 999.5:
@@ -30,17 +27,12 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """'7 %'; '' for what is no number."""
+    """Return '7 %'; '' for what is no number."""
     return "" if math.isnan(share) else f"{100 * share:.{digits}f} %"
 
 
-def cells(count: int) -> str:
-    """'1 cell', '1,200 cells'."""
-    return f"{count:,} cell" + ("" if count == 1 else "s")
-
-
 def listing(words: Sequence[str], most: int | None = None) -> str:
-    """'a, b and c'; beyond `most` words 'a, b and 3 more'."""
+    """Return 'a, b and c'; beyond `most` words 'a, b and 3 more'."""
     words = list(words)
     if most is not None and len(words) > most:
         words = [*words[:most], f"{len(words) - most} more"]
@@ -48,18 +40,18 @@ def listing(words: Sequence[str], most: int | None = None) -> str:
 
 
 def spans(values: Iterable[int], grid: Sequence[int]) -> str:
-    """Values of a grid, with neighbours in one: '10 to 1,000 and 5,000'."""
+    """Return values of a grid, with neighbours in one: '10 to 1,000 and 5,000'."""
     return listing([f"{low:,}" if low == high else f"{low:,} to {high:,}" for low, high in runs(set(values), grid)])
 
 
 def at(values: Iterable[int], grid: Sequence[int], name: str) -> str:
-    """'p = 10 to 100', or 'every p' where all of the grid is meant."""
+    """Return 'p = 10 to 100', or 'every p' where all of the grid is meant."""
     values = set(values)
     return f"every {name}" if values == set(grid) and len(values) > 1 else f"{name} = {spans(values, grid)}"
 
 
 def grouped(values: Mapping[Hashable, Hashable]) -> dict[Hashable, list]:
-    """Value -> the keys that have it, both in order of appearance."""
+    """Return value -> the keys that have it, both in order of appearance."""
     groups: dict[Hashable, list] = {}
     for key, value in values.items():
         groups.setdefault(value, []).append(key)
@@ -85,27 +77,27 @@ class Section:
 
 
 def anchor(title: str) -> str:
-    """The address that the section of this title has within the page."""
+    """Return the address that the section of this title has within the page."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def render(study: Study, sections: Sequence[Section], notes: Sequence[str]) -> str:
-    """The whole page. `notes` are sentences about what was left out; they stand above everything else."""
-    names = ("page.css", "chart.js", "cells.js")
+    """Return the whole page. `notes` are sentences about what was left out; they stand above everything else."""
+    names = ("page.css", "chart.js", "table.js")
     css, *scripts = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in names)
     page = _environment().get_template("page.html.j2")
     return page.render(study=study, sections=sections, notes=notes, css=css, scripts=scripts)
 
 
 def part(name: str, **values: object) -> Markup:
-    """The macro `name` of parts.html.j2, filled in."""
+    """Return the macro `name` of parts.html.j2, filled in."""
     return getattr(_environment().get_template("parts.html.j2").module, name)(**values)
 
 
 def table(
     caption: str, headings: Sequence[str], rows: Iterable[Sequence], numeric: Sequence[int] = (), **more: object
 ) -> Markup:
-    """A table in a box of its own that scrolls; the first value of each row is its heading.
+    """Return a table in a box of its own that scrolls; the first value of each row is its heading.
 
     Values are text, escaped here, or Markup. numeric: the columns to align right.
     more: `id`, `css` (classes of the box: 'tall' limits its height, 'screen' keeps it off paper).
@@ -114,7 +106,7 @@ def table(
 
 
 def figure(root: Path, name: str, caption: str, alt: str, folder: str = "figures") -> Markup:
-    """A figure of results/MACHINE/figures, put into the page, with itself as PNG and SVG to take along.
+    """Return a figure of results/MACHINE/figures for the page, with itself as PNG and SVG to take along.
 
     alt says what it shows to one who cannot see it. A figure that is not there is named in a sentence.
     """
@@ -139,19 +131,19 @@ class Download:
 
 
 def download(name: str, content: bytes) -> Download:
-    """The file as a data URI."""
+    """Return the file as a data URI."""
     kind = name.rsplit(".", 1)[1]
     uri = f"data:{_TYPES[kind]};base64,{base64.b64encode(content).decode()}"
     return Download(name, uri, {"csv": "CSV", "parquet": "Parquet"}.get(kind, kind.upper()), -(-len(content) // 1000))
 
 
 def paragraph(*sentences: str, css: str = "") -> Markup:
-    """Sentences, in which `...` marks code."""
+    """Return sentences, in which `...` marks code."""
     return part("paragraph", text=" ".join(sentences), css=css)
 
 
 def code(text: str) -> Markup:
-    """Text, escaped, with `...` set as code and **...** set strong; n = 1,000 and 7 % stay on one line."""
+    """Return text, escaped, with `...` set as code and **...** set strong; n = 1,000 and 7 % stay on one line."""
     text = re.sub(r"\b([np]) = (?=\d)", "\\1\u00a0=\u00a0", text).replace(" %", "\u00a0%")
     html = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", html))

@@ -16,22 +16,23 @@ _VERDICTS = ("agree", "equal", "differ", "untestable")
 
 
 def against_the_paper(evidence: Evidence) -> Section | None:
-    """This machine beside the published V100, and what does not reproduce; None without cells."""
+    """Return this machine beside the published V100, and what does not reproduce; None without records."""
     if evidence.grid.empty:
         return None
-    cells = evidence.grid
-    _, left_out = against_paper.comparable(cells)
-    winners, frontier, jumps = (f(cells) for f in (against_paper.winners, against_paper.frontier, against_paper.jumps))
+    _, left_out = against_paper.comparable(evidence.grid)
+    winners, frontier, jumps = (
+        f(evidence.grid) for f in (against_paper.winners, against_paper.frontier, against_paper.jumps)
+    )
     counts = winners["verdict"].value_counts()
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _VERDICTS if verdict in counts)
     measured = int((frontier["basis"] == "measured").sum())
     fits = frontier["verdict"].value_counts()
     jump = ", ".join(f"{verdict} at {count} p" for verdict, count in jumps["verdict"].value_counts().items())
     head = paragraph(
-        f"Of the {len(winners)} cells of the published map of the fastest, {said}. Equal: the two may be as fast, "
+        f"Of the {len(winners)} points of the published map of the fastest, {said}. Equal: the two may be as fast, "
         "within the reading error there or the intervals of the medians here.",
-        f"Whether a cell fits 16 GiB: {fits.get('agree', 0)} agree and {fits.get('differ', 0)} differ; {measured} of "
-        f"these {len(frontier)} cells were measured at 16 GiB, the others are predicted by the models of memory.",
+        f"Whether a point fits 16 GiB: {fits.get('agree', 0)} agree and {fits.get('differ', 0)} differ; {measured} of "
+        f"these {len(frontier)} were measured at 16 GiB, the others are predicted by the models of memory.",
         f"The published jump of LSMMD-MA between 30,000 and 40,000 cells: {jump}.",
         *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in left_out),
     )
@@ -41,15 +42,15 @@ def against_the_paper(evidence: Evidence) -> Section | None:
         "**Against the published V100.** Above, the fastest of the paper's variants; below, runtime ratios.",
         f"The map of the fastest against the published one: {said}. The table below has the ratios.",
     )
-    return Section("Against the paper", head + drawn + _ratios(cells) + _differences(cells))
+    return Section("Against the paper", head + drawn + _ratios(evidence.grid) + _differences(evidence.grid))
 
 
 def table_a1(evidence: Evidence) -> Section | None:
-    """Fitted exponents beside those of the dominating term; None without an ok cell."""
-    if evidence.grid.empty or not (evidence.grid["status"] == "ok").any():
+    """Return fitted exponents beside those of the dominating term; None where nothing ended."""
+    if evidence.ok.empty:
         return None
     found = growth.exponents(evidence.grid)
-    headings = ["variant", "quantity", "term", "cells", "n: theory", "n: measured", "p: theory", "p: measured", "note"]
+    headings = ["variant", "quantity", "term", "points", "n: theory", "n: measured", "p: theory", "p: measured", "note"]
     rows = [
         (
             row.variant,
@@ -68,7 +69,7 @@ def table_a1(evidence: Evidence) -> Section | None:
     )
     root = evidence.study.root
     drawn = figure(root, "exponents", "**Table A1, measured.**", "The table below has the same numbers.")
-    words = "Speed-up and memory of each, where cells were measured on several."
+    words = "Speed-up and memory of each, where something was measured on several."
     several = (root / "figures" / f"{SEVERAL}.svg").exists()
     devices = figure(root, SEVERAL, "**Several devices.**", words) if several else Markup()
     return Section(
@@ -78,7 +79,7 @@ def table_a1(evidence: Evidence) -> Section | None:
 
 
 def log_ratios(evidence: Evidence) -> Section | None:
-    """The contours of runtime ratios; None without cells."""
+    """Return the contours of runtime ratios; None without records."""
     if evidence.grid.empty:
         return None
     caption = "**Ratios of runtimes,** on a log scale; the black line is where the two are equally fast."
@@ -87,7 +88,7 @@ def log_ratios(evidence: Evidence) -> Section | None:
 
 
 def quality_against_time(evidence: Evidence) -> Section | None:
-    """The picture of `python -m benchmarks scale`, in which approximations stand beside the exact ones; None without.
+    """Return the picture of `python -m benchmarks scale`, approximations beside the exact ones; None without.
 
     What is approximate is in no map of the fastest: its times mean something beside what its matches are worth.
     """
@@ -99,21 +100,21 @@ def quality_against_time(evidence: Evidence) -> Section | None:
     return Section("Quality against time", figure(root, "scale", caption, alt, folder="scale"))
 
 
-def _ratios(cells: pd.DataFrame) -> Markup:
-    found = against_paper.ratio_summary(against_paper.ratios(cells))
+def _ratios(grid: pd.DataFrame) -> Markup:
+    found = against_paper.ratio_summary(against_paper.ratios(grid))
     if found.empty:
-        return paragraph("No cell was measured both here and there, so there are no ratios.")
+        return paragraph("Nothing was measured both here and there, so there are no ratios.")
     columns = ["lowest", "lower_quartile", "median", "upper_quartile", "highest"]
     rows = [
-        (style(row["variant"]).label, row["cells"], *(f"{row[column]:.3g}" for column in columns))
+        (style(row["variant"]).label, row["points"], *(f"{row[column]:.3g}" for column in columns))
         for _, row in found.iterrows()
     ]
-    headings = ["variant", "cells", *(column.replace("_", " ") for column in columns)]
+    headings = ["variant", "points", *(column.replace("_", " ") for column in columns)]
     return table("Runtime here over the published, by variant", headings, rows, numeric=range(1, 7))
 
 
-def _differences(cells: pd.DataFrame) -> Markup:
-    sentences = against_paper.in_short(cells)
+def _differences(grid: pd.DataFrame) -> Markup:
+    sentences = against_paper.in_short(grid)
     if not sentences:
         return paragraph("Nothing that could be tested differs.")
     head = paragraph("**What does not reproduce, with its likely cause.**")

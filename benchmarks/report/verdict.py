@@ -9,15 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
 import mmdma_core
-from benchmarks.analysis.published import Winners, winners_over
+from benchmarks.analysis.published import Winners
+from benchmarks.analysis.table import measurements
 from benchmarks.figures import heatmap
-from benchmarks.report import status
 from benchmarks.report.evidence import Evidence
-from benchmarks.report.page import at, cells, grouped, listing, number
+from benchmarks.report.page import at, grouped, listing, number
 
 PATTERN = ("dual", "dual-keops", "primal-keops")  # Figure 1A of the paper: who wins as n grows, at every p
 
-OUTCOMES = {  # an outcome of benchmarks.analysis.table.to_frame -> what one says of a cell that ended so
+OUTCOMES = {  # an outcome of benchmarks.analysis.table.to_frame -> what one says of a measurement that ended so
     "ok": "came to an end",
     "oom": "ran out of memory there or at a smaller n",
     "timeout": "ran out of time there or at a smaller n",
@@ -29,26 +29,21 @@ OUTCOMES = {  # an outcome of benchmarks.analysis.table.to_frame -> what one say
 
 
 def sentences(evidence: Evidence) -> list[str]:
-    """The verdict, computed from the records; each sentence stands where there is something to say."""
-    if not evidence.records:
+    """Return the verdict, computed from the records; each sentence stands where there is something to say."""
+    if evidence.table.empty:
         return [f"`{evidence.study.root / 'records'}` holds no record that counts, so there is no verdict."]
     said = [_count(evidence)]
     if evidence.grid.empty:
         return [*said, "So there is no verdict on this study; the full table below has what was measured."]
-    paper = winners(evidence, evidence.paper)
+    paper = evidence.paper_winners
     said += _who_wins("the paper's variants", paper) if evidence.paper else ["None of the paper's variants is in it."]
-    said += _of_all_exact(evidence, paper)
+    said += _of_all_exact(evidence)
     said += pattern(paper, evidence.study.n, evidence.study.p) if evidence.paper else []
     return [*said, *_apart(evidence), *_memory(evidence), *_extrapolated(evidence)]
 
 
-def winners(evidence: Evidence, variants: Sequence[str]) -> Winners:
-    """The winners among `variants` at each point of the study, as the heat maps have them."""
-    return winners_over(evidence.grid, evidence.study.n, evidence.study.p, variants)
-
-
 def tally(found: Winners) -> tuple[dict[str, list[tuple[int, int]]], dict[str, int], int]:
-    """The points of each variant that wins alone, most first; how many of each tie; at how many points none ended."""
+    """Return the points of each variant that wins alone, most first; how often each tie; at how many none ended."""
     ended = {point: what for point, what in found.items() if what[0] not in heatmap.SPECIAL}
     alone = grouped({point: what[0] for point, what in ended.items() if len(what) == 1})
     ties = Counter(named(what) for what in ended.values() if len(what) > 1)
@@ -57,27 +52,27 @@ def tally(found: Winners) -> tuple[dict[str, list[tuple[int, int]]], dict[str, i
 
 
 def named(what: Iterable[str]) -> str:
-    """'`dual` = `primal`', whichever was the first."""
+    """Return '`dual` = `primal`', whichever was the first."""
     return " = ".join(f"`{variant}`" for variant in sorted(what))
 
 
 def _count(evidence: Evidence) -> str:
-    study, counts = evidence.study, Counter(evidence.grid["outcome"]) if len(evidence.grid) else {}
-    total = sum(1 for _ in study.points())
+    study, total = evidence.study, sum(1 for _ in evidence.study.points())
+    counts = Counter(evidence.grid["outcome"] if len(evidence.grid) else ())
     known = [outcome for outcome in OUTCOMES if outcome in counts]
     others = [outcome for outcome in counts if outcome not in OUTCOMES]
     parts = [f"{counts[outcome]:,} {OUTCOMES.get(outcome, f'ended as {outcome}')}" for outcome in (*known, *others)]
     missing = total - len(evidence.grid)
     parts += [f"{missing:,} {'has' if missing == 1 else 'have'} no record"] if missing else []
     return (
-        f"On {evidence.machine}, of the {cells(total)} of the study `{study.name}` "
+        f"On {evidence.machine}, of the {measurements(total)} of the study `{study.name}` "
         f"({len(study.variants)} variants, n = {study.n[0]:,} to {study.every_n[-1]:,}, p = {study.p[0]:,} to "
         f"{study.p[-1]:,}), {listing(parts)}."
     )
 
 
 def _who_wins(among: str, found: Winners) -> Iterator[str]:
-    """The points of each winner, the most frequent one first, and the box of n and p that they lie in."""
+    """Say the points of each winner, the most frequent one first, and the box of n and p that they lie in."""
     alone, ties, none = tally(found)
     if none == len(found):
         yield f"Of {among}, none came to an end anywhere."
@@ -90,7 +85,7 @@ def _who_wins(among: str, found: Winners) -> Iterator[str]:
 
 
 def _box(points: Sequence[tuple[int, int]], found: Winners) -> str:
-    """The range of n and p that the points span; nothing if that is the range of all."""
+    """Return the range of n and p that the points span; nothing if that is the range of all."""
     box, all_ = ([_range([point[axis] for point in some]) for axis in (0, 1)] for some in (points, found))
     return "" if box == all_ else f" (n = {box[0]}, p = {box[1]})"
 
@@ -100,31 +95,30 @@ def _range(values: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _of_all_exact(evidence: Evidence, paper: Winners) -> Iterator[str]:
-    """Who wins when every exact variant competes, and by how much over the paper's."""
+def _of_all_exact(evidence: Evidence) -> Iterator[str]:
+    """Say who wins when every exact variant competes, and by how much over the paper's."""
     if set(evidence.exact) <= set(evidence.paper):
         return
-    best = winners(evidence, evidence.exact)
-    yield from _who_wins("all exact variants", best)
-    found = gains(evidence, paper, best)
+    yield from _who_wins("all exact variants", evidence.exact_winners)
+    found = gains(evidence)
     if found:
         low, middle, high = map(number, (min(found), median(found), max(found)))
         spread = f" in the median ({low} to {high})" if len(found) > 1 else ""
         yield f"Where it is not one of the paper's, it is {middle} times as fast as the fastest of those{spread}."
 
 
-def gains(evidence: Evidence, paper: Winners, best: Winners) -> list[float]:
-    """Runtime of the fastest of the paper's over that of the fastest exact one, where none of the former is as fast."""
+def gains(evidence: Evidence) -> list[float]:
+    """Return runtime of the fastest of the paper's over that of the fastest exact one, where that is none of them."""
     runtime = evidence.grid.set_index(["variant", "n", "p"])["runtime_s"]
     return [
-        runtime[paper[point][0], *point] / runtime[best[point][0], *point]
-        for point in best
-        if paper[point][0] not in heatmap.SPECIAL and not set(best[point]) & set(evidence.paper)
+        runtime[evidence.paper_winners[point][0], *point] / runtime[best[0], *point]
+        for point, best in evidence.exact_winners.items()
+        if evidence.paper_winners[point][0] not in heatmap.SPECIAL and not set(best) & set(evidence.paper)
     ]
 
 
 def pattern(found: Winners, ns: Sequence[int], ps: Sequence[int]) -> Iterator[str]:
-    """Whether the map has the pattern of the paper's Figure 1A, in three parts that hold or not at each p.
+    """Say whether the map has the pattern of the paper's Figure 1A, in three parts that hold or not at each p.
 
     dual wins at the smallest n; primal-keops wins at the largest n at which anything ended; the n from which on it wins
     does not fall as p grows. Nobody else wins anywhere. It takes three n at one p to tell. Of several that are equally
@@ -163,7 +157,7 @@ def pattern(found: Winners, ns: Sequence[int], ps: Sequence[int]) -> Iterator[st
 
 
 def _taken_over(points: Sequence[tuple[int, tuple[str, ...]]]) -> tuple[float, float]:
-    """The least and the largest n from which on primal-keops wins up to the last n, by whether ties count for it.
+    """Return the least and the largest n from which on primal-keops wins to the last n, by whether ties count for it.
 
     Infinity where it does not win at the last n.
     """
@@ -179,11 +173,12 @@ def _where(some: Sequence[int], ps: Sequence[int]) -> str:
 
 
 def _apart(evidence: Evidence) -> Iterator[str]:
-    """Who may not compute what the others do, and so is no winner to rely on; and who is meant to compute another."""
-    apart, _ = status.losses_apart(evidence)
-    of_each = Counter(variant for variant, _, _ in apart)
+    """Say who may not compute what the others do, so is no winner to rely on; and who is meant to compute another."""
+    of_each = Counter(variant for variant, _, _ in evidence.apart)
     if of_each:
-        wrong = listing([f"`{v}` in {cells(of_each[v])}" for v in evidence.study.variants if v in of_each])
+        wrong = listing(
+            [f"`{v}` at {of_each[v]} point{'s' * (of_each[v] > 1)}" for v in evidence.study.variants if v in of_each]
+        )
         yield f"**Losses unlike their family's**, marked ≠: {wrong}. Look at them below before relying on their times."
     others = [
         f"`{v}` ({mmdma_core.variant(v).objective})" for v in evidence.study.variants if mmdma_core.variant(v).objective
@@ -193,7 +188,7 @@ def _apart(evidence: Evidence) -> Iterator[str]:
 
 
 def _memory(evidence: Evidence) -> Iterator[str]:
-    """From which n on each variant runs out of memory, variants and p with the same answer in one."""
+    """Say from which n on each variant runs out of memory, variants and p with the same answer in one."""
     ran_out = evidence.grid[evidence.grid["outcome"] == "oom"]
     if ran_out.empty:
         yield "Nothing ran out of memory."
@@ -212,8 +207,7 @@ def _ends(first: Mapping[int, int], ps: Sequence[int]) -> str:
 
 
 def _extrapolated(evidence: Evidence) -> Iterator[str]:
-    ok = evidence.grid[evidence.grid["status"] == "ok"]
-    count = int(ok["extrapolated"].astype(bool).sum())
+    total, count = len(evidence.ok), int(evidence.ok["extrapolated"].astype(bool).sum())
     if count:
-        share = f"All {count:,}" if count == len(ok) else f"{count:,} of the {len(ok):,}"
+        share = f"All {count:,}" if count == total else f"{count:,} of the {total:,}"
         yield f"{share} runtimes are extrapolated from fewer epochs than they stand for."

@@ -18,14 +18,14 @@ function chart(box) {
     const span = Math.log(to / from) || 1;
     return (value) => low + (high - low) * Math.log(value / from) / span;
   }
-  const cells = () => data.cells.filter((cell) => cell.p === Number(pick.value));
-  const value = (cell) => cell.values[what.value];
+  const shownPoints = () => data.points.filter((one) => one.p === Number(pick.value));
+  const value = (one) => one.values[what.value];
   function axes() {
     const width = Math.max(svg.clientWidth, 280), height = Math.round(Math.max(0.62 * width, 300));
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     [right, bottom] = [width - 32, height - 44];
     x = scale(data.n[0], data.n.at(-1), left + 8, right - 8);
-    const all = data.cells.map(value).filter((v) => v > 0);
+    const all = data.points.map(value).filter((v) => v > 0);
     y = scale(Math.min(...all), Math.max(...all), bottom - 10, top + 10);
     for (let e = -6; e < 9; e++) for (const m of [1, 3]) {
       const tick = m * 10 ** e, h = y(tick);
@@ -42,23 +42,23 @@ function chart(box) {
     axes();
     draw(svg, "line", { class: "cursor", y1: top, y2: bottom, stroke: "#8a949b" });
     data.variants.forEach((look, v) => {
-      const points = cells().filter((cell) => cell.v === v && value(cell) > 0).map((cell) => ({ cell, at: [x(cell.n), y(value(cell))] }));
+      const points = shownPoints().filter((one) => one.v === v && value(one) > 0).map((one) => ({ one, at: [x(one.n), y(value(one))] }));
       const group = draw(svg, "g", { "data-v": v, stroke: look.color, "stroke-width": 1.5, fill: "none" });
       draw(group, "polyline", { points: points.map((point) => point.at).join(" "), "stroke-dasharray": look.dash });
-      for (const { cell, at: [cx, cy] } of points) draw(group, "circle", { cx, cy, r: 3, fill: cell.extrapolated ? "#ffffff" : look.color });
+      for (const { one, at: [cx, cy] } of points) draw(group, "circle", { cx, cy, r: 3, fill: one.extrapolated ? "#ffffff" : look.color });
     });
     tell();
   }
   function tell() {
-    const n = data.n[at], here = cells().filter((cell) => cell.n === n).sort((a, b) => (value(a) ?? Infinity) - (value(b) ?? Infinity));
+    const n = data.n[at], here = shownPoints().filter((one) => one.n === n).sort((a, b) => (value(a) ?? Infinity) - (value(b) ?? Infinity));
     for (const side of ["x1", "x2"]) svg.querySelector(".cursor").setAttribute(side, x(n));
     box.querySelector(".readout p").textContent = `n = ${n.toLocaleString("en")}, p = ${Number(pick.value).toLocaleString("en")}`;
-    box.querySelector(".readout ol").replaceChildren(...here.map((cell) => {
-      const row = document.createElement("li"), look = data.variants[cell.v];
+    box.querySelector(".readout ol").replaceChildren(...here.map((one) => {
+      const row = document.createElement("li"), look = data.variants[one.v];
       const swatch = draw(row, "svg", { viewBox: "0 0 24 8", "aria-hidden": "true" });
       draw(swatch, "line", { x1: 0, x2: 24, y1: 4, y2: 4, stroke: look.color, "stroke-width": 2.5, "stroke-dasharray": look.dash });
-      row.className = cell.v === near ? "near" : "";
-      const number = value(cell) == null ? cell.ended : `${shown(value(cell))} ${data.units[what.value]}`;
+      row.className = one.v === near ? "near" : "";
+      const number = value(one) == null ? one.ended : `${shown(value(one))} ${data.units[what.value]}`;
       for (const text of [look.label, number]) row.appendChild(document.createElement("span")).textContent = text;
       return row;
     }));
@@ -68,7 +68,7 @@ function chart(box) {
     const area = svg.getBoundingClientRect(), px = event.clientX - area.left, py = event.clientY - area.top;
     const nearest = (items, far) => items.reduce((best, item) => far(item) < far(best) ? item : best, items[0]);
     at = data.n.indexOf(nearest(data.n, (n) => Math.abs(x(n) - px)));
-    near = nearest(cells().filter((cell) => cell.n === data.n[at] && value(cell) > 0), (cell) => Math.abs(y(value(cell)) - py))?.v;
+    near = nearest(shownPoints().filter((one) => one.n === data.n[at] && value(one) > 0), (one) => Math.abs(y(value(one)) - py))?.v;
     tell();
   }
   svg.addEventListener("pointermove", point);

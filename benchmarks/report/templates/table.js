@@ -29,4 +29,4 @@ function searchable(section, table) {
   field.closest("label").hidden = false;
   search();
 }
-document.querySelectorAll("#cells").forEach((table) => searchable(table.closest("section"), table));
+document.querySelectorAll("#full").forEach((table) => searchable(table.closest("section"), table));
