@@ -167,7 +167,7 @@ def test_the_page_begins_with_facts_that_lead_to_their_sections(browser, scheme)
     assert max(fact.rect["y"] for fact in facts) < find(browser, "#verdict").rect["y"]
     assert {fact.rect["width"] for fact in facts} == {facts[0].rect["width"]}
     facts[0].click()
-    assert browser.current_url.endswith("#how-every-cell-ended")
+    assert browser.current_url.endswith("#how-every-measurement-ended")
 
 
 def test_figures_side_by_side_have_one_size_and_one_top(browser):
