@@ -1,4 +1,8 @@
-"""The scaling study: sweeps -> table -> figures -> report. One job measures one variant at one p, along n."""
+"""The scaling study: sweeps -> table -> figures -> report. A sweep measures one variant at one p, along n.
+
+On one machine a job takes a variant's sweeps at all p, so that PyTorch is imported once for them. On a cluster each
+sweep is a job.
+"""
 
 from benchmarks import config as configuration
 from benchmarks import figures, study
@@ -9,7 +13,9 @@ for file in ("config.yaml", *workflow.overwrite_configfiles):
 configfile: "config.yaml"
 
 STUDY = study.load(config)
-SWEEPS = [STUDY.wanted_stamp(variant, p) for variant, p in STUDY.sweeps()]
+ON_A_CLUSTER = workflow.remote_exec or workflow.resource_settings.nodes is not None  # as `jobs` of a profile says
+JOBS = list(STUDY.sweeps()) if ON_A_CLUSTER else [(variant, *STUDY.p) for variant in STUDY.variants]
+SWEEPS = [stamp for job in JOBS for stamp in STUDY.wanted_stamps(*job)]
 OVERRIDES = configuration.overrides(config)
 # Every core that Snakemake is given, so that no other job runs beside a timed cell; on a cluster those of a job.
 CORES = STUDY.threads if workflow.remote_exec else workflow.resource_settings.cores or STUDY.threads
@@ -31,15 +37,16 @@ rule all:
 
 rule sweep:
     output:
-        touch(STUDY.stamp("{variant}", "{p}", "{turn}")),
+        touch([STUDY.stamp("{variant}", p, "{turn}") for p in (["{p}"] if ON_A_CLUSTER else STUDY.p)]),
     log:
-        STUDY.root / "logs" / "{variant}" / "p{p}.{turn}.log",
+        STUDY.root / "logs" / "{variant}" / ("p{p}.{turn}.log" if ON_A_CLUSTER else "{turn}.log"),
     wildcard_constraints:
         variant="[^/]+",
         p=r"\d+",
         turn=r"\d+",
     params:
         overrides=OVERRIDES,
+        p=lambda wildcards: wildcards.get("p", STUDY.p),
     conda:
         "environment.yaml"
     threads: CORES
@@ -48,9 +55,9 @@ rule sweep:
         runtime=STUDY.minutes_of_a_sweep,
         **NODE,
     message:
-        "{wildcards.variant} at p = {wildcards.p}"
+        "{wildcards.variant} at p = {params.p}"
     shell:
-        "python -m benchmarks sweep {params.overrides} --variant {wildcards.variant:q} --p {wildcards.p}"
+        "python -m benchmarks sweep {params.overrides} --variant {wildcards.variant:q} --p {params.p}"
         " | tee -i {log:q}"
 
 

@@ -34,7 +34,7 @@ _LATE_S = 60.0  # beyond its time limit a measurement that is still told has die
 _OVERHEAD_S = {"cpu": 0.7, "cuda": 3.0}
 # Numbers of the views that are made in a second: on two cores of an AMD EPYC, by NumPy and by counter; on CUDA assumed.
 _DRAWN = {"exact": 3.5e7, "cpu": 8e7, "cuda": 1e10}
-_SWEEP_OVERHEAD_S = 4.0  # what Snakemake's job and the imports take, on two cores
+_JOB_OVERHEAD_S = 4.0  # what Snakemake's job and the imports take, on two cores
 _BUDGETS = ("sweep_budget_s", "cell_timeout_s")
 Point = tuple[str, int, int]  # variant, p, n
 Points = dict[int, list[int]]  # p -> n
@@ -131,13 +131,16 @@ class Plan:
     def seconds_left(self, devices: int = 1) -> float:
         """Estimate the time of the remaining points, as their sweeps are forecast.
 
-        devices  that measure at once, a sweep each: the longest sweep goes first, to the first one that is free
+        devices  that measure at once, a sweep each: the longest sweep goes first, to the first one that is free. On
+                 one device a job takes all sweeps of a variant.
         """
-        forecasts = self.forecasts()
+        forecasts, unfinished = self.forecasts(), {(variant, p) for variant, p, _ in self.remaining()}
+        sweeps = [forecasts[sweep].seconds for sweep in unfinished]
+        if devices == 1:
+            return sum(sweeps) + _JOB_OVERHEAD_S * len({variant for variant, _ in unfinished})
         ends = [0.0] * devices
-        unfinished = {(variant, p) for variant, p, _ in self.remaining()}
-        for seconds in sorted((forecasts[sweep].seconds for sweep in unfinished), reverse=True):
-            heapq.heapreplace(ends, ends[0] + seconds + _SWEEP_OVERHEAD_S)
+        for seconds in sorted(sweeps, reverse=True):
+            heapq.heapreplace(ends, ends[0] + seconds + _JOB_OVERHEAD_S)
         return max(ends)
 
     def _measurement_seconds(self, variant: str, p: int, n: int) -> float:

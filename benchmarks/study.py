@@ -156,15 +156,16 @@ class Study:
         """The file that says that a sweep has run to its end, for the turn-th time."""
         return self.root / "sweeps" / str(variant) / f"p{p}.{turn}.done"
 
-    def wanted_stamp(self, variant: str, p: int) -> Path:
-        """The last stamp of a sweep; the next, which is not there, if a cell of it is not known.
+    def wanted_stamps(self, variant: str, *ps: int) -> list[Path]:
+        """The last stamps of a variant's sweeps at some p; the next, which are not there, if a cell is not known.
 
         A cell is not known if it is deleted, unreadable, or asked for differently now.
         """
-        turns = itertools.count()
-        absent = next(turn for turn in turns if not self.stamp(variant, p, turn).exists())
-        known = all(self.known(variant, n, p) for n in self.ns(variant, p))
-        return self.stamp(variant, p, max(0, absent - 1) if known else absent)
+        turns = ([self.stamp(variant, p, turn) for p in ps] for turn in itertools.count())
+        there = list(itertools.takewhile(lambda stamps: all(stamp.exists() for stamp in stamps), turns))
+        if there and all(self.known(variant, n, p) for p in ps for n in self.ns(variant, p)):
+            return there[-1]
+        return [self.stamp(variant, p, len(there)) for p in ps]
 
 
 def load(keys: dict[str, Any]) -> Study:

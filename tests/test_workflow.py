@@ -138,7 +138,7 @@ def test_a_study_ends_where_a_path_has_marks_of_the_shell_and_home_cannot_be_wri
     output = run_snakemake(project, "--until", "table", HOME=str(tmp_path / "file" / "home"))
     root = project / results / "here"
     assert [record.status for record in records.read_all(root)] == ["ok", "ok"]
-    assert "s/epoch" in (root / "logs" / "primal" / "p10.0.log").read_text()
+    assert "s/epoch" in (root / "logs" / "primal" / "0.log").read_text()
     assert (root / "summary.csv").exists()
     assert output.count("caches: ") == 1  # what is decided holds for all jobs
 
