@@ -14,7 +14,9 @@ SECONDS = 300  # after which a group is ended
 def in_group(size, function, folder):
     """What function(rank, size) returns in each rank."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["numba", "scipy.sparse", "sklearn", "torch._dynamo", "triton"])  # once for all groups
+    context.set_forkserver_preload(
+        ["numba", "scipy.sparse", "sklearn", "torch._dynamo", "triton"]
+    )  # once for all groups
     receivers, children = [], []
     for rank in range(size):
         receiver, sender = context.Pipe(duplex=False)
