@@ -8,6 +8,7 @@ SETUP := .venv/.ready
 EXTRAS ?= test,published,anndata,docs
 RUN := PATH="$$PWD/$(BIN):$$PATH"
 COVERAGE := $(RUN) COVERAGE_FILE="$$PWD/.coverage" coverage
+AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder # the longest files first, see tests/conftest.py
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: study gpu test coverage quick lint docs setup clean
@@ -33,20 +34,20 @@ gpu: $(SETUP)
 
 test: $(SETUP)
 	@echo "== all tests, two at a time: KeOps compiles its formulas on first use, some ten seconds each"
-	$(RUN) pytest -n 2 --dist loadfile -m "not alone"
+	$(RUN) pytest $(AT_ONCE) -m "not alone" --durations=30
 	@echo "== the tests that measure time, one after the other"
-	$(RUN) pytest -m alone
+	$(RUN) pytest -m alone --durations=30
 
 coverage: $(SETUP)
 	@echo "== all tests as in make test, some of which are too slow so; then the lines for CUDA that none reaches"
 	$(COVERAGE) erase
-	-$(COVERAGE) run -m pytest -n 2 --dist loadfile -m "not alone"
+	-$(COVERAGE) run -m pytest $(AT_ONCE) -m "not alone"
 	-$(COVERAGE) run -m pytest -m alone
 	$(COVERAGE) combine --quiet
 	$(COVERAGE) report
 
 quick: lint
-	$(RUN) pytest -n 2 --dist loadfile -m "not slow and not gpu and not tensorflow"
+	$(RUN) pytest $(AT_ONCE) -m "not slow and not gpu and not tensorflow"
 
 lint: $(SETUP)
 	$(RUN); ruff check && ruff format --check && lint-imports --no-cache && snakemake --lint

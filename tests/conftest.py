@@ -93,7 +93,18 @@ OPTIONAL = {
 }
 
 
+# What takes longest begins first, so that no process is left alone with it at the end.
+LONGEST = [
+    f"test_{name}.py"
+    for name in (
+        *("docs", "cluster", "workflow", "fused_cuda", "gpu_check", "faults", "fourier_fits", "ranks", "joined"),
+        *("published", "views_cuda", "fused", "variants", "groups_of_cells", "fake_cuda", "toolkit", "batches"),
+    )
+]
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     for item in items:
         for marker, reason in OPTIONAL.items():
             if reason and marker in item.keywords:

@@ -18,7 +18,6 @@ from benchmarks.measuring import records
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.alone,
     pytest.mark.slurm,
     pytest.mark.skipif(slurm_cluster.absent() is not None, reason=str(slurm_cluster.absent())),
 ]

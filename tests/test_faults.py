@@ -15,7 +15,7 @@ from conftest import heed_interrupts
 
 from benchmarks.measuring import records
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 HERE = os.path.dirname(__file__)
 # variant -> (status of the cell with the fault, words of its detail, status of the next larger n)
@@ -121,6 +121,7 @@ def test_an_interrupted_sweep_loses_nothing_and_resumes(faulty, command, project
     assert all(read(root, "slow", n).status == "ok" for n in sizes)
 
 
+@pytest.mark.alone  # a cell beside which others take much is measured once more
 def test_two_sweeps_never_measure_at_once(faulty, project):
     root = faulty(["slow"], [200, 210])
     start = [sys.executable, "-m", "benchmarks", "sweep", "--n"]

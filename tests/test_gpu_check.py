@@ -48,7 +48,6 @@ def results(root):
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_cut_costs_no_result_and_faults_end_their_own_checks_alone(project):
     shutil.copy(ROOT / "tests" / "wrong.py", project)
     root = project / "results" / "here-small"

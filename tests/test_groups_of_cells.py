@@ -18,7 +18,7 @@ from benchmarks.measuring import guard, machine
 from benchmarks.measuring.measurement import Limits, Measurement
 from mmdma_core import Settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]  # beside others, threads that wait spin
+pytestmark = pytest.mark.slow
 
 CELL = Measurement(
     variant="primal-fourier",
