@@ -15,7 +15,7 @@ configfile: "config.yaml"
 STUDY = study.load(config)
 ON_A_CLUSTER = workflow.remote_exec or workflow.resource_settings.nodes is not None  # as `jobs` of a profile says
 JOBS = list(STUDY.sweeps()) if ON_A_CLUSTER else [(variant, *STUDY.p) for variant in STUDY.variants]
-SWEEPS = [stamp for job in JOBS for stamp in STUDY.wanted_stamps(*job)]
+SWEEPS = [marker for job in JOBS for marker in STUDY.wanted_markers(*job)]
 OVERRIDES = configuration.overrides(config)
 # Every core that Snakemake is given, so that no other job runs beside a timed cell; on a cluster those of a job.
 CORES = STUDY.threads if workflow.remote_exec else workflow.resource_settings.cores or STUDY.threads
@@ -37,7 +37,7 @@ rule all:
 
 rule sweep:
     output:
-        touch([STUDY.stamp("{variant}", p, "{turn}") for p in (["{p}"] if ON_A_CLUSTER else STUDY.p)]),
+        touch([STUDY.done_marker("{variant}", p, "{turn}") for p in (["{p}"] if ON_A_CLUSTER else STUDY.p)]),
     log:
         STUDY.root / "logs" / "{variant}" / ("p{p}.{turn}.log" if ON_A_CLUSTER else "{turn}.log"),
     wildcard_constraints:

@@ -152,20 +152,20 @@ class Study:
         """What to ask of a cluster for a sweep: its budget, and what imports and KeOps' compiler may take."""
         return math.ceil((self.sweep_budget_s + _AROUND_A_SWEEP_S) / 60)
 
-    def stamp(self, variant: str, p: int | str, turn: int | str) -> Path:
-        """The file that says that a sweep has run to its end, for the turn-th time."""
+    def done_marker(self, variant: str, p: int | str, turn: int | str) -> Path:
+        """The done marker, which says that a sweep has run to its end, for the turn-th time."""
         return self.root / "sweeps" / str(variant) / f"p{p}.{turn}.done"
 
-    def wanted_stamps(self, variant: str, *ps: int) -> list[Path]:
-        """The last stamps of a variant's sweeps at some p; the next, which are not there, if a cell is not known.
+    def wanted_markers(self, variant: str, *ps: int) -> list[Path]:
+        """The last markers of a variant's sweeps at some p; the next, which are not there, if a cell is not known.
 
         A cell is not known if it is deleted, unreadable, or asked for differently now.
         """
-        turns = ([self.stamp(variant, p, turn) for p in ps] for turn in itertools.count())
-        there = list(itertools.takewhile(lambda stamps: all(stamp.exists() for stamp in stamps), turns))
+        turns = ([self.done_marker(variant, p, turn) for p in ps] for turn in itertools.count())
+        there = list(itertools.takewhile(lambda markers: all(marker.exists() for marker in markers), turns))
         if there and all(self.known(variant, n, p) for p in ps for n in self.ns(variant, p)):
             return there[-1]
-        return [self.stamp(variant, p, len(there)) for p in ps]
+        return [self.done_marker(variant, p, len(there)) for p in ps]
 
 
 def load(keys: dict[str, Any]) -> Study:

@@ -189,24 +189,24 @@ def test_durations_in_words():
     assert [duration(s) for s in (4.4, 600, 12_000)] == ["4 s", "10 min", "3.3 h"]
 
 
-def test_a_sweep_with_a_cell_that_is_not_known_wants_a_new_stamp_and_nothing_is_written(small):
+def test_a_sweep_with_a_cell_that_is_not_known_wants_a_new_done_marker_and_nothing_is_written(small):
     for n in small.n:
         known(small, "primal", n, 10)
-    assert small.wanted_stamps("primal", 10) == [small.stamp("primal", 10, 0)]  # Snakemake has not run it yet
+    assert small.wanted_markers("primal", 10) == [small.done_marker("primal", 10, 0)]  # Snakemake has not run it yet
     for turn in (0, 1):
-        records.write_atomically(small.stamp("primal", 10, turn), "")
-    assert small.wanted_stamps("primal", 10) == [small.stamp("primal", 10, 1)]
-    assert small.wanted_stamps("primal", 150) == [small.stamp("primal", 150, 0)]
-    assert small.wanted_stamps("primal", 10, 150) == [small.stamp("primal", p, 0) for p in (10, 150)]
+        records.write_atomically(small.done_marker("primal", 10, turn), "")
+    assert small.wanted_markers("primal", 10) == [small.done_marker("primal", 10, 1)]
+    assert small.wanted_markers("primal", 150) == [small.done_marker("primal", 150, 0)]
+    assert small.wanted_markers("primal", 10, 150) == [small.done_marker("primal", p, 0) for p in (10, 150)]
     for n in small.n:
         known(small, "primal", n, 150)
-    assert small.wanted_stamps("primal", 10, 150) == [small.stamp("primal", p, 0) for p in (10, 150)]
+    assert small.wanted_markers("primal", 10, 150) == [small.done_marker("primal", p, 0) for p in (10, 150)]
     for turn in (0, 1):
-        records.write_atomically(small.stamp("primal", 150, turn), "")
-    assert small.wanted_stamps("primal", 10, 150) == [small.stamp("primal", p, 1) for p in (10, 150)]
+        records.write_atomically(small.done_marker("primal", 150, turn), "")
+    assert small.wanted_markers("primal", 10, 150) == [small.done_marker("primal", p, 1) for p in (10, 150)]
     small.path("primal", 100, 10).unlink()
     before = sorted(small.root.rglob("*"))
-    assert small.wanted_stamps("primal", 10) == [small.stamp("primal", 10, 2)]
-    assert small.wanted_stamps("primal", 150) == [small.stamp("primal", 150, 1)]
-    assert small.wanted_stamps("primal", 10, 150) == [small.stamp("primal", p, 2) for p in (10, 150)]
+    assert small.wanted_markers("primal", 10) == [small.done_marker("primal", 10, 2)]
+    assert small.wanted_markers("primal", 150) == [small.done_marker("primal", 150, 1)]
+    assert small.wanted_markers("primal", 10, 150) == [small.done_marker("primal", p, 2) for p in (10, 150)]
     assert sorted(small.root.rglob("*")) == before
