@@ -230,6 +230,7 @@ FRAMES = {
     "polars": lambda columns: polars.DataFrame(X, schema=list("abcdef")).select(columns),
     "Arrow": lambda columns: pyarrow.table({name: X[:, "abcdef".index(name)] for name in columns}),
     "protocol": lambda columns: Older(pd.DataFrame(X, columns=list("abcdef"))[columns]),
+    "file": lambda columns: io.View(X[:, [*map("abcdef".index, columns)]], features=tuple(columns)),
     "record batch": lambda columns: pyarrow.record_batch({name: X[:, "abcdef".index(name)] for name in columns}),
 }
 

@@ -216,6 +216,11 @@ class View:
     representation: tuple[str, str | None] | None = None
 
     @property
+    def n_cells(self) -> int:
+        """The number of cells in the file, of which the matrix may have a share."""
+        return self.matrix.shape[0] if self.n is None else self.n
+
+    @property
     def annotated(self) -> Any:
         """The AnnData object of the cells: the source, or its modality; None for a bare matrix."""
         return self.source if self.modality is None else self.source.mod[self.modality]

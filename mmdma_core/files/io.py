@@ -119,7 +119,7 @@ def write_embedding(view: View, embedding: np.ndarray, path: str | Path, paramet
     """
     path, embedding = Path(path), np.asarray(embedding)
     check_suffix(view, path)
-    n = view.matrix.shape[0]
+    n = view.n_cells
     if embedding.ndim != 2 or len(embedding) != n or embedding.dtype.kind != "f":
         raise ValueError(f"embedding must be {n} rows of floats, got {embedding.dtype} of shape {embedding.shape}")
     if not np.isfinite(embedding).all():

@@ -30,7 +30,6 @@ from mmdma_core.inputs import as_device
 from mmdma_core.matching import metrics, model_file, pictures
 from mmdma_core.matching.estimator import MMDMA
 from mmdma_core.matching.joined import joined
-from mmdma_core.matching.preprocess import check_features
 from mmdma_core.settings import is_whole, plain
 from mmdma_core.simulation import simulate as simulate_views
 
@@ -67,10 +66,9 @@ def transform(options: argparse.Namespace) -> int:
     model = MMDMA.load(options.model)
     io.check_suffix(view, options.out)
     copied = options.out.suffix != ".npy"
-    size = view.matrix.shape[0] * getattr(model, f"weights_{options.view}_").shape[1] * 4
+    size = view.n_cells * getattr(model, f"weights_{options.view}_").shape[1] * 4
     check_writable({options.out: size + (view.path.stat().st_size if copied else 0)})
-    check_features(str(view.path), view.features, getattr(model, f"feature_names_{options.view}_"))
-    embedding = model.transform(view.matrix, view=options.view)
+    embedding = model.transform(view, view=options.view)
     io.write_embedding(view, embedding, options.out, {"model": str(options.model), "view": options.view})
     print(options.out)
     return 0
@@ -124,14 +122,13 @@ def _fit(options: argparse.Namespace, share: tuple[int, int]) -> int:
     if first:
         check_writable(_sizes(options.out, views, model))
     begin = time.perf_counter()
-    model.fit(*(view.matrix for view in views))
+    model.fit(*views)
     seconds = time.perf_counter() - begin
-    model.feature_names_x_, model.feature_names_y_ = (view.features for view in views)
     for name in "xy":
         embedding = torch.from_numpy(getattr(model, f"embedding_{name}_"))
         setattr(model, f"embedding_{name}_", in_world(len(embedding)).to_first(embedding).numpy())
     if first:
-        _write_fit(options, model, [_whole(view) for view in views], truth, seconds)
+        _write_fit(options, model, views, truth, seconds)
     return _INTERRUPTED if model.interrupted_ else 0
 
 
@@ -148,7 +145,7 @@ def _given(options: argparse.Namespace, share: tuple[int, int]) -> tuple[list[io
         views = [io.View(view, path=Path(name), n=options.n, first=rows.start) for name, view in names]
         return views, Truth(match, None, None)
     views = _read_views(options, share)
-    truth = _read_truth(options, *map(_whole, views)) if share[0] == 0 else Truth(None, None, None)
+    truth = _read_truth(options, *views) if share[0] == 0 else Truth(None, None, None)
     return views, truth
 
 
@@ -189,13 +186,8 @@ def _described(view: io.View) -> str:
     return f"{n:,} cell{'s' * (n > 1)} x {p:,} feature{'s' * (p > 1)}, {form}, {', '.join(names)}"
 
 
-def _whole(view: io.View) -> io.View:
-    """Return the view of all cells of the file, without entries where the matrix has a share of them."""
-    return view if view.n is None else dataclasses.replace(view, matrix=np.empty((view.n, 0), np.float32))
-
-
 def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
-    n_x, n_y = x.matrix.shape[0], y.matrix.shape[0]
+    n_x, n_y = x.n_cells, y.n_cells
     if options.match and options.same_cells:
         raise ValueError("--match and --same-cells exclude each other")
     if options.n_neighbors < 1:
@@ -221,7 +213,7 @@ def _read_truth(options: argparse.Namespace, x: io.View, y: io.View) -> Truth:
     labels = []
     for name, view in (("x", x), ("y", y)):
         source = getattr(options, f"{name}_labels") or options.labels
-        labels.append(io.read_labels(source, view.matrix.shape[0], view) if source else None)
+        labels.append(io.read_labels(source, view.n_cells, view) if source else None)
     return Truth(match, *labels, unknown)
 
 
@@ -247,7 +239,7 @@ def _sizes(out: Path, views: list[io.View], model: MMDMA) -> dict[Path, int]:
     of_number = 4 * components if is_whole(components) else 0  # what else it is, is refused by the fit
     sizes = dict.fromkeys((out / name for name in (*_WRITTEN, *_PICTURES)), 0)
     for view, path in zip(views, _embedding_paths(out, views), strict=True):
-        n, p = _whole(view).matrix.shape[0], view.matrix.shape[1]
+        n, p = view.n_cells, view.matrix.shape[1]
         of_copy = view.path.stat().st_size if view.copied and path not in sizes else 0
         sizes[path] = sizes.get(path, of_copy) + n * of_number
         sizes[out / "model.npz"] += (n + (n if model.kernel == "precomputed" else p)) * of_number

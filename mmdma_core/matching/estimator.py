@@ -204,7 +204,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         ----------
         X, Y : array or data frame or sparse matrix or AnnData
             (n_x, p_x) and (n_y, p_y), rows are cells; with kernel="precomputed" (n_x, n_x) and (n_y, n_y). In memory,
-            or in a file of HDF5 or zarr.
+            or in a file of HDF5 or zarr; also what `mmdma_core.io.read_view` returns.
         use_rep : str or pair of str
             Of AnnData: "X", or an entry of obsm such as "X_pca"; a pair is for X and Y.
         layer : str or pair of str, optional
@@ -389,7 +389,8 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if use_rep is None and layer is None and is_annotated(given):
             use_rep, layer = getattr(self, f"representation_{view}_") or (None, None)
         taken = take(given, name, use_rep, layer)
-        check_features(f"view {view!r}", taken.features, getattr(self, f"feature_names_{view}_"))
+        where = f"view {view!r}" if taken.path is None else str(taken.path)
+        check_features(where, taken.features, getattr(self, f"feature_names_{view}_"))
         rows = as_rows(taken.matrix, view.upper(), 1, self.l2_normalize)
         columns = len(getattr(self, f"weights_{view}_"))
         if rows.shape[1] != columns:

@@ -155,6 +155,8 @@ def take(view: Any, name: str, use_rep: str | None = None, layer: str | None = N
         if use_rep is not None or layer is not None:
             asked = f"use_rep {use_rep!r}" if use_rep is not None else f"layer {layer!r}"
             raise ValueError(f"{asked} is for AnnData, {name} is a {type(view).__name__}")
+        if isinstance(view, View):
+            return view
         matrix = _in_memory(view, name)
         names = tuple(map(str, matrix.columns)) if isinstance(matrix, pd.DataFrame) else None
         return View(matrix, features=names)
