@@ -16,7 +16,7 @@ import torch
 
 import mmdma_core
 from benchmarks import plugins
-from benchmarks.config import Config, ConfigError, check, closest
+from benchmarks.config import Config, ConfigError, Further, check, closest
 from benchmarks.measuring import machine, records
 from benchmarks.measuring.device import why_no_gpu
 from benchmarks.measuring.fingerprint import variant_fingerprint
@@ -29,16 +29,6 @@ from mmdma_core.models import in_words
 ENDS_A_SWEEP = ("oom", "timeout")  # after one of these, larger n are skipped
 _AROUND_A_SWEEP_S = 300.0
 _MARGIN = 1.1  # so much more memory than ran out is worth another try; less is the coming and going of others
-
-
-@dataclass(frozen=True)
-class Further:
-    """Points of some variants beyond the grid of a study; host_gib in the place of the study's, if it is another."""
-
-    variants: tuple[str, ...]
-    n: tuple[int, ...]
-    p: tuple[int, ...]
-    host_gib: float | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ class Study:
     def host_limit_gib(self, variant: str, n: int, p: int) -> float | None:
         """Return the host memory that a measurement may add; None: what the guard finds free."""
         beyond = self._beyond(variant, n, p)
-        return (beyond and beyond.host_gib) or self.host_gib
+        return (beyond and beyond.host_memory_gib) or self.host_gib
 
     def points(self) -> Iterator[tuple[str, int, int]]:
         """Yield (variant, p, n) of each point, in the order in which they are measured."""
@@ -206,15 +196,7 @@ def load(keys: dict[str, Any]) -> Study:
         settings=config.settings,
         figure_1b_p=tuple(config.figures.figure_1b_p or grid.p),
         published=config.figures.published,
-        further=tuple(
-            Further(
-                chosen_variants(f"studies.{name}.further.{k}.variants", more.variants),
-                tuple(more.n),
-                tuple(more.p),
-                None if config.host_memory_gib else more.host_memory_gib,
-            )
-            for k, more in enumerate(grid.further)
-        ),
+        further=tuple(_chosen(more, f"studies.{name}.further.{k}", config) for k, more in enumerate(grid.further)),
         notes=(*_notes(config.device, device), *plugins.notes()),
     )
 
@@ -314,6 +296,13 @@ def _notes(asked: str, device: str) -> Iterator[str]:
             "WSL2: the driver may move memory of the GPU into the host's, and a measurement then gets slow where it "
             "would be out of memory; gpu_memory_gib limits PyTorch, without it the memory of the card does"
         )
+
+
+def _chosen(further: Further, key: str, config: Config) -> Further:
+    """Put its variants in their places; one limit of memory for all is before one of its own."""
+    host_gib = None if config.host_memory_gib else further.host_memory_gib
+    chosen = chosen_variants(f"{key}.variants", further.variants)
+    return further.model_copy(update={"variants": [*chosen], "host_memory_gib": host_gib})
 
 
 def _root(config: Config, device: str, devices: int) -> Path:

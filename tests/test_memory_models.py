@@ -13,7 +13,7 @@ from test_records import known, load
 import mmdma_core
 from benchmarks import plan
 from benchmarks.analysis import predict, published
-from benchmarks.study import Further
+from benchmarks.config import Further
 from mmdma_core import Settings, advice, models, start, variant
 from mmdma_core.fused import compose, fourier, views_cuda
 from mmdma_core.fused import models as fused_models
@@ -166,7 +166,7 @@ def test_a_variant_without_a_model_is_planned_without_prediction(tmp_path, monke
 
 
 def test_the_limit_of_a_cell_is_the_studys_or_that_of_what_lies_further(tmp_path):
-    beyond = Further(("primal-fourier",), (5000,), (10,), 2.0)
+    beyond = Further(variants=["primal-fourier"], n=[5000], p=[10], host_memory_gib=2.0)
     small = dataclasses.replace(load(tmp_path), host_gib=1.0, gpu_gib=3.0, further=(beyond,))
     assert plan.memory_limit(small, "primal-fourier", 100, 10) == 2**30
     assert plan.memory_limit(small, "primal-fourier", 5000, 10) == 2**31
