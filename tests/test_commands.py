@@ -70,7 +70,7 @@ def test_fit_writes_into_copies_of_anndata_files_and_matches_by_name(folder, cap
     before = (folder / "x.h5ad").read_bytes()
     with caplog.at_level("INFO"):
         fit("--x", "x.h5ad", "--y", "y.h5ad", "--obsm", "X_pca", "--y-layer", "half", "--labels", "kind")
-    assert "40 of 40 cells of x have a namesake in y" in caplog.text
+    assert "40 of 40 cells of x are in y by name" in caplog.text
     assert (folder / "x.h5ad").read_bytes() == before
     x, y = (anndata.read_h5ad(folder / "out" / name) for name in ("x.h5ad", "y.h5ad"))
     assert x.obsm["X_mmdma"].shape == (N, 2)

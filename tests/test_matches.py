@@ -124,14 +124,14 @@ CODES = ("AACGTTAC", "CCGATAGT", "GGTTACAC", "TACGATTG")
 @pytest.mark.parametrize(
     ("x", "y", "said"),
     [
-        ("{}-1", "{}-1", "4 of 4 cells of x have a namesake in y"),
+        ("{}-1", "{}-1", "4 of 4 cells of x are in y by name"),
         ("{}-1", "{}_2", "0 of 4 cells * 4 would without a suffix, as 'AACGTTAC-1' in x and 'AACGTTAC_2' in y; only"),
         ("{}-1", "{}", "0 of 4 cells * 4 would without a suffix, as 'AACGTTAC-1' in x and 'AACGTTAC' in y; only"),
         ("S1_{}-1", "{}-1", "0 of 4 cells * 4 would without a prefix, as 'S1_AACGTTAC-1' in x and 'AACGTTAC-1' in y"),
         ("S1#{}-1", "S2#{}-1", "0 of 4 cells * 4 would without a prefix, as 'S1#AACGTTAC-1' in x and 'S2#AACGTTAC-1'"),
         ("S1#{}-1", "S1_{}-1", "0 of 4 cells * 4 would but for case and separators, as 'S1#AACGTTAC-1' in x and 'S1_"),
         ("rna_run_1:{}", "{}-1-0", "0 of 4 cells * 4 would by their longest part alone, as 'rna_run_1:AACGTTAC' in x"),
-        ("{}", "cell{:.2}", "0 of 4 cells of x have a namesake in y: 'AACGTTAC' in x, 'cellAA' in y; give --match, or"),
+        ("{}", "cell{:.2}", "0 of 4 cells of x are in y by name: 'AACGTTAC' in x, 'cellAA' in y; give --match, or"),
     ],
 )
 def test_how_many_names_agree(x, y, said):
@@ -144,11 +144,9 @@ def test_how_many_names_agree(x, y, said):
 
 def test_how_many_names_agree_in_part():
     x, y = CODES, (CODES[1], CODES[0] + "-1", "other")
-    assert compare_names(named(x), named(y)).startswith(
-        "1 of 4 cells of x have a namesake in y, 2 would without a suffix"
-    )
-    assert compare_names(named(CODES), named(CODES[1:])) == "3 of 4 cells of x have a namesake in y"
-    assert compare_names(named(CODES), named((*CODES[1:], "other"))) == "3 of 4 cells of x have a namesake in y"
+    assert compare_names(named(x), named(y)).startswith("1 of 4 cells of x are in y by name, 2 would without a suffix")
+    assert compare_names(named(CODES), named(CODES[1:])) == "3 of 4 cells of x are in y by name"
+    assert compare_names(named(CODES), named((*CODES[1:], "other"))) == "3 of 4 cells of x are in y by name"
 
 
 def test_names_that_are_only_numbers():
@@ -199,7 +197,7 @@ def test_names_are_taken_where_they_are_insisted_on(tmp_path, monkeypatch, caplo
     with caplog.at_level("INFO"):
         assert main([*fit.split(), "--out", "chance"]) == 0
     reason = json.loads((tmp_path / "chance/metrics.json").read_text())["left_out"]["foscttm"]
-    assert reason.startswith("2 of 40 cells of x have a namesake in y, which chance may explain")
+    assert reason.startswith("2 of 40 cells of x are in y by name, which chance may explain")
     assert "(it takes 4); --match names takes them" in reason
     assert f"match: {reason}" in caplog.messages
     assert main([*fit.split(), "--match", "names", "--out", "names"]) == 0

@@ -108,6 +108,8 @@ def test_what_may_be_read_in_two_ways_is_refused(tmp_path, text, parts):
         ("5,0,1\n0,2,7\n", {"header": False, "index": False}, None, None),
         ("1 2 3\n6657 5 0 1\n79923 0 2 7\n", {"header": True}, ("6657", "79923"), tuple("123")),  # R, without quotes
         ("# 7 8 9\n5 0 1\n0 2 7\n", {"header": False}, None, None),
+        ("# a b c\n5 0 1\n0 2 7\n", {"header": False}, None, None),
+        ("# a b c\n5 0 1\n0 2 7\n", {"header": True}, None, tuple("abc")),
         ("1,5,0,1\n2,0,2,7\n", {"index": True}, ("1", "2"), None),
     ],
 )

@@ -181,7 +181,7 @@ def test_both_views_from_one_folder_or_file(tmp_path, path, monkeypatch, caplog,
     types = ["--x-feature-type", GENES, "--y-feature-type", PROTEINS]
     with caplog.at_level("INFO"):
         assert main(["fit", "--x", str(path), *types, *quick, "--quiet", "--out", "out"]) == 0
-    assert "15 of 15 cells of x have a namesake in y" in caplog.text
+    assert "15 of 15 cells of x are in y by name" in caplog.text
     assert np.load("out/embedding_y.npy").shape == (15, 1)
     assert "foscttm" in json.loads((tmp_path / "out/metrics.json").read_text())["values"]
     transform = ["transform", "--model", "out/model.npz", "--cells", str(path), "--out", "new.npy"]

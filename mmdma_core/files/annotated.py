@@ -83,7 +83,7 @@ def read_annotated(path: Path, kind: str, keys: Keys, share: tuple[int, int] = (
 
 @contextmanager
 def _unpacked(path: Path) -> Iterator[Path]:
-    """A temporary file of what is in a .gz file."""
+    """Unpack a .gz file into a temporary one."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, path.stem)
         with reading(path, "a .gz file", *DAMAGED), gzip.open(path) as packed, file.open("wb") as unpacked:
@@ -92,7 +92,7 @@ def _unpacked(path: Path) -> Iterator[Path]:
 
 
 def _check_codecs(path: Path) -> None:
-    """Raises ValueError for a codec that unpickles: it would run code of the file."""
+    """Raise ValueError for a codec that unpickles: it would run code of the file."""
     for folder, _, files in os.walk(path, followlinks=True):
         for file in sorted(Path(folder, name) for name in files if name in (".zarray", ".zmetadata", "zarr.json")):
             with reading(path, "a .zarr folder", json.JSONDecodeError, UnicodeError, RecursionError):
@@ -102,7 +102,7 @@ def _check_codecs(path: Path) -> None:
 
 
 def _codecs(value: Any) -> Iterator[str]:
-    """The names of codecs, and maybe others, in the metadata of zarr."""
+    """Find the names of codecs, and maybe others, in the metadata of zarr."""
     if isinstance(value, dict):
         yield from (value[key] for key in ("id", "name") if isinstance(value.get(key), str))
         for key, entry in value.items():
@@ -114,7 +114,7 @@ def _codecs(value: Any) -> Iterator[str]:
 
 
 def _contents(path: Path, file: Path, kind: str, what: str) -> list[str]:
-    """The modalities of a .h5mu file, else none. Raises ValueError for a file that is none of the package's."""
+    """List the modalities of a .h5mu file, of others none. Raises ValueError for a file of another kind."""
     package, needed = ANNOTATED[kind]
     with reading(path, what, *DAMAGED):
         if kind == ".zarr":
@@ -172,7 +172,7 @@ def of_type(where: str, view: View, types: Sequence[str], feature_type: str | No
 
 
 def rows_of_obs(source: Any, modality: str, cells: Sequence[str]) -> np.ndarray:
-    """For each cell of a modality its row of the obs that all modalities of a MuData object share; -1 for none."""
+    """Return, for each cell of a modality, its row of the obs that all modalities of MuData share; -1 for none."""
     if modality not in source.obsmap:  # of a writer that has no such table
         return pd.Index(source.obs_names).get_indexer(pd.Index(cells))
     counted = np.asarray(source.obsmap[modality]).ravel()  # for each row its cell, counted from 1, or 0
@@ -182,7 +182,7 @@ def rows_of_obs(source: Any, modality: str, cells: Sequence[str]) -> np.ndarray:
 
 
 def column_of_obs(view: Any, name: str) -> pd.Series | None:
-    """A column of obs for the cells of a view from AnnData or MuData; None if there is none of the name.
+    """Return a column of obs for the cells of a view from AnnData or MuData; None if there is none of the name.
 
     Of MuData it is one of the modality's own obs, else of the obs that all share, with the modality's prefix or as it
     is named; with the prefix of another modality, that one's.
@@ -205,17 +205,17 @@ def column_of_obs(view: Any, name: str) -> pd.Series | None:
 
 
 def names(index: pd.Index) -> tuple[str, ...]:
-    """The names of an index as text."""
+    """Return the names of an index as text."""
     return tuple(map(str, index))
 
 
 def listed(keys: Any) -> str:
-    """Keys in words, for an error."""
+    """List keys for an error."""
     return ", ".join(repr(key) for key in keys if key is not None) or "none"
 
 
 def as_stored(name: str, value: Any) -> Any:
-    """A parameter as AnnData can write it into uns, see io.write_embedding. Raises ValueError."""
+    """Return a parameter as AnnData can write it into uns, see io.write_embedding. Raises ValueError."""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str) or not key or "/" in key:

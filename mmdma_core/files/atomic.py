@@ -1,4 +1,4 @@
-"""Writing a file so that a reader sees the whole of it or none, even after a crash."""
+"""Files that are written so that a reader sees the whole of it or none, even after a crash."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def check_writable(sizes: Mapping[Path, int]) -> None:
 
 @contextmanager
 def _part_of(path: Path) -> Iterator[Path]:
-    """A temporary path beside a file, with its suffix; an OSError of the block is one of the file."""
+    """Give a temporary path beside a file, with its suffix; an OSError of the block is one of the file."""
     start = f".{os.getpid()}.part."  # as _PARTIAL has it
     part = path.with_name(start + os.fsdecode(os.fsencode(path.name)[len(start) - _LONGEST :]))
     try:
@@ -99,7 +99,7 @@ def _part_of(path: Path) -> Iterator[Path]:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a file is one that `atomically` has begun and a crash has left.
+    """Return whether a file is one that `atomically` has begun and a crash has left.
 
     Parameters
     ----------

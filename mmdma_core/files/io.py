@@ -36,7 +36,7 @@ _ROOM = 2**16  # bytes of an HDF5 file that names and parameters take at most
 
 
 def read_match(path: str | Path, n_x: int, n_y: int) -> np.ndarray:
-    """The known match of two views.
+    """Read the known match of two views.
 
     Parameters
     ----------

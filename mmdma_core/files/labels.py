@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ _TEXT = (".csv", ".tsv", ".txt")
 
 
 def read_vector(path: str | Path, name: str, n: int | None = None) -> np.ndarray:
-    """The values of a .npy file, or of a .txt, .csv or .tsv file with one value a line.
+    """Read the values of a .npy file, or of a .txt, .csv or .tsv file with one value a line.
 
     Integers (in whatever notation) are int64, other numbers float64; if one value is no number, all are text.
 
@@ -46,18 +47,18 @@ def read_vector(path: str | Path, name: str, n: int | None = None) -> np.ndarray
     """
     path = existing(path)
     if suffix(path) == ".npy":
-        return _numbers(path, name, _array(path, name))
+        return _typed(path, name, _array(path, name))
     lines = _rows(path, name)
     for number, row in enumerate(lines, 1):
         if len(row) != 1 or not row[0]:
             count = len(row) if any(row) else "none"
             raise ValueError(f"{path}: {name} must have one value a line, line {number} has {count}")
     texts = _without_heading(path, [row[0] for row in lines], n)
-    return _numbers(path, name, _parsed(texts))
+    return _typed(path, name, np.array(texts))
 
 
 def read_labels(source: str | Path, n: int, view: View | None = None) -> np.ndarray:
-    """A label for each cell: a column of obs, if the view is from AnnData and has it, else a file.
+    """Read a label for each cell: a column of obs, if the view is from AnnData and has it, else a file.
 
     A file has a label a line, in the order of the cells, or the name of a cell and its label, in any order; the names
     must be those of the view. Numbers 1, 2, 3, ... in their place, as R writes them, are rows. There may be a heading.
@@ -83,17 +84,17 @@ def read_labels(source: str | Path, n: int, view: View | None = None) -> np.ndar
         For a column that is absent, a file that is missing, damaged or has more columns, names that are not those of
         the view or occur twice, and if there are not n.
     """
-    data = None if view is None else view.annotated
-    column = None if view is None else column_of_obs(view, str(source))
+    view = view or View(None)
+    column = column_of_obs(view, str(source))
     if column is not None:
-        labels = _with_gaps(np.array(column.dropna().tolist()), column.isna().to_numpy())
-    elif data is not None and not Path(source).exists():
+        labels = _with_gaps(column)
+    elif view.annotated is not None and not Path(source).exists():
+        there = [*view.annotated.obs, *([] if view.modality is None else view.source.obs)]
         raise ValueError(
-            f"labels {str(source)!r}: neither a file nor a column of obs in {view.path}; "
-            f"columns: {listed([*data.obs, *([] if view.modality is None else view.source.obs)])}"
+            f"labels {str(source)!r}: neither a file nor a column of obs in {view.path}; columns: {listed(there)}"
         )
     else:
-        labels = _labels(existing(source), n, None if view is None else view.cells)
+        labels = _of_file(existing(source), n, view.cells)
     if len(labels) != n:
         raise ValueError(f"labels {str(source)!r}: {len(labels)} labels for {n} cells")
     gaps = int(pd.isna(labels).sum())
@@ -104,19 +105,17 @@ def read_labels(source: str | Path, n: int, view: View | None = None) -> np.ndar
     return labels
 
 
-def _labels(path: Path, n: int, cells: Sequence[str] | None) -> np.ndarray:
-    """The labels of a file, in the order of the cells."""
+def _of_file(path: Path, n: int, cells: Sequence[str] | None) -> np.ndarray:
+    """Read the labels of a file, in the order of the cells."""
     if suffix(path) == ".npy":
-        array = _array(path, "labels")
-        gaps = np.isnan(array) if array.dtype.kind == "f" else np.zeros(len(array), dtype=bool)
-        return _with_gaps(_numbers(path, "labels", array[~gaps]), gaps)
+        return _with_gaps(pd.Series(_array(path, "labels")), path)
     rows = _rows(path, "labels")
     while rows and not any(rows[-1]) and len(rows) > n:
         rows.pop()
     rows = _divided(rows, cells)
     widths = [len(row) for row in rows if any(row)]
     if widths and widths[0] <= 2 and set(widths[1:]) == {2}:
-        texts = _of_names(path, [row for row in rows if any(row)], n, cells)
+        texts = _by_name(path, [row for row in rows if any(row)], n, cells)
     elif set(widths) <= {1}:
         texts = _without_heading(path, ["".join(row) for row in rows], n)
     else:
@@ -124,9 +123,7 @@ def _labels(path: Path, n: int, cells: Sequence[str] | None) -> np.ndarray:
         raise ValueError(
             f"{path}: labels must be one a line, or a name and a label, line {wrong} has {len(row)} fields"
         )
-    gaps = np.array([text.lower() in MISSING for text in texts], dtype=bool)
-    held = _parsed([text for text in texts if text.lower() not in MISSING])
-    return _with_gaps(_numbers(path, "labels", held), gaps)
+    return _with_gaps(pd.Series(texts, dtype=object), path)
 
 
 def _array(path: Path, name: str) -> np.ndarray:
@@ -139,7 +136,7 @@ def _array(path: Path, name: str) -> np.ndarray:
 
 
 def _rows(path: Path, name: str) -> list[list[str]]:
-    """The fields of each line. In .txt they stand between tabs or, in quotes, blanks; else the line is one."""
+    """Read the fields of each line. In .txt they stand between tabs or, in quotes, blanks; else the line is one."""
     kind = suffix(path).removesuffix(".gz")
     if kind not in _TEXT:
         raise ValueError(f"{path}: {name} must be a .npy, .txt, .csv or .tsv file")
@@ -162,7 +159,7 @@ def _rows(path: Path, name: str) -> list[list[str]]:
 
 
 def _divided(rows: list[list[str]], cells: Sequence[str] | None) -> list[list[str]]:
-    """Lines of one field, if they begin with names of cells or count rows: these apart from the labels."""
+    """Part lines of one field that begin with a name of a cell, or count rows, into this and the label."""
     lines = [row[0] for row in rows if any(row)]
     if any(len(row) > 1 for row in rows) or len(lines) < 2:
         return rows
@@ -176,7 +173,7 @@ def _divided(rows: list[list[str]], cells: Sequence[str] | None) -> list[list[st
 
 
 def _without_heading(path: Path, texts: list[str], n: int | None) -> list[str]:
-    """Without the first, if it is one too many and unlike the others."""
+    """Leave out the first text, if it is one too many and unlike the others."""
     first, others = texts[0] if texts else "", texts[1:]
     numbers = [is_number(text) for text in others if text.lower() not in MISSING]
     if len(texts) == n and len(numbers) > 1 and all(numbers) and is_name(first):
@@ -187,8 +184,8 @@ def _without_heading(path: Path, texts: list[str], n: int | None) -> list[str]:
     return others
 
 
-def _of_names(path: Path, rows: list[list[str]], n: int, cells: Sequence[str] | None) -> list[str]:
-    """The labels in the order of the cells, from rows of a name and a label; empty for cells that are not there."""
+def _by_name(path: Path, rows: list[list[str]], n: int, cells: Sequence[str] | None) -> list[str]:
+    """Bring rows of a name and a label into the order of the cells; empty for cells that are not there."""
     held, first = set(cells or ()), rows[0]
     strange = first[0] not in held and first[-1] not in {row[1] for row in rows[1:]}
     if len(first) == 1 or first[0] == "" or (strange and (bool(held) or is_corner(first[0]) or len(rows) == n + 1)):
@@ -215,17 +212,26 @@ def _of_names(path: Path, rows: list[list[str]], n: int, cells: Sequence[str] | 
     return [of_cell.get(cell, "") for cell in cells]
 
 
-def _parsed(texts: list[str]) -> np.ndarray:
-    for kind in (np.int64, np.float64):
-        try:
-            return np.array(texts).astype(kind)
-        except (ValueError, OverflowError):
-            continue
-    return np.array(texts)
+def _with_gaps(values: pd.Series, path: Path | None = None) -> np.ndarray:
+    """Return numbers or text, None for what is missing or says so; those of a file are parsed and must be finite."""
+    gaps = (values.isna() | values.astype(str).str.strip().str.lower().isin(MISSING)).to_numpy()
+    found = np.array(values[~gaps].tolist())
+    if path is not None:
+        found = _typed(path, "labels", found)
+    if not gaps.any():
+        return found
+    labels = np.full(len(gaps), None, dtype=object)
+    labels[~gaps] = found.astype(object)
+    return labels
 
 
-def _numbers(path: Path, name: str, values: np.ndarray) -> np.ndarray:
-    """Values, if they are numbers as integers where they are whole. Raises ValueError if one is not finite."""
+def _typed(path: Path, name: str, values: np.ndarray) -> np.ndarray:
+    """Turn text that is all numbers into these, and numbers that are all whole into integers; they must be finite."""
+    if values.dtype.kind == "U":
+        for kind in (np.int64, np.float64):
+            with suppress(ValueError, OverflowError):
+                values = values.astype(kind)
+                break
     if values.dtype.kind == "f":
         wrong = np.flatnonzero(~np.isfinite(values))
         if wrong.size:
@@ -233,17 +239,3 @@ def _numbers(path: Path, name: str, values: np.ndarray) -> np.ndarray:
         if np.all(values == np.round(values)) and np.all(np.abs(values) < 2**53):
             values = values.astype(np.int64)
     return values
-
-
-def _with_gaps(values: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-    """The values at the cells that are no gaps, None at the others; text like NA is a gap too."""
-    if values.dtype.kind not in "biuf":
-        values = values.astype(str)
-        missing = np.array([text.strip().lower() in MISSING for text in values], dtype=bool)
-        gaps, values = gaps.copy(), values[~missing]
-        gaps[np.flatnonzero(~gaps)] = missing
-    if not gaps.any():
-        return values
-    labels = np.full(len(gaps), None, dtype=object)
-    labels[~gaps] = values.astype(object)
-    return labels

@@ -1,4 +1,4 @@
-"""Names of cells: which cells of two views have the same, and what is to be said where they have not."""
+"""Names of cells: which cells of two views have the same name, and what would make more of them agree."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STRIPPED = {
 
 
 def align_by_name(x: View, y: View, insist: bool = False) -> np.ndarray | None:
-    """The match of cells that have the same name in both views; of two modalities of one MuData file by its obs.
+    """Match the cells that have the same name in both views; of two modalities of one MuData file by its obs.
 
     Parameters
     ----------
@@ -49,14 +49,14 @@ def align_by_name(x: View, y: View, insist: bool = False) -> np.ndarray | None:
         return None
     if not insist and (are_numbers(x.cells) or are_numbers(y.cells)):
         return None
-    match = _namesakes(x, y)
+    match = _same_names(x, y)
     n_same = np.count_nonzero(match >= 0)
     least = 1 if insist or _of_one_mudata(x, y) else least_common(len(x.cells), len(y.cells))
     return match if n_same >= least else None
 
 
 def least_common(n_x: int, n_y: int) -> int:
-    """So many names must be common to two views before they are taken for the same cells.
+    """Return how many names must be common to two views before they are taken for the same cells.
 
     Barcodes of unrelated cells collide: two random draws from a list of N have n_x n_y / N in common, a share of
     max(n_x, n_y) / N of the smaller view. 10x Genomics' shorter list has N = 737,280, its longer one 6,794,880; so that
@@ -80,8 +80,8 @@ def least_common(n_x: int, n_y: int) -> int:
     return max(1, math.ceil(share * min(n_x, n_y)))
 
 
-def _namesakes(x: View, y: View) -> np.ndarray:
-    """(n_x,): for each cell of x the cell of y of the same name, or in the same row of MuData's obs; -1 for none."""
+def _same_names(x: View, y: View) -> np.ndarray:
+    """Return (n_x,): for each cell of x that of y of the same name, or in the same row of MuData's obs; -1 for none."""
     if _of_one_mudata(x, y):
         of_x, of_y = (rows_of_obs(view.source, view.modality, view.cells) for view in (x, y))
         of_row = np.full(x.source.n_obs + 1, -1)  # the last one for cells that are in no row
@@ -99,7 +99,7 @@ def _of_one_mudata(x: View, y: View) -> bool:
 
 
 def are_numbers(cells: Sequence[str]) -> bool:
-    """Whether names say no more than a row: whole numbers, of the order of their count, in whatever order.
+    """Return whether names say no more than a row: whole numbers, of the order of their count, in whatever order.
 
     Names of a part of the cells are so too. Larger numbers (7157, 18952) may be names that somebody has given.
     """
@@ -108,7 +108,7 @@ def are_numbers(cells: Sequence[str]) -> bool:
 
 
 def compare_names(x: View, y: View) -> str | None:
-    """What the names of two views say of their match, in one line.
+    """Say in one line what the names of two views tell of their match.
 
     Parameters
     ----------
@@ -132,10 +132,10 @@ def compare_names(x: View, y: View) -> str | None:
                 f"...): --same-cells says that row i of x is row i of y, --match which row is which"
             )
     n_x, n_y = len(x.cells), len(y.cells)
-    n_same = int(np.count_nonzero(_namesakes(x, y) >= 0))
+    n_same = int(np.count_nonzero(_same_names(x, y) >= 0))
     if _of_one_mudata(x, y):
         return f"{n_same:,} of {n_x:,} cells of x share a row of MuData's obs with a cell of y"
-    said = f"{n_same:,} of {n_x:,} cells of x have a namesake in y"
+    said = f"{n_same:,} of {n_x:,} cells of x are in y by name"
     if n_same == min(n_x, n_y):
         return said
     how, pairs = agree_without(x.cells, y.cells)
@@ -154,7 +154,7 @@ def compare_names(x: View, y: View) -> str | None:
 
 
 def agree_without(names: Sequence[str], others: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
-    """Which names agree without a suffix, a prefix or both, behind the words for it; of all ways the one with most.
+    """Find which names agree without a suffix, a prefix or both, and the words for it; of all ways the one with most.
 
     A pair has one name of each; those that are no longer the only ones of their kind are left out.
     """
@@ -170,7 +170,7 @@ def agree_without(names: Sequence[str], others: Sequence[str]) -> tuple[str, lis
 
 
 def _stripped(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """For each way, '' for none: what is left of a name -> the name, of those that are left alone."""
+    """Map for each way, '' for none, what is left of a name to the name, of those that stay distinct."""
     parts = [_APART.split(name) for name in names]
     ways = {"": dict(zip(names, names, strict=True))}
     for way, strip in _STRIPPED.items():

@@ -1,4 +1,4 @@
-"""The standard streams of a command: closed, without a reader, on a full disk, in an encoding that lacks a letter."""
+"""Standard input, output and error of a command: closed, without a reader, on a full disk, in a poor encoding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_READER = 141  # as of a command that SIGPIPE ends
 
 
 def run(command: Callable[[], int | None], cannot_write: int = 1) -> int:
-    """The exit status of a command, whatever becomes of its streams; and what it cannot write, in one line.
+    """Run a command to its exit status, whatever becomes of its streams; say in one line what it cannot write.
 
     Where the reader of stdout has gone (`| head`) nothing is said. What stderr cannot take is dropped, so that a fit
     goes on when nobody looks at its progress. A warning is one line, without its place in the source.
@@ -75,7 +75,7 @@ class _Dropping:
 
 @contextmanager
 def _open_streams() -> Iterator[None]:
-    """A closed stream is opened, so that no file takes its place: stdout refuses what is written, stderr drops it."""
+    """Open a closed stream, so that no file takes its place: stdout refuses what is written, stderr drops it."""
     before = sys.stdin, sys.stdout, sys.stderr
     if sys.stdin is None:
         sys.stdin = _opened(os.O_RDONLY, "r")

@@ -107,7 +107,7 @@ READERS = {f"{kind}{packed}": read_table for packed in ("", ".gz") for kind in (
 
 
 def _form(path: Path, file: TextIO, header: bool | None, index: bool | None) -> _Form:
-    """The form of the table, from its first lines."""
+    """Find the form of the table, from its first lines."""
     comments, lines = deque(maxlen=_SAMPLE), []
     for line in _lines(file):
         (comments if _COMMENT.match(line[1]) and not lines else lines).append(line)
@@ -128,7 +128,7 @@ def _form(path: Path, file: TextIO, header: bool | None, index: bool | None) -> 
         rows = [row[:-1] for row in rows]
     above = _split(comments[-1][1].lstrip("# "), separator) if comments else []
     named_above = len(above) > 1 and len(rows[0]) - len(above) in (0, 1) and all(map(is_name, above))
-    if named_above and header is None and not all(map(is_name, rows[0][1:])):
+    if named_above and header is not False and not all(map(is_name, rows[0][1:])):
         lines.insert(0, comments[-1])
         rows.insert(0, above)
         header = True
@@ -158,7 +158,7 @@ def _continues(row: list[str], following: list[str]) -> bool:
 
 
 def _lines(file: TextIO, begin: int = 0) -> Iterator[Line]:
-    """The lines from one on that are not empty."""
+    """Give the lines from one on that are not empty."""
     file.seek(0)
     for number, line in enumerate(file, 1):
         if number >= begin and line.strip():
@@ -171,7 +171,7 @@ def _check_quotes(path: Path, line: Line) -> None:
 
 
 def _parse(path: Path, block: list[Line], form: _Form, done: int) -> tuple[list[str], np.ndarray]:
-    """The names and the numbers of some lines, the first of which is row `done` of the table."""
+    """Parse the names and the numbers of some lines, the first of which is row `done` of the table."""
     names = []
 
     def keep(name: str) -> float:
@@ -202,7 +202,7 @@ def _nothing(field: str) -> float:
 
 
 def _parse_fields(path: Path, block: list[Line], form: _Form, done: int) -> tuple[list[str], np.ndarray]:
-    """The same, field by field. Raises ValueError that names the first place where something else stands."""
+    """Do the same field by field. Raises ValueError that names the first place where something else stands."""
     names, values = [], []
     for row, (number, line) in enumerate(block, done):
         _check_quotes(path, (number, line))
@@ -227,7 +227,7 @@ def _parse_fields(path: Path, block: list[Line], form: _Form, done: int) -> tupl
 
 
 def _hint(field: str, first: bool) -> str:
-    """What to do about a field that is no number; first: it stands in a first row that is not one of names."""
+    """Say what to do about a field that is no number; first: it stands in a first row that is not one of names."""
     if is_notation(field):
         return ": write numbers like -1234.5, with a point for decimals"
     if field.lower() in MISSING or not any(char.isalnum() for char in field) or field.startswith("#"):
@@ -268,7 +268,7 @@ def counts(fields: list[str]) -> bool:
 def _layout(
     path: Path, rows: list[list[str]], lines: list[str], header: bool | None, index: bool | None
 ) -> tuple[bool, bool]:
-    """Whether the first row holds names, and whether the first column does; None: by how the rows look."""
+    """Find whether the first row holds names, and whether the first column does; None: by how they look."""
     first, second = rows[0], rows[1] if len(rows) > 1 else []
     shorter = len(second) == len(first) + 1  # R leaves the corner out
     if header is None:
@@ -334,27 +334,27 @@ def _refuse(path: Path, what: str, fields: list[str], option: str) -> bool:
 
 
 def _are_distinct(fields: list[str]) -> bool:
-    """Whether they are whole numbers, no two the same."""
+    """Return whether they are whole numbers, no two the same."""
     return all(field.isdecimal() for field in fields) and len(set(fields)) == len(fields)
 
 
 def _are_sorted(fields: list[str]) -> bool:
-    """Whether they rise, as measurements hardly do."""
+    """Return whether they rise, as measurements hardly do."""
     values = [float(field) for field in fields]
     return len(values) > 2 and values == sorted(values) and values[0] < values[-1]
 
 
 def _shape(name: str) -> str:
-    """What names of one kind have in common."""
+    """Return what names of one kind have in common."""
     return re.sub(r"\d+", "0", _BARCODE.sub("A", name))
 
 
 def _is_quoted(line: str) -> bool:
-    """Whether nothing but separators stands outside quotes."""
+    """Return whether nothing but separators stands outside quotes."""
     return not re.search(r"[^\t;, ]", _QUOTED.sub("", line))
 
 
 def _quotes_name(line: str) -> bool:
-    """Whether the first field alone is in quotes."""
+    """Return whether the first field alone is in quotes."""
     first = _QUOTED.match(line)
     return bool(first) and '"' not in line[first.end() :]

@@ -1,7 +1,7 @@
 """10x Genomics' counts, of CellRanger 2 and of 3 and later: folders with a matrix.mtx, and .h5 files.
 
-Features are in rows there; here cells are. No reader of another package is used: scanpy's needs umap-learn, statsmodels
-and more, and reads the matrix with scipy.io.mmread, which damaged files crash.
+Features are in rows there; here cells are. Kept by hand: scanpy's readers need umap-learn, statsmodels and more, and
+scipy.io.mmread, which damaged files crash.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GENES, _PEAKS = "Gene Expression", "Peaks"  # the types, where the files have n
 
 
 def read_tenx_folder(folder: Path, feature_type: str | None) -> View:
-    """matrix.mtx, barcodes.tsv and features.tsv (or genes.tsv, peaks.bed), each .gz or not. Raises ValueError.
+    """Read matrix.mtx, barcodes.tsv and features.tsv (or genes.tsv, peaks.bed), each .gz or not. Raises ValueError.
 
     The names may have a prefix, as those of GEO do. Features are named by their ids.
     """
@@ -59,7 +59,7 @@ def _part(folder: Path, endings: tuple[str, ...]) -> Path:
 
 
 def _fields(path: Path) -> list[list[str]]:
-    """The fields of each line, between tabs."""
+    """Read the fields of each line, between tabs."""
     with opened(path, "a table of 10x") as file:
         rows = [[field.strip() for field in line.split("\t")] for line in file]
     while rows and rows[-1] == [""]:
@@ -71,7 +71,7 @@ def _fields(path: Path) -> list[list[str]]:
 
 
 def _described(path: Path, rows: list[list[str]]) -> tuple[list[str], list[str]]:
-    """The id and the type of each feature."""
+    """Return the id and the type of each feature."""
     if path.name.removesuffix(".gz").endswith("peaks.bed"):
         short = next((number for number, row in enumerate(rows, 1) if len(row) < 3), None)
         if short is not None:
@@ -81,7 +81,7 @@ def _described(path: Path, rows: list[list[str]]) -> tuple[list[str], list[str]]
 
 
 def read_tenx_file(path: Path, feature_type: str | None) -> View:
-    """A .h5 file: the group matrix of version 3, or the one of a genome of version 2. Raises ValueError."""
+    """Read a .h5 file: the group matrix of version 3, or the one of a genome of version 2. Raises ValueError."""
     with hdf5_filters(path, path), reading(path, "a .h5 file of 10x", *DAMAGED):
         counts = _read_groups(path)
     return _taken(path, *counts, feature_type)
@@ -130,7 +130,7 @@ def _taken(
     types: list[str],
     feature_type: str | None,
 ) -> View:
-    """The features of one type, whose names are made unique by -1, -2, ..., as scverse has it."""
+    """Return the features of one type, whose names are made unique by -1, -2, ..., as scverse has it."""
     from anndata.utils import make_index_unique
 
     with reading(path, "counts of 10x", ValueError):

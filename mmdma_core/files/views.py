@@ -1,4 +1,4 @@
-"""A view that a person brings in a file: one matrix of cells by features, checked, with its names."""
+"""Reading a view from a file: one matrix of cells by features, checked, with its names."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _read_bare(path: Path, kind: str, feature_type: str | None, of_text: dict[st
 
 
 def _shared(view: View, share: tuple[int, int]) -> View:
-    """The view with the rows of the share, unless its reader has taken no others."""
+    """Return the view with the rows of the share, unless its reader has taken no others."""
     if share[1] == 1:
         return view
     found = view.matrix.shape[0]
@@ -142,7 +142,7 @@ def _shared(view: View, share: tuple[int, int]) -> View:
 
 
 def _kind(path: Path) -> str:
-    """The suffix, or 10x folder, of what is there. Raises ValueError."""
+    """Return the suffix, or 10x folder, of what is there. Raises ValueError."""
     kinds = (*ANNOTATED, tenx.FILE, *READERS)
     if path.is_dir():
         return ".zarr" if suffix(path) == ".zarr" else tenx.FOLDER
@@ -157,7 +157,7 @@ def _kind(path: Path) -> str:
 
 
 def _checked(where: str, view: View, least: int) -> View:
-    """The view with its matrix as floats, once it is seen to be one of finite real numbers."""
+    """Return the view with its matrix as floats, once it is seen to be one of finite real numbers."""
     if view.cells is not None and len(set(view.cells)) < len(view.cells):
         double = pd.Index(view.cells)[pd.Index(view.cells).duplicated()][0]
         raise ValueError(f"{where}: cell names must differ, {double!r} occurs {view.cells.count(double)} times")
