@@ -29,6 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a folder on any fi
 Requirement = str | Callable[[torch.device], str | None]
 BatchSize = int | Literal["auto"] | None
 LEAST_BATCH = 100  # cells; fewer tell little of a cloud
+_AROUND = ("mmdma_core", "contextlib", "sklearn")  # packages between the caller and a warning of `start`
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,8 @@ class Variant:
 
     Parameters
     ----------
-    name : str
-        As it stands in config.yaml and in records.
-    label : str
-        As it stands in figures.
+    name, label : str
+        As it stands in config.yaml and in records, and in figures.
     reference : str
         Where the algorithm comes from.
     requires : tuple
@@ -53,12 +52,10 @@ class Variant:
         device. It is called in `own_state`, and so is each method of the run that computes.
     module : str
         The module that registered it.
-    memory_model : callable, optional
-        (n, p, d) -> the most bytes that are allocated at one moment of `start` or of an epoch, the two views (n, p) in
-        float32 included, see mmdma_core.models; None: not stated. With `several_ranks` it takes a fourth, the
-        number of ranks, and gives what each of them needs.
-    cuda_memory_model : callable, optional
-        The same where CUDA runs other code; None: memory_model holds there, too.
+    memory_model, cuda_memory_model : callable, optional
+        (n, p, d) -> the most bytes that are allocated at one moment, see mmdma_core.models; None: not stated. With
+        `several_ranks` it takes a fourth, the number of ranks, and returns what each of them needs. The second one is
+        for CUDA, where that runs other code.
     formulation : {'primal', 'dual'}
         Of its parameters: W (p, d) or alpha (n, d).
     cost_model : callable, optional
@@ -71,16 +68,12 @@ class Variant:
         Imports a required module, where a plain import would not do.
     install : str, optional
         What to type where a required module is absent; None: pip install and its name.
-    several_ranks : bool
-        Whether its `start` takes a group of torch.distributed as well, whose ranks share the rows of both views.
-    takes_batches : bool
-        Whether its `start` takes batch_size and n_updates as well, see mmdma_core.start.
-    tolerance : float
-        Of an approximation: how far one estimate may be off, in root mean square over seeds and orders of the cells:
-        MMD2 absolutely, the gradient as a part of the sum of the norms of its parts. It is meant for some 50 cells, the
-        problems of benchmarks.experiments.correctness, and at most MOST_TOLERANCE.
-    bias : float
-        Of an approximation: how much of that is left in the mean over seeds and orders; 0 for an unbiased estimate.
+    several_ranks, takes_batches : bool
+        Whether its `start` takes `group`, and `batch_size` with `n_updates`, as well: see mmdma_core.start.
+    tolerance, bias : float
+        Of an approximation of some 50 cells: how far one estimate may be off, in root mean square over seeds and orders
+        of the cells, at most MOST_TOLERANCE (MMD2 absolutely, the gradient as a part of the sum of the norms of its
+        parts); and how much of that is left in the mean over these, 0 for an unbiased estimate.
     objective : str, optional
         What it minimises in place of MMD-MA's objective, in a few words; None: MMD-MA's, or an approximation of it. A
         variant of another objective is not compared with the reference, and is drawn apart.
@@ -109,22 +102,18 @@ class Variant:
 
     @property
     def remark(self) -> str:
-        """What is said beside its name: nothing of an exact variant, else 'approximate' or what it minimises."""
+        """Return what is said beside its name: nothing of an exact variant, else 'approximate' or what it minimises."""
         if self.objective:
             return f"another objective: {self.objective}"
         return "" if self.exact else "approximate"
 
     def needs_bytes(self, n: int, p: int, d: int, ranks: int = 1, device: str = "cpu") -> int | None:
-        """What the memory model says.
+        """Return what the memory model says.
 
         Parameters
         ----------
-        n : int
-            Cells of each view, over all ranks.
-        p : int
-            Features of each view.
-        d : int
-            Components.
+        n, p, d : int
+            Cells of each view over all ranks, features of each view, components.
         ranks : int
             Processes that share the cells.
         device : {'cpu', 'cuda'}
@@ -142,7 +131,7 @@ class Variant:
         return model(n, p, d) if ranks == 1 else model(n, p, d, ranks)
 
     def taken(self, settings: Settings) -> Settings:
-        """The settings as this variant follows them: with its own MMD2, if it has only one.
+        """Return the settings as this variant follows them: with its own MMD2, if it has only one.
 
         Parameters
         ----------
@@ -157,7 +146,7 @@ class Variant:
         return settings if self.estimator is None else replace(settings, unbiased=self.estimator == "unbiased")
 
     def absent(self) -> tuple[str, ...]:
-        """The required modules that cannot be imported here.
+        """Return the required modules that cannot be imported here.
 
         Returns
         -------
@@ -167,7 +156,7 @@ class Variant:
         return tuple(r for r in self.requires if isinstance(r, str) and importlib.util.find_spec(r) is None)
 
     def missing(self, device: torch.device) -> str | None:
-        """What the variant requires and this device does not have.
+        """Return what the variant requires and this device does not have.
 
         Parameters
         ----------
@@ -214,16 +203,8 @@ def register(
     name : str
         As it stands in config.yaml, in records and as the folder of these: at most 100 letters of ASCII, digits, '-',
         '_' and '.', the first neither '-' nor '.'.
-    label : str
-        As it stands in figures.
-    reference : str
-        Where the algorithm comes from.
-    requires : sequence
-        Modules that must be importable, and functions of the device, see Variant.
-    exact : bool
-        False for an approximation of the objective; a variant of another `objective` is none of MMD-MA's either way.
-    **more : object
-        The optional fields of Variant.
+    label, reference, requires, exact, **more : object
+        Fields of Variant, see there.
 
     Returns
     -------
@@ -265,7 +246,7 @@ def remove(name: str) -> None:
 
 
 def _check_declared(made: Variant) -> None:
-    """Raises ValueError for a tolerance or an objective that cannot be, or that the kind of variant does not have."""
+    """Raise ValueError for a tolerance or an objective that cannot be, or that the kind of variant does not have."""
     if made.objective is not None and not (isinstance(made.objective, str) and made.objective.strip()):
         raise ValueError(f"variant {made.name!r}: objective must say in a few words what it minimises")
     said = [field for field in ("tolerance", "bias") if getattr(made, field) != getattr(Variant, field)]
@@ -279,7 +260,7 @@ def _check_declared(made: Variant) -> None:
 
 
 def variants() -> list[str]:
-    """The names of all variants, in the order in which they were registered.
+    """Return the names of all variants, in the order in which they were registered.
 
     Returns
     -------
@@ -296,7 +277,7 @@ def variants() -> list[str]:
 
 
 def variant(name: str) -> Variant:
-    """The variant of that name.
+    """Return the variant of that name.
 
     Parameters
     ----------
@@ -341,10 +322,8 @@ def start(
     ----------
     name : str
         Of the variant.
-    x : torch.Tensor or numpy.ndarray or scipy.sparse array or Kernel
-        X, (n_x, p_x).
-    y : torch.Tensor or numpy.ndarray or scipy.sparse array or Kernel
-        Y, (n_y, p_y).
+    x, y : torch.Tensor or numpy.ndarray or scipy.sparse array or Kernel
+        X, (n_x, p_x), and Y, (n_y, p_y).
     settings : Settings, optional
         Hyper-parameters; those of the published study by default.
     device : str or torch.device
@@ -436,7 +415,7 @@ def no_batches() -> Unsupported:
 
 
 def check_ranks(chosen: Variant, group: ProcessGroup | None) -> None:
-    """Raises Unsupported for a variant that cannot share its run among the ranks of the group."""
+    """Raise Unsupported for a variant that cannot share its run among the ranks of the group."""
     if _size(group) > 1 and not chosen.several_ranks:
         able = [name for name, other in _VARIANTS.items() if other.several_ranks]
         raise Unsupported(f"variant {chosen.name!r} runs in one process; take {' or '.join(able)} for {_size(group)}")
@@ -462,10 +441,6 @@ def _accepted(chosen: Variant, name: str, view: View) -> View:
 def _warn(message: str) -> None:
     """Warn as of the line that called into this package; scikit-learn stands around an estimator's fit_transform."""
     frame, level = sys._getframe(), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (
-        "mmdma_core",
-        "contextlib",
-        "sklearn",
-    ):
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _AROUND:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
