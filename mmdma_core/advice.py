@@ -1,11 +1,9 @@
-"""Which variant to take for a problem, and about how long an epoch takes: from models of cost, and measured cells.
+"""Which variant to take for a problem, and about how long an epoch takes: from models of cost, and measurements.
 
-An epoch of a variant is estimated from its nearest measured cell, times the ratio of the costs
-(mmdma_core.models). Without a cell of its own it is the cost itself, at the speed that the measured cells of
-other variants show for the machine; without any, at nominal rates, which is enough to rank. The costs are weighed
-with `rates`: the nominal ones, or those of a machine (mmdma_core.advice).
-
-The rates of a machine from a few measured cells: what turns models of cost into seconds on it.
+An epoch of a variant is estimated from its nearest measurement, times the ratio of the costs (mmdma_core.models).
+Without a measurement of its own it is the cost itself, at the speed that the measurements of other variants show for
+the machine; without any, at nominal rates, which is enough to rank. The costs are weighed with `rates`: the nominal
+ones, or those of a machine.
 """
 
 from __future__ import annotations
@@ -23,17 +21,18 @@ from mmdma_core.compositions import variant, variants
 from mmdma_core.errors import MissingDependency, Unsupported
 from mmdma_core.models import NOMINAL, Rates, in_words
 
-_FACTOR_OF_OTHERS = 3.0  # 9 of 10 cells of the laptop study are nearer, if predicted from the other variants
+_FACTOR_OF_OTHERS = 3.0  # 9 of 10 of the laptop study's are nearer, if predicted from the other variants
 _FACTOR_OF_NOMINAL_RATES = 10.0  # and at nominal rates, on a machine that nothing is known of
 _LEAST_FACTOR = 1.2  # machines are seldom steadier
 PATIENCE_S = 600.0  # that a whole fit by an exact variant may be predicted to take
 _GPU_SPEED = 100.0  # assumed: a GPU beside the nominal rates, where nothing is measured
-# What stands in for the exact ones, for each form of views.
-LINEAR_IN_N = {"dense": "primal-fourier", "sparse": "primal-fourier", "kernel": "dual-fourier"}
+
+Form = Literal["dense", "sparse", "kernel"]  # of both views
+LINEAR_IN_N: dict[Form, str] = {"dense": "primal-fourier", "sparse": "primal-fourier", "kernel": "dual-fourier"}
 
 
 class Measured(NamedTuple):
-    """A measured cell: seconds per epoch of a variant at n, p and d."""
+    """A measurement: seconds per epoch of a variant at n, p and d."""
 
     variant: str
     n: int
@@ -77,18 +76,17 @@ def choose_for_fit(
     epochs: int,
     device: torch.device,
     memory_bytes: int | None = None,
-    form: Literal["dense", "sparse", "kernel"] = "dense",
+    form: Form = "dense",
     measured: Sequence[Measured] = (),
     ranks: int = 1,
 ) -> Choice:
-    """What `choose` takes, if that is predicted to end within PATIENCE_S, else the variant that is linear in n.
+    """Return what `choose` takes, if that is predicted to end within PATIENCE_S, else the variant linear in n.
 
     epochs  of all starts together; the other arguments are those of `choose`
-    ranks   processes that share the rows: then of the variants that can, each with its part of the time and of memory
 
     Raises MissingDependency if no variant is left.
     """
-    free = free_bytes(device) // (ranks if device.type == "cpu" else 1) if memory_bytes is None else memory_bytes
+    free = _free_bytes(device, ranks) if memory_bytes is None else memory_bytes
     linear = LINEAR_IN_N[form]
     able = _obstacle(linear, n, p, d, device, free, form, ranks) is None
     try:
@@ -116,24 +114,23 @@ def choose(
     d: int,
     device: torch.device | None,
     memory_bytes: int | None = None,
-    form: Literal["dense", "sparse", "kernel"] = "dense",
+    form: Form = "dense",
     measured: Sequence[Measured] = (),
     rates: Rates = NOMINAL,
     ranks: int = 1,
 ) -> Choice:
-    """The exact variant with the shortest estimated epoch for n cells, p features, d components.
+    """Return the exact variant with the shortest estimated epoch for n cells, p features, d components.
 
     device        where it runs; None: on a GPU of another machine, so that nothing is asked of this one
-    memory_bytes  what it may take; by default what is free on the device. Its model of memory decides whether it
-                  fits; of sparse views and kernels the part that one feature would take
-    form          of the views
-    measured      cells of the machine in question
-    ranks         processes that share the cells; memory_bytes and the model of memory are of each
+    memory_bytes  what each rank may take; by default what is free. The model of memory decides whether a variant fits;
+                  of sparse views and kernels the part that one feature would take
+    measured      on the machine in question
     rates         of that machine
+    ranks         processes that share the cells: then of the variants that can
 
     Raises MissingDependency if no variant is left, with the reason for each.
     """
-    free = free_bytes(device) if memory_bytes is None else memory_bytes
+    free = _free_bytes(device, ranks) if memory_bytes is None else memory_bytes
     estimates = {name: estimate(name, n, p, d, measured, rates) for name in variants() if variant(name).cost_model}
     passed_over = {}
     for name in sorted(estimates, key=lambda name: estimates[name].epoch_s):
@@ -147,23 +144,58 @@ def choose(
     raise MissingDependency(f"no exact variant is left for n = {n}, p = {p} on {device}: {reasons}")
 
 
-def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = (), rates: Rates = NOMINAL) -> Estimate:
-    """About how long an epoch of the variant takes; see the module's docstring.
+def why_not(
+    name: str,
+    n: int,
+    p: int,
+    d: int,
+    device: torch.device | None,
+    memory_bytes: int,
+    form: Form = "dense",
+    ranks: int = 1,
+) -> str | None:
+    """Return the reason to pass over a variant, in words, or None; the arguments are those of `choose`."""
+    known = variant(name)
+    kind = known.remark or (f"{known.estimator} MMD alone" if known.estimator else "")
+    obstacle = _obstacle(name, n, p, d, device, memory_bytes, form, ranks)
+    return "; ".join(filter(None, (obstacle, kind))) or None
 
-    The factor is how far this rule is off when it predicts each measured cell of the variant from its nearest other
-    (9 of 10 cells are nearer). Raises ValueError for a variant that states no cost.
+
+def _obstacle(
+    name: str, n: int, p: int, d: int, device: torch.device | None, memory_bytes: int, form: Form, ranks: int
+) -> str | None:
+    """Why a variant cannot treat the problem here, in words, or None."""
+    known = variant(name)
+    if form not in known.accepts:
+        return f"takes no {form} views"
+    if ranks > 1 and not known.several_ranks:
+        return "runs in one process"
+    needs = known.needs_bytes(n, p if form == "dense" else 1, d, ranks, _kind(device))
+    if needs is not None and needs > memory_bytes:
+        return f"needs {in_words(needs)} of {in_words(memory_bytes)}"
+    try:
+        return known.missing(device) if device is not None else None
+    except Unsupported as error:
+        return str(error)
+
+
+def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = (), rates: Rates = NOMINAL) -> Estimate:
+    """Return about how long an epoch of the variant takes; see the module's docstring.
+
+    The factor is how far this rule is off when it predicts each measurement of the variant from its nearest other one
+    (9 of 10 are nearer). Raises ValueError for a variant that states no cost.
     """
     if variant(name).cost_model is None:
         raise ValueError(f"variant {name!r} states no cost")
-    own = [cell for cell in measured if cell.variant == name]
+    own = [one for one in measured if one.variant == name]
     speed = machine_speed(measured, rates)
     seconds = epoch_seconds(name, n, p, d, own, speed, rates)
     if own:
-        cell = _nearest(own, n, p)
-        if (cell.n, cell.p, cell.d) == (n, p, d):
-            return Estimate(seconds, _LEAST_FACTOR, f"its measured cell at n = {n}, p = {p}")
+        near = _nearest(own, n, p)
+        if (near.n, near.p, near.d) == (n, p, d):
+            return Estimate(seconds, _LEAST_FACTOR, f"its measurement at n = {n}, p = {p}")
         factor = _prediction_factor(own, rates)
-        return Estimate(seconds, factor, f"its nearest measured cell, n = {cell.n}, p = {cell.p}")
+        return Estimate(seconds, factor, f"its nearest measurement, n = {near.n}, p = {near.p}")
     if speed is not None:
         return Estimate(seconds, _FACTOR_OF_OTHERS, "its cost, at the speed of the other variants measured")
     if rates != NOMINAL:
@@ -174,88 +206,47 @@ def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = (
 def epoch_seconds(
     name: str, n: int, p: int, d: int, own: Sequence[Measured], speed: float | None, rates: Rates = NOMINAL
 ) -> float:
-    """The seconds of `estimate` alone, from the variant's own cells, else from the machine's speed."""
+    """Return the seconds of `estimate` alone, from the variant's own measurements, else from the machine's speed."""
     if own:
         return _scaled_seconds(_nearest(own, n, p), n, p, d, rates)
     return _seconds(name, n, p, d, rates) * (speed or 1.0)
 
 
 def machine_speed(measured: Sequence[Measured], rates: Rates = NOMINAL) -> float | None:
-    """The median of measured seconds over those at `rates`, of variants that state a cost; None without such cells."""
+    """Return the median of measured seconds over those at `rates`, of variants that state a cost; None without any."""
     costed = {name for name in variants() if variant(name).cost_model}
-    ratios = [cell.epoch_s / _seconds(*cell[:4], rates) for cell in measured if cell.variant in costed]
+    ratios = [one.epoch_s / _seconds(*one[:4], rates) for one in measured if one.variant in costed]
     return median(ratios) if ratios else None
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device, or for a CPU on the host, see mmdma_core.host."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host.free_bytes()
 
 
 def _seconds(name: str, n: int, p: int, d: int, rates: Rates) -> float:
     return variant(name).cost_model(n, p, d).seconds(rates)
 
 
-def _nearest(cells: Sequence[Measured], n: int, p: int) -> Measured:
-    return min(cells, key=lambda cell: abs(math.log(cell.n / n)) + abs(math.log(cell.p / p)))
+def _nearest(measured: Sequence[Measured], n: int, p: int) -> Measured:
+    return min(measured, key=lambda one: abs(math.log(one.n / n)) + abs(math.log(one.p / p)))
 
 
-def _scaled_seconds(cell: Measured, n: int, p: int, d: int, rates: Rates) -> float:
-    return cell.epoch_s * _seconds(cell.variant, n, p, d, rates) / _seconds(*cell[:4], rates)
+def _scaled_seconds(one: Measured, n: int, p: int, d: int, rates: Rates) -> float:
+    return one.epoch_s * _seconds(one.variant, n, p, d, rates) / _seconds(*one[:4], rates)
 
 
 def _prediction_factor(own: Sequence[Measured], rates: Rates) -> float:
-    """The factor within which 9 of 10 measured cells of a variant are predicted from their nearest other one."""
-    if len(own) < 3:
-        return _FACTOR_OF_OTHERS
+    """The factor within which 9 of 10 measurements of a variant are predicted from their nearest other one."""
     ratios = []
-    for cell in own:
-        others = [other for other in own if (other.n, other.p) != (cell.n, cell.p)]
+    for one in own:
+        others = [other for other in own if (other.n, other.p) != (one.n, one.p)]
         if others:
-            predicted = _scaled_seconds(_nearest(others, cell.n, cell.p), cell.n, cell.p, cell.d, rates)
-            ratios.append(abs(math.log(predicted / cell.epoch_s)))
-    return (
-        max(_LEAST_FACTOR, math.exp(quantiles(ratios, n=10, method="inclusive")[-1]))
-        if len(ratios) > 1
-        else _FACTOR_OF_OTHERS
-    )
+            predicted = _scaled_seconds(_nearest(others, one.n, one.p), one.n, one.p, one.d, rates)
+            ratios.append(abs(math.log(predicted / one.epoch_s)))
+    if len(own) < 3 or len(ratios) < 2:
+        return _FACTOR_OF_OTHERS
+    return max(_LEAST_FACTOR, math.exp(quantiles(ratios, n=10, method="inclusive")[-1]))
 
 
-def why_not(
-    name: str,
-    n: int,
-    p: int,
-    d: int,
-    device: torch.device | None,
-    memory_bytes: int,
-    form: Literal["dense", "sparse", "kernel"] = "dense",
-    ranks: int = 1,
-) -> str | None:
-    """The reason to pass over a variant, in words, or None; the arguments are those of `choose`."""
-    known = variant(name)
-    kind = known.remark or (f"{known.estimator} MMD alone" if known.estimator else "")
-    obstacle = _obstacle(name, n, p, d, device, memory_bytes, form, ranks)
-    return "; ".join(filter(None, (obstacle, kind))) or None
-
-
-def _obstacle(
-    name: str, n: int, p: int, d: int, device: torch.device | None, memory_bytes: int, form: str, ranks: int
-) -> str | None:
-    """Why a variant cannot treat the problem here, in words, or None."""
-    known = variant(name)
-    if form not in known.accepts:
-        return f"takes no {form} views"
-    if ranks > 1 and not known.several_ranks:
-        return "runs in one process"
-    if known.memory_model is not None:
-        # of sparse views what does not depend on p
-        needs = known.needs_bytes(n, p if form == "dense" else 1, d, ranks, _kind(device))
-        if needs > memory_bytes:
-            return f"needs {in_words(needs)} of {in_words(memory_bytes)}"
-    try:
-        return known.missing(device) if device is not None else None
-    except Unsupported as error:
-        return str(error)
+def _free_bytes(device: torch.device, ranks: int) -> int:
+    """What each rank may take of the memory that is free: of a GPU of its own, of a host together."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host.free_bytes() // ranks
 
 
 def _kind(device: torch.device | None) -> str:

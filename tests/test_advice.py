@@ -53,7 +53,7 @@ def test_an_estimate_scales_the_nearest_cell_by_its_cost():
     cells = [Measured("dual", 1000, 100, 10, 0.5), Measured("dual", 8000, 100, 10, 32.0)]
     found = advice.estimate("dual", 4000, 100, 10, cells)
     assert found.epoch_s == pytest.approx(8.0)  # every term of the dual grows as n^2
-    assert found.basis == "its nearest measured cell, n = 8000, p = 100"
+    assert found.basis == "its nearest measurement, n = 8000, p = 100"
     assert advice.estimate("dual", 8000, 100, 10, cells).epoch_s == 32.0
     other = advice.estimate("dual-keops", 1000, 100, 10, cells)
     assert "at the speed of the other variants" in other.basis
@@ -100,7 +100,7 @@ def test_advise_in_words():
     assert text.startswith("n = 4,000 cells, p = 1,000 features, d = 10, ")
     assert f"{len(CELLS)} measured cells" in text
     assert "\ntake primal-fused: about " in text or "\ntake dual-fused: about " in text
-    assert "rests on its measured cell at n = 4000, p = 1000" in text
+    assert "rests on its measurement at n = 4000, p = 1000" in text
     assert "original-2020 " in text
     assert "\nor, approximate, primal-fourier: about " in text
     assert "of their exact twins" in text
