@@ -1,18 +1,18 @@
-"""What is raised where a variant cannot run; what is said where memory runs out. This file imports no other room."""
+"""Errors of a variant that cannot run, and how messages tell that memory ran out."""
 
 import re
 import traceback
 
 
 class MissingDependency(ImportError):
-    """What a variant requires is not there; the message says what to install."""
+    """Raised where something that a variant requires is absent; the message says what to install."""
 
 
 class Unsupported(ValueError):
-    """A variant cannot treat this problem, for a reason other than memory; the message says which."""
+    """Raised where a variant cannot treat a problem, for a reason other than memory; the message says which."""
 
 
-# What is said when memory ran out: by Python, NumPy and CuPy; PyTorch on the CPU and on CUDA; the driver and the
+# Words for memory that ran out: of Python, NumPy and CuPy; PyTorch on the CPU and on CUDA; the driver and the
 # runtime of CUDA by the names of their errors; CUDA's libraries, which allocate as they are initialised, and fail then
 # in words of their own; NCCL; Triton; TensorFlow; JAX; C++ and its compiler.
 OUT_OF_MEMORY = re.compile(
@@ -35,7 +35,7 @@ OUT_OF_MEMORY = re.compile(
 
 
 def words_of(error: BaseException | None) -> str:
-    """What an exception says, and those that it came from, the first one first; without the code that raised them."""
+    """Return the words of an exception, after those of what it came from; without the code that raised them."""
     if error is None:
         return ""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -45,10 +45,8 @@ class Formulation(Protocol):
 
         Parameters
         ----------
-        theta : torch.Tensor
-            Parameters of the view, (rows, d).
-        e : torch.Tensor
-            Its embedding, (n, d).
+        theta, e : torch.Tensor
+            Parameters of the view, (rows, d), and its embedding, (n, d).
 
         Returns
         -------
@@ -61,10 +59,8 @@ class Formulation(Protocol):
 
         Parameters
         ----------
-        theta : torch.Tensor
-            Parameters of the view, (rows, d).
-        e : torch.Tensor
-            Its embedding, (n, d).
+        theta, e : torch.Tensor
+            Parameters of the view, (rows, d), and its embedding, (n, d).
 
         Returns
         -------
@@ -146,7 +142,7 @@ class Dual(Formulation):
 
 
 def primal(x: torch.Tensor) -> Formulation:
-    """The primal of a view, dense or sparse."""
+    """Return the primal of a view, dense or sparse."""
     return SparsePrimal(x) if is_sparse(x) else Primal(x)
 
 

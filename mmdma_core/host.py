@@ -37,7 +37,7 @@ _JOB_CORES = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "SLURM_JOB_CPUS_PER_N
 
 
 def free_bytes(root: Path = _ROOT) -> int:
-    """Memory that may still be taken: the least of what is free on the machine and what each group leaves.
+    """Return the memory that may still be taken: the least of what is free on the machine and what each group leaves.
 
     A group leaves its limit less its usage; file cache in it that has not been used lately is free.
     """
@@ -46,7 +46,7 @@ def free_bytes(root: Path = _ROOT) -> int:
 
 
 def cores(root: Path = _ROOT) -> int:
-    """Cores that this process may use all the time: by its affinity, its SLURM job, and the quotas of its groups.
+    """Return the cores that this process may use all the time: by affinity, SLURM job and quotas of its groups.
 
     A quota of 1.5 cores is one: a second thread would be halted half of the time, and the first with it. OpenMP's own
     OMP_THREAD_LIMIT counts, too.
@@ -71,7 +71,7 @@ def wait_passively() -> None:
 
 
 def kills(root: Path = _ROOT) -> dict[Path, float]:
-    """How many processes the kernel has killed for want of memory, as each group of this process has counted.
+    """Return how many processes the kernel has killed for want of memory, as each group of this process has counted.
 
     A group counts those in it. Where none counts, it is the machine's count.
     """
@@ -82,7 +82,7 @@ def kills(root: Path = _ROOT) -> dict[Path, float]:
 
 
 def killed_since(before: Mapping[Path, float], root: Path = _ROOT) -> bool:
-    """Whether the kernel has killed a process for want of memory in a group of this process since `kills` was asked."""
+    """Return whether the kernel has killed a process of this one's groups for want of memory since `kills` was asked."""
     return any(count > before.get(file, count) for file, count in kills(root).items())
 
 

@@ -67,54 +67,54 @@ class Rows:
         self.n, self.first, self.own = n, 0, n
 
     def taken(self, rows: np.ndarray) -> np.ndarray:
-        """Of rows of the whole view, in order, those that are here, counted from `first`."""
+        """Return of rows of the whole view, in order, those that are here, counted from `first`."""
         return rows
 
     def sum(self, values: Array) -> Array:
-        """values, float64, in place: the sum over the ranks."""
+        """Sum values, float64, over the ranks, in place."""
         return values
 
     def sum_of_graph(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over the ranks of what autograd follows: each rank's gradient is the part of its own rows."""
+        """Sum over the ranks what autograd follows: each rank's gradient is the part of its own rows."""
         return values
 
     def sum_of_sparse(self, matrix: torch.Tensor) -> torch.Tensor:
-        """The sum over the ranks of a matrix, sparse or dense; a dense one of several."""
+        """Sum a matrix, sparse or dense, over the ranks; that of several is dense."""
         return matrix
 
     def of_first(self, value: Any) -> Any:
-        """What rank 0 gives, a plain value or tensors on the CPU."""
+        """Return what rank 0 gives, a plain value or tensors on the CPU."""
         return value
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """All rows (n, d) of a matrix of which (own, d) are here."""
+        """Return all rows (n, d) of a matrix of which (own, d) are here."""
         return rows
 
     def to_first(self, rows: torch.Tensor) -> torch.Tensor:
-        """At rank 0 all rows (n, d) of a matrix of which (own, d) are here; elsewhere these."""
+        """Return at rank 0 all rows (n, d) of a matrix of which (own, d) are here; elsewhere these."""
         return rows
 
     def room(self, rows: torch.Tensor) -> torch.Tensor:
-        """A matrix (n, d) to fill with this rank's part of a sum, for `give`."""
+        """Return a matrix (n, d) to fill with this rank's part of a sum, for `give`."""
         return rows
 
     def give(self, part: torch.Tensor, rows: torch.Tensor) -> None:
-        """rows (own, d) = those rows of the sum of the parts (n, d) over the ranks."""
+        """Set rows (own, d) to those rows of the sum of the parts (n, d) over the ranks."""
 
     def others(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The rows of other ranks, dense or CSR, such that each unordered pair of ranks meets once."""
+        """Yield the rows of other ranks, dense or CSR, such that each unordered pair of ranks meets once."""
         yield from ()
 
 
 def csr(begins: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A sparse matrix in CSR, its structure checked; without PyTorch's greeting that this layout is young."""
+    """Return a sparse matrix in CSR, its structure checked; without PyTorch's greeting that this layout is young."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         return torch.sparse_csr_tensor(begins, columns, values, size=size, check_invariants=True)
 
 
 def as_device(device: str | torch.device) -> torch.device:
-    """The device, checked to be there. Raises ValueError for an unknown one, a GPU that is absent, or computes not."""
+    """Return the device, checked to be there. Raises ValueError for an unknown one, or a GPU that is absent."""
     name = str(device)
     known = _DEVICE.fullmatch(name) if isinstance(device, str | torch.device) else None
     if known is None:
@@ -142,7 +142,7 @@ def _why_it_does_not_compute(name: str) -> str | None:
 
 
 def as_views(x: Given, y: Given, device: torch.device) -> tuple[View, View]:
-    """The two views as tensors of one floating type on the device: dense, or CSR where they are given sparse.
+    """Return the two views as tensors of one floating type on the device: dense, or CSR where they are given sparse.
 
     x (n_x, p_x) and y (n_y, p_y), rows are cells; or both a Kernel. float64 if both are float64, else float32.
     Raises ValueError for anything that is not two finite matrices of at least 2 cells and 1 feature.
@@ -167,12 +167,12 @@ def as_views(x: Given, y: Given, device: torch.device) -> tuple[View, View]:
 
 
 def is_sparse(view: View) -> bool:
-    """Whether the view is a sparse matrix in CSR."""
+    """Return whether the view is a sparse matrix in CSR."""
     return isinstance(view, torch.Tensor) and view.layout == torch.sparse_csr
 
 
 def canonical(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> scipy.sparse.csr_array:
-    """The matrix in CSR as SciPy means it: entries of one place are summed, those of a row lie in order.
+    """Return the matrix in CSR as SciPy means it: entries of one place are summed, those of a row lie in order.
 
     The matrix itself is left as it is; what need not change is shared with it. Raises ValueError for indices that lead
     out of it, which SciPy would follow.
@@ -189,7 +189,7 @@ def canonical(matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> scipy.spa
 
 
 def on_host(tensor: torch.Tensor) -> np.ndarray | scipy.sparse.csr_array:
-    """A tensor of any layout for NumPy and SciPy, half precision in float32: neither has bfloat16."""
+    """Return a tensor of any layout for NumPy and SciPy, half precision in float32: neither has bfloat16."""
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point() and tensor.dtype != torch.float64:
         tensor = tensor.float()
@@ -215,7 +215,7 @@ def _scipy_of(tensor: torch.Tensor) -> scipy.sparse.sparray:
 
 
 def unmasked(name: str, value: object) -> object:
-    """What a masked array holds, if no entry of it is masked. Raises ValueError; anything else is returned as it is."""
+    """Return what a masked array has, if no entry of it is masked. Raises ValueError; anything else goes as it is."""
     masked = 0
     if isinstance(value, np.ma.MaskedArray):
         masked, value = np.count_nonzero(np.ma.getmaskarray(value)), value.data

@@ -1,17 +1,13 @@
-"""The objective of MMD-MA, each term written once (Meng-Papaxanthos et al., equation 1 and Appendix A).
+"""The objective of MMD-MA, each term written once, and the float64 reference that every variant is held to.
 
     loss = MMD2(E_x, E_y) + lambda1 (pen_x + pen_y) + lambda2 (dis_x + dis_y)
 
-Norms are Frobenius norms, not squared. The penalties and distortions carry the scale of the published package:
-1/sqrt(p) and 1/(n sqrt(p)).
+(Meng-Papaxanthos et al., equation 1 and Appendix A.) Norms are Frobenius norms, not squared. The penalties and
+distortions carry the scale of the published package: 1/sqrt(p) and 1/(n sqrt(p)). A change here changes what every
+variant computes: the paper decides, not a variant's speed.
 
-The objective of MMD-MA: its settings, its terms, the two formulations, and the float64 reference they are held to.
-
-A change here changes what every variant computes: the reference and the paper decide, not a variant's speed.
-
-The loss in float64, written as the paper writes it and for legibility alone: what every variant is checked against.
-
-Everything is formed in full, n x n x d differences included, so it is meant for a few hundred cells.
+The reference is written as the paper writes it, for legibility alone. Everything is formed in full, n x n x d
+differences included, so it is meant for a few hundred cells.
 """
 
 from __future__ import annotations
@@ -43,14 +39,10 @@ class LossTerms(NamedTuple):
         The loss, mmd + lambda1 (pen_x + pen_y) + lambda2 (dis_x + dis_y).
     mmd : float
         MMD2 of the two embedded views.
-    pen_x : float
-        Non-collapsing penalty of the first view.
-    pen_y : float
-        Non-collapsing penalty of the second view.
-    dis_x : float
-        Distortion of the first view.
-    dis_y : float
-        Distortion of the second view.
+    pen_x, pen_y : float
+        Non-collapsing penalties of the two views.
+    dis_x, dis_y : float
+        Distortions of the two views.
 
     References
     ----------
@@ -66,14 +58,14 @@ class LossTerms(NamedTuple):
 
 
 def total_loss(settings: Settings, mmd: Scalar, pen_x: Scalar, pen_y: Scalar, dis_x: Scalar, dis_y: Scalar) -> Scalar:
-    """The weighted sum of the terms (equation 1)."""
+    """Return the weighted sum of the terms (equation 1)."""
     return mmd + settings.lambda1 * (pen_x + pen_y) + settings.lambda2 * (dis_x + dis_y)
 
 
 def squared_mmd(
     sum_xx: torch.Tensor, sum_yy: torch.Tensor, sum_xy: torch.Tensor, n_x: int, n_y: int, unbiased: bool
 ) -> torch.Tensor:
-    """MMD2 from sums of the Gaussian kernel.
+    """Return MMD2 from sums of the Gaussian kernel.
 
     sum_xx = sum over i != j of k(x_i, x_j), sum_yy likewise, sum_xy = sum over all i, j of k(x_i, y_j): scalars.
     They are nearly equal once normalised, so they should come in float64.
@@ -88,13 +80,13 @@ def squared_mmd(
 
 
 def penalty(gram: torch.Tensor, p: int) -> torch.Tensor:
-    """Non-collapsing penalty |gram - I| / sqrt(p); gram (d, d) is W^T W in the primal, alpha^T K alpha in the dual."""
+    """Return the penalty |gram - I| / sqrt(p); gram (d, d) is W^T W in the primal, alpha^T K alpha in the dual."""
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return torch.linalg.matrix_norm(gram - identity) / math.sqrt(p)
 
 
 def distortion(norm: torch.Tensor, n: int, p: int) -> torch.Tensor:
-    """Distortion |K - E E^T| / (n sqrt(p)) from the norm of the difference, K = X X^T (n, n) and E (n, d)."""
+    """Return the distortion |K - E E^T| / (n sqrt(p)) from the norm of the difference; K = X X^T (n, n), E (n, d)."""
     return norm / (n * math.sqrt(p))
 
 
@@ -110,29 +102,18 @@ def reference_loss(
     theta_y: torch.Tensor,
     settings: Settings,
 ) -> LossTerms:
-    """The loss and its terms in float64, written as the paper writes it.
+    """Evaluate the loss and its terms in float64, written as the paper writes it, see LossTerms.
 
-    With E = X W in the primal, and E = K alpha with K = X X^T in the dual::
-
-        loss = MMD2(E_x, E_y) + lambda1 (pen_x + pen_y) + lambda2 (dis_x + dis_y)
-        pen  = |W^T W - I| / sqrt(p), in the dual |alpha^T K alpha - I| / sqrt(p)
-        dis  = |X X^T - E E^T| / (n sqrt(p))
-
-    Norms are Frobenius norms, not squared. Everything is formed in full, n x n x d differences included: for a few
-    hundred cells.
+    Everything is formed in full, n x n x d differences included: for a few hundred cells.
 
     Parameters
     ----------
     formulation : {'primal', 'dual'}
         Of the parameters.
-    x : torch.Tensor
-        X, (n_x, p_x), rows are cells.
-    y : torch.Tensor
-        Y, (n_y, p_y).
-    theta_x : torch.Tensor
-        W, (p_x, d), or alpha, (n_x, d), of the first view.
-    theta_y : torch.Tensor
-        The same of the second view.
+    x, y : torch.Tensor
+        X, (n_x, p_x), and Y, (n_y, p_y), rows are cells.
+    theta_x, theta_y : torch.Tensor
+        W, (p, d), or alpha, (n, d), of either view.
     settings : Settings
         Hyper-parameters.
 
@@ -169,20 +150,16 @@ def reference_gradients(
     theta_y: torch.Tensor,
     settings: Settings,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of the loss with respect to the parameters, in float64 by automatic differentiation.
+    """Evaluate the gradient of the loss with respect to the parameters, in float64 by automatic differentiation.
 
     Parameters
     ----------
     formulation : {'primal', 'dual'}
         Of the parameters.
-    x : torch.Tensor
-        X, (n_x, p_x), rows are cells.
-    y : torch.Tensor
-        Y, (n_y, p_y).
-    theta_x : torch.Tensor
-        W, (p_x, d), or alpha, (n_x, d), of the first view.
-    theta_y : torch.Tensor
-        The same of the second view.
+    x, y : torch.Tensor
+        X, (n_x, p_x), and Y, (n_y, p_y), rows are cells.
+    theta_x, theta_y : torch.Tensor
+        W, (p, d), or alpha, (n, d), of either view.
     settings : Settings
         Hyper-parameters.
 
@@ -202,7 +179,7 @@ def reference_gradients(
 def reference_embeddings(
     formulation: FormulationName, x: torch.Tensor, y: torch.Tensor, theta_x: torch.Tensor, theta_y: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """E_x (n_x, d) and E_y (n_y, d): X W in the primal, X X^T alpha in the dual."""
+    """Return E_x (n_x, d) and E_y (n_y, d): X W in the primal, X X^T alpha in the dual."""
     x, y, theta_x, theta_y = _doubles(x, y, theta_x, theta_y)
     view = _VIEWS[formulation]
     return view(x, theta_x)[0], view(y, theta_y)[0]

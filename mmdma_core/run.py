@@ -106,7 +106,7 @@ class Adam:
 
 
 class AdamRun(Run):
-    """What runs on our own Adam share: they count their epochs, can be left, gone on with, and begun again.
+    """A run on our own Adam: it counts its epochs, can be left, gone on with, and begun again.
 
     parameters  starting values (theta_x, theta_y); without them the seed decides (Settings.draw)
     amsgrad     of its Adam, whatever the settings say
@@ -241,7 +241,7 @@ class TorchRun(AdamRun):
 def compose(
     formulation: Callable[[View], Formulation], sums: Sums, run: type[TorchRun] = TorchRun
 ) -> Callable[..., TorchRun]:
-    """The `start` function of the variant that has this formulation for both views and these Gaussian sums.
+    """Return the `start` function of the variant that has this formulation for both views and these Gaussian sums.
 
     Parameters
     ----------
@@ -278,7 +278,7 @@ def starting_values(
     seed: int,
     parameters: Sequence[torch.Tensor | np.ndarray] | None,
 ) -> Pair:
-    """Parameters of shapes (rows, d), copied from `parameters` or drawn with the seed, with `like`'s type and device.
+    """Return parameters of shapes (rows, d), copied or drawn with the seed, with the type and device of `like`.
 
     Raises ValueError if one has the wrong shape.
     """

@@ -1,11 +1,10 @@
 """The hyper-parameters of the objective, how starting values are drawn, and PyTorch's settings while a run computes.
 
-PyTorch as every variant takes it, whatever the program around has set; afterwards all is as that had it.
-
-What the numbers depend on: the default type and device, grad mode, inference mode, autocast, how float32 products are
-rounded (TF32, bf16), denormal numbers, algorithms that are deterministic but others. On a GPU also which one is the
-current one: PyTorch's own operations go to that of their tensors, but Triton's kernels and graphs to the current one.
-The number of threads stays the caller's, but for a fork of a process that has computed, which keeps to one.
+`own_state` sets PyTorch as every variant takes it, whatever the program around has set; afterwards all is as that had
+it. Numbers depend on the default type and device, grad mode, inference mode, autocast, how float32 products are rounded
+(TF32, bf16), denormal numbers, algorithms that are deterministic but others. On a GPU also on the current one:
+PyTorch's own operations go to that of their tensors, but Triton's kernels and graphs to the current one. The number of
+threads stays the caller's, but for a fork of a process that has computed, which keeps to one.
 """
 
 from __future__ import annotations
@@ -42,10 +41,8 @@ class Settings:
         The dimension d of the embeddings, at least 1.
     sigma : float
         Variance-like width of the Gaussian kernel k(a, b) = exp(-|a - b|^2 / (2 sigma)), above 0.
-    lambda1 : float
-        Weight of the two non-collapsing penalties, at least 0.
-    lambda2 : float
-        Weight of the two distortions, at least 0.
+    lambda1, lambda2 : float
+        Weights of the two non-collapsing penalties, and of the two distortions, at least 0.
     learning_rate : float
         Step of Adam, at least 0.
     unbiased : bool
@@ -117,17 +114,15 @@ class Settings:
             raise ValueError(f"init 'normal' needs std >= 0, got {init[2]!r}")
 
     def draw(self, rows_x: int, rows_y: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Starting values of both views' parameters, float32 on the CPU.
+        """Draw starting values of both views' parameters, float32 on the CPU.
 
         The first view is drawn first, from PyTorch's CPU generator: the seed alone decides the values, whatever device
         they go to, and they are those of the published package for the same seed.
 
         Parameters
         ----------
-        rows_x : int
-            Rows of the first view's parameters: p in the primal, n in the dual.
-        rows_y : int
-            Rows of the second view's parameters.
+        rows_x, rows_y : int
+            Rows of either view's parameters: p in the primal, n in the dual.
         seed : int
             Of the generator.
 
@@ -146,12 +141,12 @@ class Settings:
 
 
 def plain(value: Any) -> Any:
-    """A scalar of NumPy or PyTorch, also an array without dimensions, as Python's own; anything else as it is."""
+    """Return a scalar of NumPy or PyTorch, also of an array without dimensions, as Python's; all else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def is_whole(value: object) -> bool:
-    """Whether it is an integer of Python, which True and False are not here."""
+    """Return whether it is an integer of Python, which True and False are not here."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -200,7 +195,7 @@ def own_state(device: torch.device | None = None) -> Iterator[None]:
 
 
 def current(device: torch.device | None) -> AbstractContextManager[Any]:
-    """The device made the current one of this thread, if it is a GPU with an index."""
+    """Return a context in which the device is the current one of this thread, if it is a GPU with an index."""
     is_numbered = device is not None and device.type == "cuda" and device.index is not None
     return torch.cuda.device(device) if is_numbered else nullcontext()
 
