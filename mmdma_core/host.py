@@ -82,7 +82,7 @@ def kills(root: Path = _ROOT) -> dict[Path, float]:
 
 
 def killed_since(before: Mapping[Path, float], root: Path = _ROOT) -> bool:
-    """Return whether the kernel has killed a process of this one's groups for want of memory since `kills` was asked."""
+    """Return whether the kernel has killed a process of these groups for want of memory since `kills` was asked."""
     return any(count > before.get(file, count) for file, count in kills(root).items())
 
 
