@@ -135,8 +135,8 @@ def test_the_loss_of_cases_whose_value_is_known(name):
 @pytest.mark.parametrize("guarded", [True, False])
 def test_keops_cache_survives_the_import(guarded, tmp_path):
     """The package wipes it; not when it is loaded here."""
-    do = "from mmdma_core.external.published import load, _stand_ins\n"
-    do += "load('lsmmdma.train')" if guarded else "with _stand_ins(): import lsmmdma.train"
+    do = "from mmdma_core.external.published import load, _placeholders\n"
+    do += "load('lsmmdma.train')" if guarded else "with _placeholders(): import lsmmdma.train"
     code = f"import pykeops, pathlib\nmark = pathlib.Path(pykeops.get_build_folder()) / 'mark'\nmark.touch()\n{do}\n"
     code += "print('kept' if mark.exists() else 'wiped')"
     environment = os.environ | {"KEOPS_CACHE_FOLDER": str(tmp_path)}
@@ -153,9 +153,9 @@ def test_it_loads_where_what_it_reads_files_with_is_absent():
     assert done.stdout.splitlines()[-1:] == ["lsmmdma.train"], done.stderr
 
 
-def test_stand_ins_leave_nothing_behind(monkeypatch):
+def test_placeholders_leave_nothing_behind(monkeypatch):
     monkeypatch.setattr(published, "_FILE_ACCESS", {"absent_one": "absent_one", "absent_one.io": "absent_one"})
-    with published._stand_ins():
+    with published._placeholders():
         from absent_one.io import gfile
 
         assert gfile.GFile

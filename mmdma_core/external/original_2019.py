@@ -24,7 +24,7 @@ import torch
 
 from mmdma_core.errors import Unsupported
 from mmdma_core.objective import LossTerms, total_loss
-from mmdma_core.run import Pair, starting_values
+from mmdma_core.run import Pair, Run, starting_values
 from mmdma_core.settings import Settings
 
 
@@ -35,14 +35,14 @@ def load(module: str) -> ModuleType:
 
 
 def works_on(device: torch.device) -> str | None:
-    """None if TensorFlow computes on the device, else the reason why it does not."""
+    """Return None if TensorFlow computes on the device, else the reason why it does not."""
     if device.type == "cuda" and not load("tensorflow").config.list_physical_devices("GPU"):
         return "TensorFlow finds no GPU: pip install 'tensorflow[and-cuda]'"
     return None
 
 
-class GraphRun:
-    """A graph and its session, see mmdma_core.run.Run. Float32 views."""
+class GraphRun(Run):
+    """A run of a graph in its session. Float32 views."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ def _full_products() -> Iterator[None]:
 
 
 def _ask_for_memory(n_x: int, n_y: int, d: int, device: torch.device) -> None:
-    """Raise what PyTorch raises if the host would not give what an epoch holds at once, see memory.broadcast.
+    """Raise what PyTorch raises if the host would not give what an epoch needs, see mmdma_core.models.broadcast.
 
     TensorFlow has been seen to crash where the system refuses it memory, which would read as an error of the variant.
     """

@@ -28,7 +28,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from mmdma_core import compilers, kernels
 from mmdma_core.errors import Unsupported
 from mmdma_core.objective import LossTerms, total_loss
-from mmdma_core.run import Pair, starting_values
+from mmdma_core.run import Pair, Run, starting_values
 from mmdma_core.settings import Settings, current
 
 # Modules that it imports and that training never uses -> the package that has them.
@@ -44,20 +44,20 @@ _COMPILER = "torch._dynamo"  # the first torch.optim.Adam imports it, which take
 MODULES = (_COMPILER, "lsmmdma", "absl", "pykeops", "sklearn", "tenacity")  # that it imports
 
 
-class _StandIn(ModuleType):
+class _Placeholder(ModuleType):
     """A module whose every attribute is another one."""
 
     def __getattr__(self, name: str) -> ModuleType:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _StandIn(name)
+        return _Placeholder(name)
 
 
 @contextmanager
-def _stand_ins() -> Iterator[None]:
-    """Modules for file access that are absent are there, and gone again after."""
+def _placeholders() -> Iterator[None]:
+    """Let modules for file access that are absent be there, and be gone again after."""
     absent = [name for name, package in _FILE_ACCESS.items() if importlib.util.find_spec(package) is None]
-    sys.modules.update({name: _StandIn(name) for name in absent})
+    sys.modules.update({name: _Placeholder(name) for name in absent})
     try:
         yield
     finally:
@@ -74,8 +74,8 @@ def load(module: str) -> ModuleType:
     wipe = pykeops.clean_pykeops
     pykeops.clean_pykeops = lambda: None
     try:
-        importlib.import_module(_COMPILER)  # it looks for TensorFlow, and a stand-in will not do
-        with _stand_ins():
+        importlib.import_module(_COMPILER)  # it looks for TensorFlow, and a placeholder will not do
+        with _placeholders():
             return importlib.import_module(module)
     finally:
         pykeops.clean_pykeops = wipe
@@ -150,7 +150,7 @@ class _Coroutine:
 
 @contextmanager
 def _generators_kept(device: torch.device) -> Iterator[None]:
-    """The global generators are afterwards as they were."""
+    """Leave the global generators as they were."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
@@ -160,8 +160,8 @@ def _generators_kept(device: torch.device) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-class PublishedRun:
-    """The package's training loop, see mmdma_core.run.Run. Float32 views."""
+class PublishedRun(Run):
+    """A run of the package's training loop. Float32 views."""
 
     def __init__(
         self,
