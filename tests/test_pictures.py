@@ -45,32 +45,35 @@ def test_it_is_drawn_either_way(tmp_path, monkeypatch, views, labels):
 
 def test_every_cell_is_in_a_bin_and_every_panel_has_one_range():
     parts = X[:, :2], Y[:, :2]
-    grid = pictures.Grid.around(parts)
-    assert [grid.counts(part).sum() for part in parts] == [80, 60]
-    assert np.diff(grid.across) == pytest.approx(np.diff(grid.up)[0])
-    corner = np.column_stack([grid.across[[0, 1]] + 0.01, grid.up[[2, 3]] + 0.01])
-    assert np.argwhere(grid.counts(corner)).tolist() == [[2, 0], [3, 1]]  # up, across
     _, panels = pictures._draw_density(parts, tuple(map(pictures._labelled, parts, LABELS)))
-    assert len({(axes.get_xlim(), axes.get_ylim()) for axes, _ in panels}) == 1
     assert len(panels) == 5
+    assert len({(axes.get_xlim(), axes.get_ylim()) for axes, _ in panels}) == 1
+    bins = [axes.collections[0] for axes, _ in panels[:2]]
+    assert [of.get_array().sum() for of in bins] == [80, 60]
+    assert len({(of.norm.vmin, of.norm.vmax) for of in bins}) == 1
+    for (axes, _), part in zip(panels, parts, strict=False):
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        assert left < part[:, 0].min() < part[:, 0].max() < right
+        assert bottom < part[:, 1].min() < part[:, 1].max() < top
 
 
 def test_a_bin_has_the_colour_of_its_most_frequent_label():
     rng = np.random.default_rng(0)
-    part = rng.normal(size=(300, 2))
-    part[:, 0] += np.repeat([0, 20, 40], 100)
-    names = np.repeat(["a", "b", "c"], 100)
-    grid = pictures.Grid.around((part, part))
-    figure = pictures.Figure()
-    panels = list(figure.subplots(1, 2))
+    part = rng.normal(size=(400, 2)) * 0.1
+    part[:, 0] += np.repeat([0, 20, 40, 60], 100)
+    names = np.repeat(["a", "b", "c", "rare"], 100)
+    names[[0, 100, 200, 300]] = "b"  # one of a hundred in its place
+    axes = pictures.Figure().subplots()
     shown = {"a": "#ff0000", "b": "#00ff00", "c": "#0000ff"}
-    pictures.draw_labels(panels, grid, (part, part), (names, names), shown)
-    picture = np.asarray(panels[0].get_images()[0].get_array())
-    third = picture.shape[1] // 3
-    for k in range(3):  # red, green, blue from left to right
-        of = picture[:, k * third : (k + 1) * third]
-        assert of[of[..., 3] > 0][:, :3] == pytest.approx(np.tile(np.eye(3)[k], (np.count_nonzero(of[..., 3]), 1)))
-    assert np.count_nonzero(picture[..., 3]) == np.count_nonzero(grid.counts(part))
+    bins = pictures._bins(axes, pictures._extent((part, part)), part)
+    pictures._draw_labels(axes, pictures._extent((part, part)), (part, names), shown)
+    axes.collections[1].update_scalarmappable()
+    colors = np.array([to_hex(color) for color in axes.collections[1].get_facecolor()])
+    assert len(colors) == len(bins.get_array())
+    for k, color in enumerate((*shown.values(), to_hex(pictures.OTHERS))):
+        there = abs(bins.get_offsets()[:, 0] - 20 * k) < 1
+        most = bins.get_array()[there].argmax()
+        assert colors[there][most] == color
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -20,8 +19,8 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
@@ -57,6 +56,7 @@ _SMOOTHING = 1.5  # bins, of the contours alone
 _NAMES = {"total": "loss", "mmd": "MMD²", "pen_x": "x", "pen_y": "y", "dis_x": "x", "dis_y": "y"}
 
 Labelled = tuple[np.ndarray, np.ndarray]  # points and their labels
+Extent = tuple[float, float, float, float]  # left, right, bottom, top
 _LOG = logging.getLogger("mmdma_core")
 
 
@@ -233,7 +233,7 @@ def _draw_dots(
         axes.set_aspect("equal", adjustable="datalim")
     panels[0].legend(frameon=False, fontsize=8, markerscale=2)
     if labelled:
-        width, height = _label_legend(figure, "outside right upper", key(shown, others))
+        width, height = _label_legend(figure, "outside right upper", _key(shown, others))
         figure.set_size_inches(9 + width, max(4, height + 0.3))
     return figure, list(zip(panels, ("by view", "by label (circles x, triangles y)"), strict=False))
 
@@ -242,19 +242,20 @@ def _draw_density(
     parts: tuple[np.ndarray, np.ndarray], labelled: tuple[Labelled, Labelled] | None
 ) -> tuple[Figure, list[tuple[Axes, str]]]:
     """Draw counts of x, of y, and contours of both; with labels a second row, the most frequent label of x and of y."""
-    grid = Grid.around(parts)
+    extent = left, right, bottom, top = _extent(parts)
     rows = 2 if labelled else 1
-    panel_height = 3.0 * len(grid.up) / len(grid.across) + 0.9
+    panel_height = 3.0 * (top - bottom) / (right - left) + 0.9
     figure = Figure(figsize=(11, rows * panel_height), layout="constrained")
     panels = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True)
-    draw_counts(list(panels[0, :2]), grid, parts)
-    draw_contours(panels[0, 2], grid, parts, _VIEW_COLORS)
+    _draw_counts(list(panels[0, :2]), extent, parts)
+    _draw_contours(panels[0, 2], extent, parts)
     titled = list(zip(panels[0], ("cells of x", "cells of y", "both, around 50 % and 90 % of cells"), strict=True))
     if labelled:
         shown, others = _shown(labelled)
-        draw_labels(list(panels[1, :2]), grid, *zip(*labelled, strict=True), shown)
+        for axes, of in zip(panels[1, :2], labelled, strict=True):
+            _draw_labels(axes, extent, of, shown)
         panels[1, 2].set_axis_off()
-        width, height = _label_legend(panels[1, 2], "upper left", key(shown, others))
+        width, height = _label_legend(panels[1, 2], "upper left", _key(shown, others))
         heights = panel_height, max(panel_height, height + 0.7)
         panels[0, 0].get_gridspec().set_height_ratios(heights)
         figure.set_size_inches(max(11, 3 * (width + 0.7) + 1), sum(heights))
@@ -286,78 +287,61 @@ def _label_axes(axes: Axes, title: str, x_label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Square bins that hold all points: edges of the bins along both axes."""
-
-    across: np.ndarray
-    up: np.ndarray
-
-    @classmethod
-    def around(cls, parts: tuple[np.ndarray, ...]) -> Grid:
-        """Make the grid around points (n, 2) of several parts."""
-        low = np.min([part.min(0) for part in parts], axis=0)
-        high = np.max([part.max(0) for part in parts], axis=0)
-        largest = float(np.abs([low, high]).max())
-        side = max(float((high - low).max()) * 1.04, 1e-6 * largest) or 1.0  # of points without spread
-        size, middle = side / _BINS, (low + high) / 2
-        numbers = np.clip(np.ceil((high - low) * 1.04 / size), int(_SHORTER * _BINS), _BINS).astype(int)
-        return cls(
-            *(at + size * (np.arange(number + 1) - number / 2) for at, number in zip(middle, numbers, strict=True))
-        )
-
-    def counts(self, points: np.ndarray) -> np.ndarray:
-        """Count how many points each bin holds, (up, across)."""
-        return np.histogram2d(points[:, 1], points[:, 0], bins=(self.up, self.across))[0]
-
-    def show(self, axes: Axes, picture: np.ndarray, **style: object) -> ScalarMappable:
-        """Draw an array of (up, across), or colours of that shape, where it belongs."""
-        extent = (self.across[0], self.across[-1], self.up[0], self.up[-1])
-        return axes.imshow(picture, origin="lower", extent=extent, interpolation="nearest", aspect="equal", **style)
+def _extent(parts: tuple[np.ndarray, np.ndarray]) -> Extent:
+    """Return ranges that hold all points (n, 2), the shorter one at least a part of the longer one."""
+    points = np.concatenate(parts)
+    low, high = points.min(0), points.max(0)
+    side = max(float((high - low).max()), 1e-6 * float(np.abs(points).max())) or 1.0  # of points without spread
+    half = 0.52 * np.maximum(high - low, _SHORTER * side)
+    (left, bottom), (right, top) = (low + high) / 2 - half, (low + high) / 2 + half
+    return left, right, bottom, top
 
 
-def draw_counts(panels: list[Axes], grid: Grid, parts: tuple[np.ndarray, ...]) -> None:
-    """Draw a panel for each part, in one scale of colours, the logarithm of the count; empty bins stay white."""
-    counts = [grid.counts(part) for part in parts]
-    norm = LogNorm(1, max(2.0, *(float(of.max()) for of in counts)))
-    for axes, of in zip(panels, counts, strict=True):
-        shown = grid.show(axes, np.where(of > 0, of, np.nan), norm=norm, cmap="viridis_r")
-    panels[-1].figure.colorbar(shown, ax=panels, label="cells in a bin", shrink=0.8, pad=0.01, format="%g")
+def _bins(axes: Axes, extent: Extent, points: np.ndarray, **style: object) -> PolyCollection:
+    """Draw the hexagons that hold points, of one size for one extent; the others stay white."""
+    left, right, bottom, top = extent
+    size = max(right - left, top - bottom) / _BINS
+    numbers = round((right - left) / size), round((top - bottom) / size / 3**0.5)
+    axes.set_aspect("equal")
+    return axes.hexbin(*points.T, gridsize=numbers, extent=extent, mincnt=1, linewidths=0.2, **style)
 
 
-def draw_contours(axes: Axes, grid: Grid, parts: tuple[np.ndarray, ...], colors: tuple[str, ...]) -> None:
+def _draw_counts(panels: Sequence[Axes], extent: Extent, parts: tuple[np.ndarray, np.ndarray]) -> None:
+    """Draw a panel for each part, in one scale of colours, the logarithm of the count."""
+    shown = [_bins(axes, extent, part, cmap="viridis_r") for axes, part in zip(panels, parts, strict=True)]
+    norm = LogNorm(1, max(2.0, *(bins.get_array().max() for bins in shown)))
+    for bins in shown:
+        bins.set_norm(norm)
+    panels[-1].figure.colorbar(shown[-1], ax=panels, label="cells in a bin", shrink=0.8, pad=0.01, format="%g")
+
+
+def _draw_contours(axes: Axes, extent: Extent, parts: tuple[np.ndarray, np.ndarray]) -> None:
     """Draw lines around the densest bins that hold half and nine tenths of a part's points: solid of x, dashed of y."""
-    at = [(edges[1:] + edges[:-1]) / 2 for edges in (grid.across, grid.up)]
+    left, right, bottom, top = extent
     lines = []
-    for part, color, style, name in zip(parts, colors, ("solid", "dashed"), "xy", strict=True):
-        density = gaussian_filter(grid.counts(part), _SMOOTHING)
+    for part, color, style, name in zip(parts, _VIEW_COLORS, ("solid", "dashed"), "xy", strict=True):
+        counts, *edges = np.histogram2d(*part.T, bins=_BINS, range=((left, right), (bottom, top)))
+        density = gaussian_filter(counts.T, _SMOOTHING)
         ranked = np.sort(density, axis=None)[::-1]
         enclosed = ranked.cumsum() / ranked.sum()
         levels = np.unique([ranked[np.searchsorted(enclosed, fraction)] for fraction in _ENCLOSED])
-        axes.contour(*at, density, levels=levels, colors=color, linestyles=style, linewidths=1.2)
+        middles = [(of[1:] + of[:-1]) / 2 for of in edges]
+        axes.contour(*middles, density, levels=levels, colors=color, linestyles=style, linewidths=1.2)
         lines.append(Line2D([], [], color=color, linestyle=style, label=f"view {name}"))
     axes.set_aspect("equal")
     axes.legend(handles=lines, frameon=False, fontsize=8)
 
 
-def draw_labels(
-    panels: list[Axes],
-    grid: Grid,
-    parts: tuple[np.ndarray, ...],
-    labels: tuple[np.ndarray, ...],
-    shown: dict[str, str],
-) -> None:
-    """Draw each bin in the colour of its most frequent label, paler where it holds less; those not `shown` are one."""
-    shades = np.array([to_rgb(color) for color in (*shown.values(), OTHERS)])
-    for axes, part, of in zip(panels, parts, labels, strict=True):
-        every = grid.counts(part)
-        counts = [grid.counts(part[of == name]) for name in shown]
-        counts.append(every - np.sum(counts, axis=0))
-        alpha = np.where(every > 0, 0.35 + 0.65 * np.log1p(every) / np.log1p(max(1.0, float(every.max()))), 0)
-        grid.show(axes, np.dstack([shades[np.argmax(counts, axis=0)], alpha]))
+def _draw_labels(axes: Axes, extent: Extent, labelled: Labelled, shown: dict[str, str]) -> None:
+    """Draw each bin in the colour of its most frequent label; those not `shown` are one."""
+    points, labels = labelled
+    codes = pd.Categorical(labels, [*shown]).codes % (len(shown) + 1)  # of the others -1
+    colors = ListedColormap([*shown.values(), OTHERS])
+    most = {"C": codes, "reduce_C_function": lambda of: np.bincount(np.array(of, int)).argmax()}
+    _bins(axes, extent, points, cmap=colors, vmin=-0.5, vmax=len(shown) + 0.5, **most)
 
 
-def key(shown: dict[str, str], others: int) -> list[Patch]:
+def _key(shown: dict[str, str], others: int) -> list[Patch]:
     """Make the key to the colours of labels, `others` of which are grey."""
     rest = [(f"{others} other{'s' * (others > 1)}", OTHERS)] if others else []
     return [Patch(color=color, label=name) for name, color in (*shown.items(), *rest)]
