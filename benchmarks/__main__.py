@@ -268,7 +268,7 @@ def _gpu_check(study: Study, options: Namespace) -> None:
 
 
 def _compare(options: Namespace) -> int:
-    """Of two folders and no study: it takes no configuration."""
+    """Compare two folders; it takes no study and no configuration."""
     from benchmarks.analysis import compare
 
     found = compare.compare(options.a, options.b, options.threshold)
@@ -304,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _set_environment(threads: int | str) -> None:
-    """What OpenMP, Numba and CUDA read when they are loaded; Snakemake exports 1 thread under --cores 1."""
+    """Set what OpenMP, Numba and CUDA read when they are loaded; Snakemake exports 1 thread under --cores 1."""
     given = isinstance(threads, int) and threads > 0  # the configuration is not checked yet
     os.environ.update(machine.threads_environment(threads if given else host.cores()))
     host.wait_passively()

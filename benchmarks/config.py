@@ -345,7 +345,7 @@ def _of_yaml(value: Any) -> Any:
 
 
 def _sentence(error: Any) -> str:
-    """What pydantic has found, in one line."""
+    """Put what pydantic has found into one line."""
     *outer, last = error["loc"] or ("config",)
     if error["type"] == "missing":
         return f"{'.'.join(map(str, outer)) or 'config'}: the key {last!r} is missing"

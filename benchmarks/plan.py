@@ -144,7 +144,7 @@ class Plan:
         return max(ends)
 
     def _measurement_seconds(self, variant: str, p: int, n: int) -> float:
-        """Of one that fits, before any limit of time: the harness, the data, the first start, epochs."""
+        """Estimate one that fits, before any limit of time: the harness, the data, the first start, epochs."""
         study = self.study
         drawn = _DRAWN["exact" if n * p <= study.exact_data_below else study.device]
         around = _OVERHEAD_S[study.device] + 2 * n * p / drawn
@@ -317,7 +317,7 @@ def runs(values: Collection[int], grid: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _beyond(study: Study) -> str:
-    """Which variants are asked more than the grid."""
+    """Name the variants that are asked more than the grid."""
     return "".join(
         f", and {', '.join(more.variants)} at n = {_listed(more.n)}, p = {_listed(more.p)}" for more in study.further
     )
@@ -328,7 +328,7 @@ def _listed(values: Sequence[int]) -> str:
 
 
 def _said_of_variant(study: Study, variant: str, forecasts: Mapping[int, Forecast]) -> str:
-    """What it lacks, where it will not fit, and what a budget cuts; forecasts: of each p."""
+    """Say what it lacks, where it will not fit, and what a budget cuts; forecasts: of each p."""
     absent, grid = mmdma_core.variant(variant).absent(), {p: study.ns(variant, p) for p in study.p}
     too_large = {p: forecast.too_large for p, forecast in forecasts.items() if forecast.too_large}
     first = ", ".join(f"{where} from n = {n}" for where, n in ranges(too_large, study.p))
@@ -342,7 +342,7 @@ def _said_of_variant(study: Study, variant: str, forecasts: Mapping[int, Forecas
 
 
 def _said_of_cuts(plan: Plan, forecasts: Mapping[tuple[str, int], Forecast]) -> Iterator[str]:
-    """What the cuts mean, and what they hide of Figure 1A; or that there are none."""
+    """Say what the cuts mean, and what they hide of Figure 1A; or that there are none."""
     study = plan.study
     if not any(forecast.cut for forecast in forecasts.values()):
         yield "no budget is predicted to cut a measurement: what is not measured does not fit"

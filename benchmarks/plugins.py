@@ -41,7 +41,7 @@ def take(modules: list[str]) -> None:
 
 
 def notes() -> list[str]:
-    """What the plugins do beside registering variants while they are imported, a line each."""
+    """Say what the plugins do beside registering variants while they are imported, a line each."""
     return [plugin.note for plugin in _plugins.values() if plugin.note]
 
 
@@ -70,7 +70,7 @@ class _Plugin:
         self.variants = [registry.add(self._placeholder(*own)) for own in told]
 
     def _first_words(self, output: Any) -> Any:
-        """What the process says once it has imported the plugin. Raises ConfigError if it does not."""
+        """Return what the process says once it has imported the plugin. Raises ConfigError if it does not."""
         why = f"it did not end within {LIMIT_S:g} s"
         try:
             if self._connection.poll(LIMIT_S):
@@ -110,7 +110,7 @@ class _Plugin:
 
     @cache  # noqa: B019  (a plugin lives as long as its process)
     def _ask(self, name: str, model: str, *sizes: int) -> Any:
-        """What a model of the plugin's says. Raises what it raises there."""
+        """Ask a model of the plugin's. Raises what it raises there."""
         os.kill(self._process, signal.SIGCONT)
         try:
             self._connection.send((name, model, sizes))
@@ -124,7 +124,7 @@ class _Plugin:
         return answer
 
     def _real(self, name: str) -> Variant:
-        """The variant itself; the plugin is imported here for that."""
+        """Return the variant itself; the plugin is imported here for that."""
         if not self._is_here:
             self._is_here = True
             others = [variant for variant in _withdrawn() if variant not in self.variants]
@@ -136,7 +136,7 @@ class _Plugin:
 
 
 def _withdrawn() -> list[Variant]:
-    """The placeholders of all plugins, taken out of the registry: a plugin may import another one."""
+    """Take the placeholders of all plugins out of the registry, and return them: a plugin may import another one."""
     placeholders = [variant for plugin in _plugins.values() for variant in plugin.variants]
     found = [own for own in placeholders if own.name in registry.variants() and registry.variant(own.name) is own]
     for variant in found:
@@ -145,7 +145,7 @@ def _withdrawn() -> list[Variant]:
 
 
 def _serve(module: str, connection: Any) -> None:
-    """The plugin's process: import it, say what it has registered and does beside, and answer for its models."""
+    """Import the plugin in its process, say what it has registered and does beside, and answer for its models."""
     others = {variant.name: variant.module for variant in _withdrawn()}
     known, before = set(registry.variants()), _state()
     try:
@@ -188,7 +188,7 @@ def _answer(model: Callable[[], Any]) -> Any:
 
 
 def _told(variant: Variant) -> tuple[dict[str, Any], list[str], tuple[str, ...], str]:
-    """What a placeholder takes: the plain fields, the models that there are, what is absent, the fingerprint."""
+    """Return what a placeholder takes: the plain fields, the models that there are, what is absent, the fingerprint."""
     values = {field.name: getattr(variant, field.name) for field in fields(Variant) if field.name != "requires"}
     plain = {name: value for name, value in values.items() if not callable(value)}
     models = [name for name in _MODELS if name not in plain]
@@ -196,7 +196,7 @@ def _told(variant: Variant) -> tuple[dict[str, Any], list[str], tuple[str, ...],
 
 
 def _state() -> dict[str, Any]:
-    """What a plugin may change for the whole process, by the words for changing it."""
+    """Return what a plugin may change for the whole process, by the words for changing it."""
     sys.stdout.flush()
     return {
         "sets PyTorch's default dtype": torch.get_default_dtype(),

@@ -143,13 +143,13 @@ class Study:
         return math.ceil((self.sweep_budget_s + _AROUND_A_SWEEP_S) / 60)
 
     def done_marker(self, variant: str, p: int | str, turn: int | str) -> Path:
-        """The done marker, which says that a sweep has run to its end, for the turn-th time."""
+        """Return the done marker, the file that says that a sweep has run to its end for the turn-th time."""
         return self.root / "sweeps" / str(variant) / f"p{p}.{turn}.done"
 
     def wanted_markers(self, variant: str, *ps: int) -> list[Path]:
-        """The last markers of a variant's sweeps at some p; the next, which are not there, if a cell is not known.
+        """Return the last done markers of a variant's sweeps; the next, which are not there, if a point is not known.
 
-        A cell is not known if it is deleted, unreadable, or asked for differently now.
+        A point is not known if it is deleted, unreadable, or asked for differently now.
         """
         turns = ([self.done_marker(variant, p, turn) for p in ps] for turn in itertools.count())
         there = list(itertools.takewhile(lambda markers: all(marker.exists() for marker in markers), turns))

@@ -85,7 +85,7 @@ def _say(words: str) -> None:
 
 
 def _sweep(study: Study, variant: str, p: int, ns: Sequence[int], budget_s: float, retry: bool) -> Iterator[Record]:
-    """The record of each n that was not known or is measured once more; each is written as its measurement ends."""
+    """Measure each n that is not known, or once more; each record is written as its measurement ends."""
     who = machine.describe(study.device, study.threads)
     end = time.monotonic() + budget_s
     limit = None  # the record that implies that no larger n fits

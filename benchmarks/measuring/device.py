@@ -56,7 +56,7 @@ class Build(NamedTuple):
     kernels: Mapping[str, tuple[int, ...]]
 
     def has_kernels(self, capability: tuple[int, int]) -> bool:
-        """Whether it computes on a card of this compute capability, in this host."""
+        """Return whether it computes on a card of this compute capability, in this host."""
         generation, step = capability
         kernels = self.kernels.get(platform.machine(), ())
         return any(code // 10 == generation and code % 10 <= step for code in kernels)
@@ -169,7 +169,7 @@ def check_not_gone(devices: int, said: str, ask: bool) -> None:
 
 
 def _asked_of_a_child(devices: int) -> list[Seen] | str:
-    """What CUDA shows, once all of it has computed; in words what came in its place."""
+    """Let a child compute on the devices; return what CUDA shows of them, or in words what came in its place."""
     receiver, sender = _fork.Pipe(duplex=False)
     child = _fork.Process(target=_tell, args=(sender, devices), daemon=True)
     child.start()
@@ -217,7 +217,7 @@ def _compute(devices: int) -> list[Seen]:
 
 
 def _sentence(said: str) -> str:
-    """What CUDA has raised, with the card, the driver, this PyTorch, and the remedy."""
+    """Say what CUDA has raised, with the card, the driver, this PyTorch, and the remedy."""
     capability, driver = machine.compute_capability(), machine.driver()
     known = [f"compute capability {capability[0]}.{capability[1]}"] if capability else []
     known += [f"driver {driver}"] if driver else []
@@ -229,13 +229,13 @@ def _sentence(said: str) -> str:
 
 
 def _first_sentence(said: str) -> str:
-    """What is said first; where PyTorch gives CUDA's own number and words at the end, these."""
+    """Return the first sentence, or CUDA's own number and words where PyTorch gives them at the end."""
     own = re.search(r"Error \d+: [^\n]*", said)
     return _END_OF_SENTENCE.split(own[0] if own else said.strip(), maxsplit=1)[0]
 
 
 def remedy(said: str, capability: tuple[int, int] | None, driver: str | None) -> str:
-    """What to do about what CUDA has raised, for a card and a driver, each None where it is not known."""
+    """Say what to do about what CUDA has raised, for a card and a driver, each None where it is not known."""
     if _TAKEN.search(said):
         return "another process holds it: nvidia-smi says which; wait for it, or end it"
     if _NO_FABRIC.search(said):
@@ -257,7 +257,7 @@ def remedy(said: str, capability: tuple[int, int] | None, driver: str | None) ->
 
 
 def _disagreement(found: list[Seen]) -> str | None:
-    """Where CUDA computes on something else than the driver was asked about, in one line."""
+    """Say in one line where CUDA computes on something else than the driver was asked about."""
     for k, seen in enumerate(found):
         asked = machine.gpu(k)
         uuids = {_bare(uuid) for uuid in (asked["uuid"], machine.whole_gpu_uuid(k)) if uuid}
@@ -303,7 +303,7 @@ def _check_device(device: str, devices: int, locked: bool) -> None:
 
 
 def _check_model(model: str, root: Path) -> None:
-    """The folder belongs to the model that measured into it first."""
+    """Raise WrongDevice where another model has measured into the folder first."""
     owner = root / "model.txt"
     if not owner.exists():
         root.mkdir(parents=True, exist_ok=True)

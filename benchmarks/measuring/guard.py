@@ -275,7 +275,7 @@ def _end_child(child: multiprocessing.Process) -> None:
 
 
 def _end(watch: _Watch, exit_code: int, output: str, asked: Measurement, killed: bool) -> tuple[str, str]:
-    """Status and detail of a child that has ended. Out of memory only on evidence; killed: the kernel counted it."""
+    """Return (status, detail) of a child that has ended: oom on evidence alone; killed: the kernel counted it."""
     if "status" in watch.facts:
         return watch.facts["status"], watch.facts.get("detail", "")
     stage = watch.facts.get("stage", "start")
@@ -306,7 +306,7 @@ def _words_of_memory(facts: dict[str, Any], output: str) -> str | None:
 
 
 def _last_words(output: str) -> str:
-    """The end of the output; of a crash the calls that led to it, the last one last. No path of this machine."""
+    """Return the end of the output; of a crash the calls that led to it, the last one last. No path of this machine."""
     kept = (line.replace(f"{os.getcwd()}/", "") for line in output.strip().splitlines() if not line.startswith(_LOADED))
     lines = [_FOLDERS.sub("", line) for line in kept]
     crash = next((k for k, line in enumerate(lines) if line.startswith("Fatal Python error")), None)

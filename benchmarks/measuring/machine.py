@@ -309,7 +309,7 @@ def _gpus() -> list[Any]:
 
 
 def _ask_gpu(query: str, device: int, *arguments: Any) -> Any:
-    """The driver's answer about a GPU, None where it has none; a part has no clocks, its GPU has."""
+    """Ask the driver about a GPU; None where it has no answer. A part has no clocks, its GPU has."""
     if device >= gpu_count():
         return None
     handle = _gpus()[device]
@@ -318,7 +318,7 @@ def _ask_gpu(query: str, device: int, *arguments: Any) -> Any:
 
 
 def _ask(query: str, *arguments: Any) -> Any:
-    """The driver's answer, None where it has none."""
+    """Ask the driver; None where it has no answer."""
     with suppress(pynvml.NVMLError):
         return getattr(pynvml, query)(*arguments)
     return None
@@ -329,7 +329,7 @@ def _all_hidden() -> bool:
 
 
 def _used(shown: list[Any], are_parts: bool) -> list[Any]:
-    """What CUDA computes on: the first part that is shown, alone; without parts the GPUs as they are.
+    """Return what CUDA computes on: the first part that is shown, alone; without parts the GPUs as they are.
 
     Raises ValueError where they are in MIG mode and have no parts.
     """
@@ -345,7 +345,7 @@ def _used(shown: list[Any], are_parts: bool) -> list[Any]:
 
 
 def _whole(part: Any) -> Any:
-    """The GPU of a MIG device, itself of one that is whole."""
+    """Return the GPU of a MIG device, itself of one that is whole."""
     return _ask("nvmlDeviceGetDeviceHandleFromMigDeviceHandle", part) or part
 
 
@@ -381,7 +381,7 @@ def _whole_gpus() -> Iterator[Any]:
 
 
 def _parts(gpu: Any) -> Iterator[Any]:
-    """The MIG devices of a GPU."""
+    """Yield the MIG devices of a GPU."""
     for index in range(_ask("nvmlDeviceGetMaxMigDeviceCount", gpu) or 0):
         part = _ask("nvmlDeviceGetMigDeviceHandleByIndex", gpu, index)
         if part is not None:
@@ -397,7 +397,7 @@ def _begins(handle: Any, name: str) -> bool:
 
 
 def _refuse(named: str | None, first: str) -> None:
-    """Nothing is shown: where there are GPUs, an error says which."""
+    """Raise ValueError where there are GPUs and none is shown, with their names."""
     known = [f"{k}: {_ask('nvmlDeviceGetUUID', gpu) or 'a GPU'}" for k, gpu in enumerate(_whole_gpus())]
     if known:
         raise ValueError(
@@ -407,7 +407,7 @@ def _refuse(named: str | None, first: str) -> None:
 
 
 def _check_order() -> None:
-    """Raises ValueError where CUDA is told to count another way than NVML, and that may give another GPU."""
+    """Raise ValueError where CUDA is told to count another way than NVML, and that may give another GPU."""
     models = {_ask("nvmlDeviceGetName", gpu) for gpu in _whole_gpus()}
     if os.environ.get("CUDA_DEVICE_ORDER") == "FASTEST_FIRST" and len(models) > 1:
         raise ValueError(

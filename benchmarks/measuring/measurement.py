@@ -159,7 +159,7 @@ def time_epochs(asked: Measurement, report: Report) -> None:
 
 
 def _views(asked: Measurement, device: torch.device) -> Simulated:
-    """The two views on the device, and their match."""
+    """Make the two views on the device, and their match."""
     if asked.data is None:
         rows = of_share(asked.n, _share())
         given = asked.shape, asked.n, asked.p, asked.seed
@@ -203,7 +203,7 @@ def _density(view: torch.Tensor) -> float | None:
 
 
 def _metrics(run: mmdma_core.Run, match: np.ndarray) -> dict[str, float]:
-    """How well the embeddings of this epoch match, see mmdma_core.metrics."""
+    """Evaluate how well the embeddings of this epoch match, see mmdma_core.metrics."""
     from mmdma_core.matching.metrics import foscttm  # imports scikit-learn, which most measurements do not need
 
     return {"epoch": run.epoch, "foscttm": foscttm(*run.embeddings(), match)}
@@ -211,7 +211,7 @@ def _metrics(run: mmdma_core.Run, match: np.ndarray) -> dict[str, float]:
 
 @own_state()
 def _float32_bits(device: torch.device) -> int:
-    """The bits that products keep in the state in which variants compute: 24, but 11 with TF32, and 8 in bf16.
+    """Return the bits that products keep in the state in which variants compute: 24, with TF32 11, in bf16 8.
 
     It loads what the first product and sum on a GPU load, so that no variant pays for it in its times.
     """
@@ -221,7 +221,7 @@ def _float32_bits(device: torch.device) -> int:
 
 
 def _timed(device: torch.device, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> tuple[Any, float]:
-    """What the work returns and the wall seconds it took, with the device's queue empty before and after."""
+    """Return what the work returns and the wall seconds it took; the device's queue is empty before and after."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     begin = time.perf_counter()
@@ -245,7 +245,7 @@ def _timed_epochs(asked: Measurement, run: mmdma_core.Run, device: torch.device)
 
 
 def _loss(run: mmdma_core.Run) -> dict[str, float]:
-    """The terms at this epoch. A loss that is no number is an error of the variant, not a result."""
+    """Return the terms at this epoch. A loss that is no number is an error of the variant, not a result."""
     terms: LossTerms = run.loss()
     if not math.isfinite(terms.total):
         raise FloatingPointError(f"the loss is {terms.total} after {run.epoch} epochs: {terms}")

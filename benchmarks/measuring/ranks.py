@@ -49,7 +49,7 @@ def in_ranks(asked: Measurement, report: Report, work: Work) -> None:
 
 
 def _rank(rank: int, asked: Measurement, work: Work, store: Path, queue: Any) -> None:
-    """One rank: what it raises ends it, after a line that says which it was."""
+    """Be one rank: what it raises ends it, after a line that says which it was."""
     size = asked.devices
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
     own = replace(asked, devices=1, threads=max(1, asked.threads // size))
@@ -78,7 +78,7 @@ def _hear(queue: Any, facts: list[dict[str, Any]], report: Report) -> None:
 
 
 def _told(facts: list[dict[str, Any]], ended: dict[int, str] | None = None) -> list[dict[str, Any]]:
-    """What a record says of each rank."""
+    """Return what a record says of each rank."""
     return [
         {
             "status": (ended or {}).get(rank) or own.get("raised") or own.get("status", "ended with the others"),
