@@ -37,7 +37,7 @@ class History:
     best: tuple[torch.Tensor, ...] = ()
 
     def record(self, run: Run) -> LossTerms:
-        """Take the loss of the run now. Raises FloatingPointError if it is no number."""
+        """Record the loss of the run now. Raises FloatingPointError if it is no number."""
         terms = run.loss()
         if not math.isfinite(terms.total):
             raise FloatingPointError(
@@ -97,7 +97,7 @@ class Checkpoint:
             np.savez(file, told=json.dumps(told), losses=np.array(history.losses), **arrays)
 
     def resume(self, run: AdamRun) -> History:
-        """The history so far, with the run at its state; a new one if there is no file.
+        """Return the history so far, with the run at its state; a new one if there is no file.
 
         Raises ValueError for a file that is no checkpoint, or that was written for another question.
         """
@@ -115,7 +115,7 @@ class Checkpoint:
         return history
 
     def _read(self) -> tuple[int, list[int], dict[str, np.ndarray]] | None:
-        """Epoch, recorded epochs, and all arrays; None without a file."""
+        """Return epoch, recorded epochs, and all arrays; None without a file."""
         if not self.path.exists():
             return None
         with reading(self.path, "a checkpoint", *DAMAGED), np.load(self.path, allow_pickle=False) as file:
