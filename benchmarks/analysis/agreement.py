@@ -1,12 +1,12 @@
-"""Which variants compute the same loss: the terms after the first epochs, cell by cell, in losses.csv.
+"""Which variants compute the same loss: the terms after the first epochs, point by point, in losses.csv.
 
-Every measured cell has its loss after the same number of epochs (EARLY_EPOCHS), from starting values that the seed
-alone decides. Variants agree where MMD2 is within MMD_TOLERANCE and each penalty and distortion within
+Every measurement has its loss after the same number of epochs (EARLY_EPOCHS), from starting values that the seed alone
+decides. Variants agree where MMD2 is within MMD_TOLERANCE and each penalty and distortion within
 NORM_TOLERANCE of its value. Primal and dual start from different parameters, and a biased and an unbiased MMD2 differ
 by about 1 / n, so several groups are expected: by formulation, by estimator, and each approximation alone.
 
-A family is the variants of one formulation and one estimator of MMD2; the largest group of its exact ones in a cell is
-taken to be right there. An approximation is compared over all cells at once, since its errors average out: the sum of
+A family is the variants of one formulation and one estimator of MMD2; the largest group of its exact ones at a point is
+taken to be right there. An approximation is compared over all points at once, since its errors average out: the sum of
 its differences from the family must be within its tolerance (Variant.tolerance) of the sum of what the family has. Of
 MMD2 one estimate from n cells may be off by NOISE / sqrt(n) times the tolerance besides. A variant of another objective
 has no family.
@@ -28,69 +28,57 @@ from mmdma_core.files.atomic import atomically
 MMD_TOLERANCE = 1e-4  # absolute: MMD2 is a difference of means of numbers up to 1, some of them from float32 distances
 NORM_TOLERANCE = 2e-3  # a float32 norm over n^2 numbers, as `dual` takes it, was off by 1.1e-3 at n = 4,000
 SAME = 0.05  # a norm of `dual` is off by 1.4 % at n = 10,000, by another order of its sum
-FOSCTTM_TOLERANCE = 0.05  # 0.5 is chance; exact twins from the same starts are within 0.01
+FOSCTTM_TOLERANCE = 0.05  # 0.5 is chance; exact variants from the same starts are within 0.01
 NOISE = 3.0  # single losses of the laptop study are within 0.9 of what it allows
 _NORMS = ("pen_x", "pen_y", "dis_x", "dis_y")
 Point = tuple[str, int, int]  # variant, n, p
 
 
 class Apart(NamedTuple):
-    """From whom a loss stands apart, and in which term by how much, in words."""
+    """The variant from which a loss stands apart, and in which term by how much, in words."""
 
     other: str
     words: str
 
 
 def apart(table: pd.DataFrame, settings: Settings) -> dict[Point, Apart]:
-    """(variant, n, p) -> from whom it stands apart, for every loss of the table that does; see the module's docstring.
+    """Return from whom each loss of the table stands apart that does; see the module's docstring.
 
-    Of two largest groups of a family nobody knows which is right, so both stand apart. An approximation stands apart in
-    every cell that was compared, or in none.
+    Of two largest groups of a family nobody knows which is right, so both stand apart. An approximation stands apart at
+    every point that was compared, or at none.
     """
-    measured = table[table["status"] == "ok"]
+    measured = table[(table["status"] == "ok") & table["variant"].isin(mmdma_core.variants())]
     if "early_mmd" not in measured:
         return {}
     found: dict[Point, Apart] = {}
-    pairs: dict[str, list[tuple]] = {}  # approximation -> its cells, and whom each is compared with
-    for _, cell in measured.groupby(["n", "p"]):
-        rows = {row.variant: row for row in cell.itertuples() if row.variant in mmdma_core.variants()}
-        groups = [[name for name in group if name in rows] for group in _groups(cell)]
-        for family, members in _families(groups, settings).items():
-            first, *others = members
-            tie = bool(others) and len(others[0]) == len(first)
-            wrong = {name: first[0] for group in others for name in group}
-            wrong |= dict.fromkeys(first, others[0][0]) if tie else {}
-            for name, other in wrong.items():
-                found[name, rows[name].n, rows[name].p] = Apart(other, _furthest(rows[name], rows[other]))
-            for name, row in rows.items():
-                known = mmdma_core.variant(name)
-                if known.remark == "approximate" and _family(known, settings) == family and not tie:
-                    pairs.setdefault(name, []).append((row, rows[first[0]]))
+    pairs: dict[str, list[tuple]] = {}  # approximation -> its rows, and the row with which each is compared
+    families = measured["variant"].map(lambda name: _family(mmdma_core.variant(name), settings))
+    for _, rows in measured.groupby(["n", "p", families]):
+        kinds = rows["variant"].map(mmdma_core.variant)
+        groups = sorted(_groups(rows[[kind.exact for kind in kinds]]), key=len, reverse=True)
+        if not groups:
+            continue
+        first, *others = groups
+        tie = bool(others) and len(others[0]) == len(first)
+        wrong = [(row, first[0]) for group in others for row in group]
+        wrong += [(row, others[0][0]) for row in first] if tie else []
+        for row, other in wrong:
+            found[row.variant, row.n, row.p] = Apart(other.variant, _furthest(row, other))
+        if not tie:
+            for row in rows[[kind.remark == "approximate" for kind in kinds]].itertuples():
+                pairs.setdefault(row.variant, []).append((row, first[0]))
     for name, both in pairs.items():
         words = _off_on_average(both, mmdma_core.variant(name).tolerance)
         found |= {(name, row.n, row.p): Apart(other.variant, words) for row, other in both if words}
     return found
 
 
-def _family(variant: mmdma_core.Variant, settings: Settings) -> tuple[str, bool]:
-    return variant.formulation, variant.taken(settings).unbiased
-
-
-def _families(groups: list[list[str]], settings: Settings) -> Mapping[tuple[str, bool], list[list[str]]]:
-    """Family -> its exact variants in groups that agree, the largest first."""
-    families: dict[tuple[str, bool], list[list[str]]] = {}
-    for group in groups:
-        parts: dict[tuple[str, bool], list[str]] = {}
-        for name in group:
-            if mmdma_core.variant(name).exact:
-                parts.setdefault(_family(mmdma_core.variant(name), settings), []).append(name)
-        for family, part in parts.items():
-            families.setdefault(family, []).append(part)
-    return {family: sorted(parts, key=len, reverse=True) for family, parts in families.items()}
+def _family(variant: mmdma_core.Variant, settings: Settings) -> str:
+    return f"{variant.formulation}, {'unbiased' if variant.taken(settings).unbiased else 'biased'}"
 
 
 def matches_apart(best: Mapping[str, float]) -> set[str]:
-    """The variants whose match is worse than their family's by more than FOSCTTM_TOLERANCE.
+    """Return the variants whose match is worse than their family's by more than FOSCTTM_TOLERANCE.
 
     best  variant -> the lowest FOSCTTM of its starts, in one problem. Here a family is those of one formulation: the
           estimators of MMD2 differ by too little to lose a match. Names that are no variants are never apart
@@ -98,8 +86,8 @@ def matches_apart(best: Mapping[str, float]) -> set[str]:
     known = {name: mmdma_core.variant(name) for name in best if name in mmdma_core.variants()}
     found = set()
     for name, variant in known.items():
-        twins = [best[other] for other, own in known.items() if own.exact and own.formulation == variant.formulation]
-        if twins and not variant.objective and not best[name] <= min(twins) + FOSCTTM_TOLERANCE:
+        exact = [best[other] for other, own in known.items() if own.exact and own.formulation == variant.formulation]
+        if exact and not variant.objective and not best[name] <= min(exact) + FOSCTTM_TOLERANCE:
             found.add(name)
     return found
 
@@ -128,26 +116,26 @@ def same_question(row: Any) -> bool:
 
 
 def _off_on_average(both: list[tuple], tolerance: float) -> str:
-    """The term in which an approximation is off for its tolerance, and by how much, in words; '' if none is."""
+    """Return the term in which an approximation is off for its tolerance, and by how much, in words; '' if none is."""
+    mine, right = (pd.DataFrame(rows) for rows in zip(*both, strict=True))
 
-    def sums(term: str) -> tuple[float, float, float]:
-        found = [(getattr(row, f"early_{term}"), getattr(other, f"early_{term}")) for row, other in both]
-        off = [mine - right for mine, right in found]
-        return abs(sum(off)), sum(map(abs, off)), sum(abs(right) for _, right in found)
+    def off(term: str) -> pd.Series:
+        return mine[f"early_{term}"] - right[f"early_{term}"]
 
-    off, _, size = sums("mmd")
-    noise = NOISE * math.sqrt(sum(1 / row.n for row, _ in both))
-    if not off <= tolerance * (size + noise) + MMD_TOLERANCE * len(both):
-        return f"mmd: {off:.3g} over {len(both)} cells, whose sum is {size:.3g}"
+    size = right["early_mmd"].abs().sum()
+    noise = NOISE * math.sqrt((1 / mine["n"]).sum())
+    by = abs(off("mmd").sum(skipna=False))
+    if not by <= tolerance * (size + noise) + MMD_TOLERANCE * len(both):
+        return f"mmd: {by:.3g} over {len(both)} points, whose sum is {size:.3g}"
     for term in _NORMS:
-        _, off, size = sums(term)
-        if not off <= (tolerance + NORM_TOLERANCE) * size:
-            return f"{term}: {100 * off / (size or 1):.3g} % over {len(both)} cells"
+        by, size = off(term).abs().sum(skipna=False), right[f"early_{term}"].abs().sum()
+        if not by <= (tolerance + NORM_TOLERANCE) * size:
+            return f"{term}: {100 * by / (size or 1):.3g} % over {len(both)} points"
     return ""
 
 
-def _furthest(one: object, other: object) -> str:
-    """The term that is furthest off for its tolerance, and by how much: MMD2 absolutely, a norm relative to itself."""
+def _furthest(one: Any, other: Any) -> str:
+    """Return the term that is furthest off for its tolerance, and by how much: MMD2 absolutely, a norm relatively."""
     off = {}
     for term in ("mmd", *_NORMS):
         a, b = getattr(one, f"early_{term}"), getattr(other, f"early_{term}")
@@ -158,36 +146,36 @@ def _furthest(one: object, other: object) -> str:
 
 
 def losses(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell with a measurement: n, p, the groups as 'a = b | c', and the total loss of each variant."""
+    """Return one row a point: n, p, the groups that agree as 'a = b | c', and the total loss of each variant."""
     measured = table[table["status"] == "ok"]
     rows = []
-    for (n, p), cell in measured.groupby(["n", "p"]):
-        totals = dict(zip(cell["variant"], cell["early_total"], strict=True))
-        rows.append({"n": n, "p": p, "agree": " | ".join(" = ".join(group) for group in _groups(cell))} | totals)
+    for (n, p), point in measured.groupby(["n", "p"]):
+        agree = " | ".join(" = ".join(row.variant for row in group) for group in _groups(point))
+        rows.append({"n": n, "p": p, "agree": agree} | dict(zip(point["variant"], point["early_total"], strict=True)))
     return pd.DataFrame(rows, columns=["n", "p", "agree", *sorted(measured["variant"].unique())])
 
 
 def write_losses(table: pd.DataFrame, root: Path) -> Path:
-    """Write losses.csv of results/MACHINE from its table; returns the path."""
+    """Write losses.csv of results/MACHINE from its table; return the path."""
     path = root / "losses.csv"
     with atomically(path) as part:
         losses(table).to_csv(part, index=False)
     return path
 
 
-def _groups(cell: pd.DataFrame) -> list[list[str]]:
-    """The variants of one cell, each with those whose first member it agrees with."""
+def _groups(point: pd.DataFrame) -> list[list]:
+    """Return the rows of one point, each with those whose first member it agrees with."""
     groups: list[list] = []
-    for one in cell.itertuples():
+    for one in point.itertuples():
         home = next((group for group in groups if _agree(group[0], one)), None)
         if home is None:
             groups.append([one])
         else:
             home.append(one)
-    return [[one.variant for one in group] for group in groups]
+    return groups
 
 
-def _agree(a: object, b: object) -> bool:
+def _agree(a: Any, b: Any) -> bool:
     def near(term: str) -> bool:
         left, right = getattr(a, f"early_{term}"), getattr(b, f"early_{term}")
         return abs(left - right) <= NORM_TOLERANCE * max(abs(left), abs(right))
