@@ -88,7 +88,7 @@ def choose_for_fit(
     """
     free = _free_bytes(device, ranks) if memory_bytes is None else memory_bytes
     linear = LINEAR_IN_N[form]
-    able = _obstacle(linear, n, p, d, device, free, form, ranks) is None
+    able = obstacle(linear, n, p, d, device, free, form, ranks) is None
     try:
         exact = choose(n, p, d, device, free, form, measured, ranks=ranks)
     except MissingDependency as error:
@@ -157,14 +157,21 @@ def why_not(
     """Return the reason to pass over a variant, in words, or None; the arguments are those of `choose`."""
     known = variant(name)
     kind = known.remark or (f"{known.estimator} MMD alone" if known.estimator else "")
-    obstacle = _obstacle(name, n, p, d, device, memory_bytes, form, ranks)
-    return "; ".join(filter(None, (obstacle, kind))) or None
+    reasons = (obstacle(name, n, p, d, device, memory_bytes, form, ranks), kind)
+    return "; ".join(filter(None, reasons)) or None
 
 
-def _obstacle(
-    name: str, n: int, p: int, d: int, device: torch.device | None, memory_bytes: int, form: Form, ranks: int
+def obstacle(
+    name: str,
+    n: int,
+    p: int,
+    d: int,
+    device: torch.device | None,
+    memory_bytes: int,
+    form: Form = "dense",
+    ranks: int = 1,
 ) -> str | None:
-    """Why a variant cannot treat the problem here, in words, or None."""
+    """Return why a variant cannot treat the problem here, in words, or None; the arguments are those of `choose`."""
     known = variant(name)
     if form not in known.accepts:
         return f"takes no {form} views"

@@ -98,14 +98,14 @@ def test_advise_in_words():
     laptop = study.load(CONFIG | {"machine": LAPTOP.name, "results": str(LAPTOP.parent)})
     text = advise.describe(laptop, 4000, 1000)
     assert text.startswith("n = 4,000 cells, p = 1,000 features, d = 10, ")
-    assert f"{len(CELLS)} measured cells" in text
+    assert f"{len(CELLS)} measurements in" in text
     assert "\ntake primal-fused: about " in text or "\ntake dual-fused: about " in text
     assert "rests on its measurement at n = 4000, p = 1000" in text
     assert "original-2020 " in text
     assert "\nor, approximate, primal-fourier: about " in text
-    assert "of their exact twins" in text
+    assert "of the exact ones on" in text
     elsewhere = advise.describe(laptop, 1_000_000, 1000, gpu_gib=16)
-    assert "measured cells of the published V100, since" in elsewhere
+    assert "measurements of the published V100, since" in elsewhere
     assert "primal-keops             about " in elsewhere
     with pytest.raises(ValueError, match="--n must be at least 2"):
         advise.describe(laptop, 1, 10)
@@ -135,9 +135,9 @@ def test_advise_tells_all(tmp_path, monkeypatch):
     records.write(made, records.record_path(tmp_path / "here", made.variant, made.p, made.n))
     asked = study.load(CONFIG | {"machine": "here", "results": str(tmp_path)})
     text = advise.describe(asked, 4000, 1000)
-    assert "  measured-only            no model: 1 cell measured here\n" in text + "\n"
-    assert "  nowhere                  no model: 0 cells measured here\n" in text + "\n"
-    assert "more cells" not in text
+    assert "  measured-only            no model: 1 measurement here\n" in text + "\n"
+    assert "  nowhere                  no model: 0 measurements here\n" in text + "\n"
+    assert "more of them" not in text
     little = advise.describe(asked, 50, 10, gpu_gib=2e5 / 2**30)
     assert re.search(r"\nor, approximate, primal-fourier: needs .* of 195 KiB; about ", little)
     assert re.search(r"\n  dual-fourier .*\); needs .* of 195 KiB; approximate\n", little)
@@ -151,7 +151,7 @@ def test_cells_of_the_same_processor_elsewhere_are_offered_by_name(tmp_path, mon
     monkeypatch.setattr("benchmarks.measuring.machine.cpu_model", lambda: "This One")
     asked = study.load(CONFIG | {"machine": "here", "results": str(tmp_path)})
     words = f"of the same processor, This One: {tmp_path / 'mine'} (2 records); --set machine=NAME takes them"
-    assert f"\nmore cells {words}\n" in advise.describe(asked, 4000, 1000)
+    assert f"\nmore of them {words}\n" in advise.describe(asked, 4000, 1000)
     assert words in describe(asked).splitlines()
     assert "same processor" not in advise.describe(
         study.load(CONFIG | {"machine": "mine", "results": str(tmp_path)}), 9, 9

@@ -166,7 +166,7 @@ def laptop():
 def test_advice_about_a_gpu_takes_the_same_rates(tmp_path):
     measured_gpu(tmp_path)
     text = advise.describe(laptop(), 50_000, 10, gpu_gib=40, like=str(tmp_path))
-    assert f"24 measured cells of a GPU in {tmp_path}, since" in text
+    assert f"24 measurements of a GPU in {tmp_path}, since" in text
     known = predict.card(str(tmp_path))
     assert "dual-fused" in text
     found = advice.estimate("dual-fused", 50_000, 10, 10, (), known.rates())
