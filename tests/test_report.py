@@ -161,7 +161,7 @@ def test_the_facts_have_the_numbers_of_the_records(tmp_path):
     ]
     html = written(study)
     for fact in found:
-        assert f'<section id="{fact.anchor}"' in html
+        assert f'<section id="{page.anchor(fact.title)}"' in html
     assert html.index('class="facts"') < html.index('id="verdict"')
 
 
@@ -174,7 +174,7 @@ def test_facts_without_much_to_tell(tmp_path, made):
     found = list(overview._facts(evidence.gather(study)))
     assert 1 <= len(found) <= 8
     html = written(study)
-    assert all(f'<section id="{fact.anchor}"' in html for fact in found)
+    assert all(f'<section id="{page.anchor(fact.title)}"' in html for fact in found)
 
 
 def test_no_winner_is_no_error(tmp_path):

@@ -114,7 +114,7 @@ def test_the_chart_tells_its_values(browser):
         ["dual", "40 s", "primal", "60 s", "primal, KeOps (LSMMD-MA)", "100 s"],
     )
     find(browser, "select[name=p] option[value='3000']").click()
-    assert readout(browser)[1][-2:] == ["primal", "out of memory"]
+    assert readout(browser)[1][-2:] == ["primal", "ran out of memory"]
     find(browser, "svg.plate").send_keys(Keys.ARROW_LEFT)
     assert readout(browser)[0] == "n = 1,000, p = 3,000"
     find(browser, "select[name=quantity] option[value='2']").click()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import pandas as pd
 from markupsafe import Markup
@@ -17,24 +17,18 @@ from benchmarks.figures.style import style
 from benchmarks.measuring.memory import GIB
 from benchmarks.report import noise, verdict
 from benchmarks.report.evidence import Evidence
-from benchmarks.report.page import Section, anchor, figure, grouped, listing, number, paragraph, part, percent, spans
+from benchmarks.report.page import Section, figure, grouped, listing, number, paragraph, part, percent, spans
+from benchmarks.report.status import mark_of
 
 _DASHES = {"-": "", "--": "5 3", "-.": "6 3 1.5 3"}  # Matplotlib's names, as SVG has them
-_ENDS = {"oom": "out of memory", "timeout": "out of time", "budget": "no time left", "error": "failed"}
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """A number, what it counts, and the title of the section that shows it."""
 
     number: str
     words: str
     title: str
-
-    @property
-    def anchor(self) -> str:
-        """The address of that section within the page."""
-        return anchor(self.title)
 
 
 def facts_section(evidence: Evidence) -> Section | None:
@@ -45,7 +39,8 @@ def facts_section(evidence: Evidence) -> Section | None:
 
 
 def _facts(evidence: Evidence) -> Iterator[Fact]:
-    total, ok, memory = (sum(1 for _ in evidence.study.points()), len(evidence.ok), _count(evidence.grid, "oom"))
+    total, ok = sum(1 for _ in evidence.study.points()), len(evidence.ok)
+    memory = int((evidence.grid["outcome"] == "oom").sum())
     others = f"{memory:,} out of memory, {total - ok - memory:,} otherwise"
     yield Fact(f"{ok:,} of {total:,}", f"measurements came to an end; {others}", "How every measurement ended")
     yield from _winner(evidence.paper_winners)
@@ -72,10 +67,6 @@ def _facts(evidence: Evidence) -> Iterator[Fact]:
     if len(told):
         noisy = f"above {percent(noise.NOISY)} in {(told > noise.NOISY).sum():,} of {len(told):,}"
         yield Fact(percent(told.median()), f"spread of the epochs of a measurement, in the median; {noisy}", "Noise")
-
-
-def _count(grid: pd.DataFrame, outcome: str) -> int:
-    return int((grid["outcome"] == outcome).sum())
 
 
 def _winner(found: Winners) -> Iterator[Fact]:
@@ -181,7 +172,7 @@ def runtime_chart(evidence: Evidence) -> Section | None:
             "p": row.p,
             "values": [_plain(v) for v in (row.runtime_s, row.median_epoch_s, row.memory_gib)],
             "extrapolated": row.extrapolated is True,
-            "ended": _ENDS.get(row.outcome, row.outcome.replace("_", " ")),
+            "ended": mark_of(row).words,
         }
         for row in table.astype({"extrapolated": object}).itertuples()
     ]

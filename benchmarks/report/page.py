@@ -6,9 +6,9 @@ import base64
 import math
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
@@ -63,17 +63,11 @@ _TYPES = {"svg": "image/svg+xml", "png": "image/png", "csv": "text/csv", "parque
 _LEAST_SCALE = 0.64  # a chart is drawn no smaller than that, and scrolls in its box where there is no room
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of the page: a title, and HTML that is safe to put in as it is."""
 
     title: str
     html: Markup
-
-    @property
-    def anchor(self) -> str:
-        """Its address within the page."""
-        return anchor(self.title)
 
 
 def anchor(title: str) -> str:
@@ -120,8 +114,7 @@ def figure(root: Path, name: str, caption: str, alt: str, folder: str = "figures
     return part("figure", source=links[1].uri, caption=caption, alt=alt, least=least, links=links)
 
 
-@dataclass(frozen=True)
-class Download:
+class Download(NamedTuple):
     """A file inside the page."""
 
     name: str
@@ -158,5 +151,5 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"code": code, "plain": lambda text: re.sub(r"[`*]", "", text)}
+    environment.filters |= {"code": code, "anchor": anchor, "plain": lambda text: re.sub(r"[`*]", "", text)}
     return environment

@@ -28,16 +28,21 @@ NO_RECORD = Mark("·", "none", "no record")
 NOT_ASKED = Mark("", "none", "not part of the study")
 MARKS = {  # (status, outcome) of benchmarks.analysis.table.to_frame
     ("ok", "ok"): Mark("●", "ok", "came to an end"),
-    ("oom", "oom"): Mark("M", "memory", "out of memory"),
-    ("skipped", "oom"): Mark("m", "memory", "not tried: out of memory at a smaller n"),
-    ("timeout", "timeout"): Mark("T", "late", "out of time"),
-    ("skipped", "timeout"): Mark("t", "late", "not tried: out of time at a smaller n"),
-    ("skipped", "budget"): Mark("b", "late", "not tried: no time left in the sweep"),
+    ("oom", "oom"): Mark("M", "memory", "ran out of memory"),
+    ("skipped", "oom"): Mark("m", "memory", "ran out of memory at a smaller n"),
+    ("timeout", "timeout"): Mark("T", "late", "ran out of time"),
+    ("skipped", "timeout"): Mark("t", "late", "ran out of time at a smaller n"),
+    ("skipped", "budget"): Mark("b", "late", "had no time left in the sweep"),
     ("error", "error"): Mark("E", "failed", "failed"),
-    ("missing_dependency", "missing_dependency"): Mark("D", "absent", "a package or a device is missing"),
-    ("unsupported", "unsupported"): Mark("U", "absent", "not supported by the variant"),
+    ("missing_dependency", "missing_dependency"): Mark("D", "absent", "lacked a package or a device"),
+    ("unsupported", "unsupported"): Mark("U", "absent", "asked what the variant does not support"),
 }
 _UNKNOWN = Mark("?", "absent", "ended in a way that this page does not know")
+
+
+def mark_of(row: Any) -> Mark:
+    """Return how the end of a row of the table is shown."""
+    return MARKS.get((row.status, row.outcome), _UNKNOWN)
 
 
 def status_section(evidence: Evidence) -> Section | None:
@@ -72,7 +77,7 @@ def _square(row: Any, n: int, p: int, asked: set[tuple[int, int]]) -> dict:
     if row is None:
         mark = NO_RECORD if (n, p) in asked else NOT_ASKED
         return {"mark": mark, "title": f"{where}: {mark.words}"}
-    mark = MARKS.get((row.status, row.outcome), _UNKNOWN)
+    mark = mark_of(row)
     detail = f"{number(row.runtime_s)} s" if row.status == "ok" else row.detail
     return {"mark": mark, "title": f"{where}: {mark.words}" + (f" ({detail})" if detail else "")}
 
@@ -82,9 +87,10 @@ def _reasons(evidence: Evidence) -> Markup:
     ended = evidence.grid[evidence.grid["status"] != "ok"]
     if ended.empty:
         return paragraph("Every measurement came to an end.")
+    words = [mark_of(row).words for row in ended.itertuples()]
     rows = [
-        (variant, MARKS.get((status, outcome), _UNKNOWN).words, _places(same, evidence), detail)
-        for (variant, status, outcome, detail), same in ended.groupby(["variant", "status", "outcome", "detail"])
+        (variant, how, _places(same, evidence), detail)
+        for (variant, how, detail), same in ended.groupby(["variant", words, "detail"])
     ]
     rows.sort(key=lambda row: evidence.study.variants.index(row[0]))
     return table(

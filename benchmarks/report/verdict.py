@@ -14,18 +14,9 @@ from benchmarks.analysis.table import measurements
 from benchmarks.figures import heatmap
 from benchmarks.report.evidence import Evidence
 from benchmarks.report.page import at, grouped, listing, number
+from benchmarks.report.status import MARKS, mark_of
 
 PATTERN = ("dual", "dual-keops", "primal-keops")  # Figure 1A of the paper: who wins as n grows, at every p
-
-OUTCOMES = {  # an outcome of benchmarks.analysis.table.to_frame -> what one says of a measurement that ended so
-    "ok": "came to an end",
-    "oom": "ran out of memory there or at a smaller n",
-    "timeout": "ran out of time there or at a smaller n",
-    "budget": "had no time left in their sweep",
-    "error": "failed",
-    "missing_dependency": "lack a package or a device",
-    "unsupported": "are not supported by their variant",
-}
 
 
 def sentences(evidence: Evidence) -> list[str]:
@@ -58,10 +49,9 @@ def named(what: Iterable[str]) -> str:
 
 def _count(evidence: Evidence) -> str:
     study, total = evidence.study, sum(1 for _ in evidence.study.points())
-    counts = Counter(evidence.grid["outcome"] if len(evidence.grid) else ())
-    known = [outcome for outcome in OUTCOMES if outcome in counts]
-    others = [outcome for outcome in counts if outcome not in OUTCOMES]
-    parts = [f"{counts[outcome]:,} {OUTCOMES.get(outcome, f'ended as {outcome}')}" for outcome in (*known, *others)]
+    counts = Counter(mark_of(row).words for row in evidence.grid.itertuples())
+    order = [mark.words for mark in MARKS.values() if mark.words in counts]
+    parts = [f"{counts[words]:,} {words}" for words in (*order, *(counts.keys() - set(order)))]
     missing = total - len(evidence.grid)
     parts += [f"{missing:,} {'has' if missing == 1 else 'have'} no record"] if missing else []
     return (
