@@ -18,7 +18,9 @@ from mmdma_core import io, simulate
 pytestmark = pytest.mark.slow
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")
-FIT = ("-m", "mmdma_core", "fit", "--quiet", "--n-starts", "1", "--random-state", "0", "--n-components", "2")
+MMDMA = ("-m", "mmdma_core")
+IMPATIENT = Path(__file__).with_name("impatient.py")
+FIT = ("fit", "--quiet", "--n-starts", "1", "--random-state", "0", "--n-components", "2")
 MINUTE = 60
 
 
@@ -31,9 +33,9 @@ def data(tmp_path_factory):
     return folder
 
 
-def arguments(data, out, *more, x="x.npy", y="y.npy"):
-    files = ("--x", data / x, "--y", data / y, "--match", data / "match.npy")
-    return [*FIT, *files, "--variant", "primal-fused", "--out", out, *more]
+def arguments(data, out, *more, y="y.npy", program=MMDMA):
+    files = ("--x", data / "x.npy", "--y", data / y, "--match", data / "match.npy")
+    return [*program, *FIT, *files, "--variant", "primal-fused", "--out", out, *more]
 
 
 def begin(size, arguments):
@@ -99,7 +101,7 @@ def workers(process, size, out):
     """The ranks' processes, in order, once all are in their epochs: the watchers are their children."""
     until = time.monotonic() + MINUTE
     while time.monotonic() < until:
-        found = [child for child in psutil.Process(process.pid).children() if "mmdma_core" in " ".join(child.cmdline())]
+        found = [child for child in psutil.Process(process.pid).children() if "fit" in child.cmdline()]
         if len(found) == size and all(child.children() for child in found) and (out.parent / "saved.npz").exists():
             return sorted(found, key=lambda child: int(child.environ()["RANK"]))
         time.sleep(0.1)
@@ -111,13 +113,14 @@ def workers(process, size, out):
     ("number", "said"),
     [
         (signal.SIGKILL, "error: rank 1 ended without a word: it was killed, or has crashed"),
-        (signal.SIGSTOP, "error: rank 1 hangs: it has done nothing for 30 s while the others wait for it"),
+        (signal.SIGSTOP, "error: rank 1 hangs: it has done nothing for 8 s while the others wait for it"),
     ],
 )
 def test_a_rank_that_dies_or_hangs_ends_all(data, tmp_path, number, said):
     out = tmp_path / "out"
     saved = "--checkpoint", tmp_path / "saved.npz", "--loss-every", "10"
-    process = begin(3, arguments(data, out, "--n-epochs", "1000000", *saved))
+    program = IMPATIENT, "HANGING_S=8"
+    process = begin(3, arguments(data, out, "--n-epochs", "1000000", *saved, program=program))
     ranks = workers(process, 3, out)
     since = time.monotonic()
     ranks[1].send_signal(number)
@@ -137,7 +140,7 @@ def test_a_rank_that_the_others_do_not_reach_ends(data, tmp_path):
     environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731"}
     begun = time.monotonic()
     done = subprocess.run(
-        [sys.executable, *map(str, arguments(data, tmp_path / "out"))],
+        [sys.executable, *map(str, arguments(data, tmp_path / "out", program=(IMPATIENT, "PATIENCE_S=6")))],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -146,7 +149,7 @@ def test_a_rank_that_the_others_do_not_reach_ends(data, tmp_path):
     assert time.monotonic() - begun < MINUTE
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert lines == [
-        "error: rank 0 of 2: cannot reach the others at 127.0.0.1:29731 within 40 s: not there is rank 1"
+        "error: rank 0 of 2: cannot reach the others at 127.0.0.1:29731 within 6 s: not there is rank 1"
     ], done.stderr
 
 
