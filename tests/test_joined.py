@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 from mmdma_core import io, simulate
+from mmdma_core.matching.command_line import main
 
 pytestmark = pytest.mark.slow
 
@@ -39,11 +42,16 @@ def arguments(data, out, *more, y="y.npy", program=MMDMA):
 
 
 def begin(size, arguments):
-    command = [sys.executable] if size == 1 else [TORCHRUN, "--nproc-per-node", str(size)]
-    return subprocess.Popen([*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [TORCHRUN, "--nproc-per-node", str(size), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def fit(size, arguments):
+    """What `mmdma fit` prints, in so many processes; one is this one, which has imported it all."""
+    if size == 1:
+        with redirect_stdout(StringIO()) as printed:
+            assert main(list(map(str, arguments[len(MMDMA) :]))) == 0
+        return printed.getvalue()
     with begin(size, arguments) as process:
         said, complaint = process.communicate(timeout=2 * MINUTE)
     assert process.returncode == 0, complaint
