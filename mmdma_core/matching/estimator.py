@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from sklearn.utils import Tags  # from scikit-learn 1.6 on
 
 
+@dataclass(eq=False, repr=False)
 class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Match the cells of two modalities: a linear embedding of each, learnt so that the embedded clouds agree.
 
@@ -146,56 +148,30 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     (100, 2)
     """
 
-    def __init__(
-        self,
-        variant: str = "auto",
-        *,
-        n_components: int = 5,
-        sigma: float | Literal["median"] = 1.0,
-        lambda1: float = 1e-2,
-        lambda2: float = 0.3,
-        learning_rate: float = 5e-3,
-        n_epochs: int = 1000,
-        n_starts: int = 10,
-        init: tuple | str = ("uniform", 0.0, 0.1),
-        unbiased: bool = True,
-        amsgrad: bool = False,
-        kernel: Literal["linear", "precomputed"] = "linear",
-        l2_normalize: bool = False,
-        center: bool = False,
-        batch_size: int | Literal["auto"] | None = "auto",
-        loss_every: int = 50,
-        window: int = 0,
-        tolerance: float = 1e-3,
-        callbacks: Sequence[Callback] = (),
-        checkpoint: str | Path | None = None,
-        device: str = "auto",
-        random_state: int | np.random.RandomState | None = None,
-        verbose: bool = False,
-    ) -> None:
-        self.variant = variant
-        self.n_components = n_components
-        self.sigma = sigma
-        self.lambda1 = lambda1
-        self.lambda2 = lambda2
-        self.learning_rate = learning_rate
-        self.n_epochs = n_epochs
-        self.n_starts = n_starts
-        self.init = init
-        self.unbiased = unbiased
-        self.amsgrad = amsgrad
-        self.kernel = kernel
-        self.l2_normalize = l2_normalize
-        self.center = center
-        self.batch_size = batch_size
-        self.loss_every = loss_every
-        self.window = window
-        self.tolerance = tolerance
-        self.callbacks = callbacks
-        self.checkpoint = checkpoint
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
+    variant: str = "auto"
+    _: KW_ONLY
+    n_components: int = 5
+    sigma: float | Literal["median"] = 1.0
+    lambda1: float = 1e-2
+    lambda2: float = 0.3
+    learning_rate: float = 5e-3
+    n_epochs: int = 1000
+    n_starts: int = 10
+    init: tuple | str = ("uniform", 0.0, 0.1)
+    unbiased: bool = True
+    amsgrad: bool = False
+    kernel: Literal["linear", "precomputed"] = "linear"
+    l2_normalize: bool = False
+    center: bool = False
+    batch_size: int | Literal["auto"] | None = "auto"
+    loss_every: int = 50
+    window: int = 0
+    tolerance: float = 1e-3
+    callbacks: Sequence[Callback] = ()
+    checkpoint: str | Path | None = None
+    device: str = "auto"
+    random_state: int | np.random.RandomState | None = None
+    verbose: bool = False
 
     def fit(self, X: Any, Y: Any, *, use_rep: Pair = "X", layer: Pair = None) -> MMDMA:
         """Learn both embeddings.
