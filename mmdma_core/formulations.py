@@ -12,7 +12,7 @@ import torch
 
 from mmdma_core import objective
 from mmdma_core.errors import Unsupported
-from mmdma_core.inputs import Kernel, Rows, View, csr, is_sparse
+from mmdma_core.inputs import Kernel, Ranks, View, csr, is_sparse
 
 
 class Formulation(Protocol):
@@ -180,17 +180,17 @@ class SparsePrimal(Formulation):
     held  the rows of the view that are here; None: x has all
     """
 
-    def __init__(self, x: torch.Tensor, held: Rows | None = None) -> None:
+    def __init__(self, x: torch.Tensor, ranks: Ranks | None = None) -> None:
         if x.values().numel() >= _LIMIT:
             raise Unsupported(
                 f"a sparse view may have fewer than 2^31 entries, this one has {x.values().numel():,}: share its rows "
                 "among more processes, or give it dense"
             )
-        self._held = held or Rows(len(x))
-        self.n, self.rows = self._held.n, x.shape[1]
+        self._ranks = ranks or Ranks(len(x))
+        self.n, self.rows = self._ranks.n, x.shape[1]
         self._x = x.double()
         self._x_t = self._x.t().to_sparse_csr()
-        self._constant = _squared_norm_of_kernel(self._x, self._x_t, self._held)
+        self._constant = _squared_norm_of_kernel(self._x, self._x_t, self._ranks)
 
     def embed(self, theta: torch.Tensor) -> torch.Tensor:
         return _Product.apply(self._x, self._x_t, theta.double()).to(theta.dtype)
@@ -200,8 +200,8 @@ class SparsePrimal(Formulation):
 
     def distortion(self, theta: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         e = e.double()
-        t = self._held.sum_of_graph(_Product.apply(self._x_t, self._x, e))
-        b = self._held.sum_of_graph(e.T @ e)
+        t = self._ranks.sum_with_gradient(_Product.apply(self._x_t, self._x, e))
+        b = self._ranks.sum_with_gradient(e.T @ e)
         squared = self._constant - 2 * t.square().sum() + b.square().sum()
         norm = squared.clamp(min=torch.finfo(torch.float64).tiny).sqrt()
         return objective.distortion(norm, self.n, self.rows)
@@ -215,30 +215,30 @@ def _times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.cat([a @ panel.contiguous() for panel in b.split(width, dim=1)], dim=1)
 
 
-def _squared_norm_of_kernel(x: torch.Tensor, x_t: torch.Tensor, held: Rows) -> torch.Tensor:
+def _squared_norm_of_kernel(x: torch.Tensor, x_t: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     """|X X^T|^2 = |M|^2 for M = X^T X (p < n) or X X^T, over all ranks.
 
     With it r^T M r is summed from the same blocks, for a random r, and compared with |A r|^2 and r^T A^T (A r), where
     M = A^T A. RuntimeError where they differ: then a block is wrong somewhere, as one with zeros is, or A^T is.
     """
     blocks = _dense_blocks if x.is_cuda else _sparse_blocks
-    by_features = x.shape[1] < held.n
+    by_features = x.shape[1] < ranks.n
     a, a_t = (x, x_t) if by_features else (x_t, x)
     r = torch.rand(a.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(x.device)
     image = a @ r
     if by_features:
-        norm, form = _norm_and_form(blocks(a, a_t, a), r, r, held.sum_of_sparse)
+        norm, form = _norm_and_form(blocks(a, a_t, a), r, r, ranks.sum_of_sparse)
         own = image @ image
     else:
         norm_and_form = _norm_and_form(blocks(a, a_t, a), r, r)
-        of_others = list(held.others(r[:, None]))
-        for other, r_other in zip(held.others(x), of_others, strict=True):
+        of_others = list(ranks.others(r[:, None]))
+        for other, r_other in zip(ranks.others(x), of_others, strict=True):
             norm_and_form += 2 * _norm_and_form(blocks(a, a_t, other.t().to_sparse_csr()), r, r_other[:, 0])
-        norm, form = held.sum(norm_and_form)
-        image = held.sum(image)
-        own = held.share * image @ image
-    expected = held.sum(torch.stack([own, r @ (a_t @ image)]))
-    bound = min(held.n, x.shape[1]) * norm.sqrt()  # |r|^2 |M|, which no form exceeds
+        norm, form = ranks.sum(norm_and_form)
+        image = ranks.sum(image)
+        own = image @ image / ranks.size
+    expected = ranks.sum(torch.stack([own, r @ (a_t @ image)]))
+    bound = min(ranks.n, x.shape[1]) * norm.sqrt()  # |r|^2 |M|, which no form exceeds
     if not (form - expected).abs().max() <= _AGREE * bound:
         ways = ", ".join(f"{float(way):.12g}" for way in (form, *expected))
         raise RuntimeError(

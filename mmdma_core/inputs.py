@@ -7,11 +7,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import scipy.sparse
 import torch
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
@@ -52,54 +55,60 @@ _DEVICE = re.compile(r"cpu(?::0)?|cuda(?::(0|[1-9]\d*))?")  # of a GPU the index
 Given: TypeAlias = torch.Tensor | np.ndarray | scipy.sparse.sparray | scipy.sparse.spmatrix | Kernel
 
 
-class Rows:
-    """All n rows of a view, in one process.
+class Ranks:
+    """The processes that share a run, as one of them sees them. This form: a single process, which has all rows.
 
-    n      rows of the view, over all ranks
-    first  which of them is the first here
-    own    how many are here
-    rank, size, share   0, 1, 1 / size
+    A rank is a process of a torch.distributed group, see mmdma_core.fused.ranks. Each has some rows of both views, rank
+    0 the first ones, and all of the parameters. What computes calls these methods and asks nowhere how many ranks there
+    are. Sums run in float64. A term that every rank computes for itself enters a sum divided by `size`, so that all
+    ranks end with the same bits.
+
+    rank, size  the number of this rank, and how many there are
+    group       of torch.distributed; None for a single process
+    n           rows of a view, over all ranks
+    first, own  which of them is the first here, and how many are here; None: of no view
     """
 
-    rank, size, share = 0, 1, 1.0
+    rank, size = 0, 1
+    group: ProcessGroup | None = None
 
-    def __init__(self, n: int) -> None:
-        self.n, self.first, self.own = n, 0, n
+    def __init__(self, own: int | None = None) -> None:
+        self.n, self.first, self.own = own, 0, own
 
-    def taken(self, rows: np.ndarray) -> np.ndarray:
-        """Return of rows of the whole view, in order, those that are here, counted from `first`."""
+    def local(self, rows: np.ndarray) -> np.ndarray:
+        """Of rows of the whole view, in order, return those that are here, counted from `first`."""
         return rows
 
     def sum(self, values: Array) -> Array:
         """Sum values, float64, over the ranks, in place."""
         return values
 
-    def sum_of_graph(self, values: torch.Tensor) -> torch.Tensor:
+    def sum_with_gradient(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks what autograd follows: each rank's gradient is the part of its own rows."""
         return values
 
     def sum_of_sparse(self, matrix: torch.Tensor) -> torch.Tensor:
-        """Sum a matrix, sparse or dense, over the ranks; that of several is dense."""
+        """Sum a matrix, sparse or dense, over the ranks; of several ranks the sum is dense."""
         return matrix
 
-    def of_first(self, value: Any) -> Any:
-        """Return what rank 0 gives, a plain value or tensors on the CPU."""
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value, a plain one or tensors on the CPU."""
         return value
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Return all rows (n, d) of a matrix of which (own, d) are here."""
         return rows
 
-    def to_first(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return at rank 0 all rows (n, d) of a matrix of which (own, d) are here; elsewhere these."""
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return at rank 0 all rows (n, d) of a matrix of which (own, d) are here, elsewhere these."""
         return rows
 
-    def room(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return a matrix (n, d) to fill with this rank's part of a sum, for `give`."""
+    def whole(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return a matrix (n, d) to fill with this rank's term of a sum, for `reduce_scatter`."""
         return rows
 
-    def give(self, part: torch.Tensor, rows: torch.Tensor) -> None:
-        """Set rows (own, d) to those rows of the sum of the parts (n, d) over the ranks."""
+    def reduce_scatter(self, term: torch.Tensor, rows: torch.Tensor) -> None:
+        """Fill rows (own, d) with those rows of the sum of the terms (n, d) over the ranks."""
 
     def others(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield the rows of other ranks, dense or CSR, such that each unordered pair of ranks meets once."""

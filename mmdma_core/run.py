@@ -10,7 +10,7 @@ import torch
 from torch.optim.adam import adam
 
 from mmdma_core.formulations import Formulation
-from mmdma_core.inputs import Rows, View
+from mmdma_core.inputs import Ranks, View
 from mmdma_core.kernels import Sums
 from mmdma_core.objective import LossTerms, squared_mmd, total_loss
 from mmdma_core.settings import Settings, own_state
@@ -114,7 +114,7 @@ class AdamRun(Run):
 
     amsgrad = False
     batch_size: int | None = None  # cells of each view that an update takes; None: all
-    held = Rows(0)  # of a run that shares its rows over ranks: those of the first view that are here
+    ranks = Ranks()  # those that share the run, with the rows of its first view
 
     def __init__(
         self,

@@ -398,10 +398,10 @@ def compilation_in_start(patch):
 
     fastest = pairs_cuda.fastest
 
-    def timed(n_x, n_y, d, sigma, unbiased, device, held=None):
+    def timed(n_x, n_y, d, sigma, unbiased, device, ranks=None):
         points = [torch.empty(n, d, device=device) for n in (n_x, n_y)]
         FusedMMD(n_x, n_y, d, sigma, unbiased, candidates(d)[-1])(*points, *map(torch.empty_like, points))
-        return fastest(n_x, n_y, d, sigma, unbiased, device, held)
+        return fastest(n_x, n_y, d, sigma, unbiased, device, ranks)
 
     patch.setattr(pairs_cuda, "fastest", timed)
 

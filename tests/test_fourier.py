@@ -1,6 +1,7 @@
 """MMD2 from Fourier features: against float64 at the same frequencies, and against the exact one on average."""
 
 from dataclasses import replace
+from functools import partial
 
 import common
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from mmdma_core import Kernel, Settings, Unsupported, objective, simulate
 from mmdma_core.fused.compose import compose, exact_mmd, fourier_mmd
-from mmdma_core.fused.fourier import CudaFourierMMD, Frequencies
+from mmdma_core.fused.fourier import CudaFrequencies, FourierMMD, Frequencies
 from mmdma_core.inputs import as_views
 from mmdma_core.matching.training import train
 
@@ -52,7 +53,7 @@ def on_cpu(n_x, n_y, settings):
 
 def in_blocks(n_x, n_y, settings):
     """What runs on CUDA, on the CPU."""
-    return CudaFourierMMD(n_x, n_y, settings, None, CPU)
+    return FourierMMD(n_x, n_y, settings, partial(CudaFrequencies, device=CPU))
 
 
 @pytest.mark.parametrize("make", [on_cpu, in_blocks])

@@ -17,8 +17,8 @@ from conftest import REAL_DATA
 from mmdma_core import Settings, metrics, simulate, start
 from mmdma_core.files import views
 from mmdma_core.fused.compose import exact_mmd
-from mmdma_core.fused.fourier import _FIXED
-from mmdma_core.fused.fourier_cpu import CpuFourierMMD
+from mmdma_core.fused.fourier import _FIXED, FourierMMD
+from mmdma_core.fused.fourier_cpu import CpuFrequencies
 from mmdma_core.kernels import linear_sums
 from mmdma_core.objective import squared_mmd
 
@@ -103,7 +103,7 @@ def _exact(n_x, n_y, settings):
 
 
 def _of_many_cells(n_x, n_y, settings):
-    return CpuFourierMMD(n_x, n_y, settings, exact=None)
+    return FourierMMD(n_x, n_y, settings, CpuFrequencies)
 
 
 def test_the_noise_of_lemma_14_does_not_vanish_as_the_clouds_meet():
@@ -113,7 +113,7 @@ def test_the_noise_of_lemma_14_does_not_vanish_as_the_clouds_meet():
     def noise(shift):
         x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
         y = x.flip(0) + shift
-        mmd, fourier, lemma = CpuFourierMMD(400, 400, settings, None), [], []
+        mmd, fourier, lemma = FourierMMD(400, 400, settings, CpuFrequencies), [], []
         for epoch in range(50):
             out = torch.empty_like(x), torch.empty_like(y)
             mmd.begin(0, epoch)

@@ -294,7 +294,7 @@ def test_tiles_that_the_gpu_cannot_hold_are_left_out(monkeypatch):
     with pytest.raises(Unsupported, match=r"64 components .* need 90,112 bytes of shared memory, this GPU has 65,536"):
         pairs_cuda.fastest(2000, 900, 64, 1.0, True, torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(compose, "_fourier", lambda n_x, n_y, settings, device, exact, held: exact)
+    monkeypatch.setattr(compose, "_fourier", lambda n_x, n_y, settings, device, exact, ranks: exact)
     settings = Settings(n_components=64)
     assert compose.fourier_mmd(3000, 900, settings, torch.device("cuda")) is None, "which does without"
 

@@ -167,9 +167,9 @@ def test_a_rank_may_work_on_in_silence_when_the_others_have_left(tmp_path):
         "import time\n"
         "from mmdma_core.matching import joined\n"
         "joined.HANGING_S = 4.0\n"
-        "with joined.joined(use_gpu=False) as (rank, size):\n"
-        "    time.sleep(2.5 if rank else 9)\n"
-        "    print(f'done {rank}', flush=True)\n"
+        "with joined.joined(use_gpu=False) as ranks:\n"
+        "    time.sleep(2.5 if ranks.rank else 9)\n"
+        "    print(f'done {ranks.rank}', flush=True)\n"
     )
     done = subprocess.run([TORCHRUN, "--nproc-per-node", "2", script], capture_output=True, text=True, timeout=MINUTE)
     assert (done.returncode, sorted(done.stdout.split("\n"))) == (0, ["", "done 0", "done 1"]), done.stderr

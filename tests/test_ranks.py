@@ -1,6 +1,7 @@
 """One run over several processes: losses, embeddings and parameters are those of one, whatever rows a rank holds."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from torch import distributed
 
 from mmdma_core import MMDMA, Settings, Unsupported, formulations, simulate, start
 from mmdma_core.formulations import SparsePrimal
-from mmdma_core.fused.fourier import CudaFourierMMD
+from mmdma_core.fused.fourier import CudaFrequencies, FourierMMD
 from mmdma_core.fused.pairs_cuda import FusedMMD, candidates
-from mmdma_core.fused.ranks import shared
+from mmdma_core.fused.ranks import ranks_of
 from mmdma_core.fused.views_cuda import CudaRun, CudaView
 from mmdma_core.inputs import as_views
 from mmdma_core.matching.preprocess import digest
@@ -100,9 +101,10 @@ def in_blocks(rank, size):
     answers = []
     for n, p in ((700, 20),):
         data = as_views(*(own(view, rank, size, which) for which, view in enumerate(views(n, p))), CPU)
-        held = [shared(len(x), distributed.group.WORLD, CPU) for x in data]
-        mmd = CudaFourierMMD(*(rows.n for rows in held), SETTINGS, None, CPU, held[0])
-        parts = [CudaView(x, SETTINGS, rows) for x, rows in zip(data, held, strict=True)]
+        ranks = [ranks_of(distributed.group.WORLD, CPU, len(x)) for x in data]
+        n_x, n_y = (of_view.n for of_view in ranks)
+        mmd = FourierMMD(n_x, n_y, SETTINGS, partial(CudaFrequencies, device=CPU), ranks=ranks[0])
+        parts = [CudaView(x, SETTINGS, of_view) for x, of_view in zip(data, ranks, strict=True)]
         answers.append(followed(CudaRun(tuple(parts), mmd, replace(SETTINGS, learning_rate=1e-3), data[0], seed=1)))
     return answers
 
@@ -112,10 +114,10 @@ def in_kernels(rank, size):
     answers = {}
     for p in (20, 160):
         data = as_views(*(own(view, rank, size, which, FEW) for which, view in enumerate(views(150, p))), CPU)
-        held = tuple(shared(len(x), distributed.group.WORLD, CPU) for x in data)
+        ranks = tuple(ranks_of(distributed.group.WORLD, CPU, len(x)) for x in data)
         d, tile = SETTINGS.n_components, candidates(SETTINGS.n_components)[-1]  # of 64 rows: five blocks to share out
-        mmd = FusedMMD(*(rows.n for rows in held), d, SETTINGS.sigma, True, tile, held)
-        parts = [CudaView(x, SETTINGS, rows) for x, rows in zip(data, held, strict=True)]
+        mmd = FusedMMD(*(of_view.n for of_view in ranks), d, SETTINGS.sigma, True, tile, ranks)
+        parts = [CudaView(x, SETTINGS, of_view) for x, of_view in zip(data, ranks, strict=True)]
         answers[f"kernels, p = {p}"] = followed(CudaRun(tuple(parts), mmd, SETTINGS, data[0], seed=1), epochs=2)
     return answers
 
@@ -135,13 +137,13 @@ def of_dense_blocks(rank, size):
 
     for p in (20, 800):
         x, _ = as_views(*(own(view, rank, size, 0) for view in views(700, p, sparse=True)), CPU)
-        held = shared(len(x), distributed.group.WORLD, CPU)
+        ranks = ranks_of(distributed.group.WORLD, CPU, len(x))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(formulations, "_sparse_blocks", formulations._dense_blocks)
-            found[p] = float(SparsePrimal(x, held)._constant)
+            found[p] = float(SparsePrimal(x, ranks)._constant)
             patch.setattr(formulations, "_sparse_blocks", zero)
             with pytest.raises(RuntimeError) as said:
-                SparsePrimal(x, held)
+                SparsePrimal(x, ranks)
         found[f"{p}, zeros"] = str(said.value)
     return found
 

@@ -17,13 +17,12 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
-from torch import distributed
 
 import mmdma_core
 from benchmarks.measuring import machine, memory
 from mmdma_core import LossTerms, MissingDependency, Settings, Simulated, Unsupported, compilers
 from mmdma_core.files.formats import of_share
-from mmdma_core.fused.ranks import in_world, world
+from mmdma_core.fused.ranks import world
 from mmdma_core.inputs import Given, as_views, is_sparse
 from mmdma_core.settings import own_state
 
@@ -143,7 +142,7 @@ def time_epochs(asked: Measurement, report: Report) -> None:
     _reset_peaks(device)
     report({"stage": "prepare"})
     given = asked.variant, views.x, views.y, asked.settings, device, asked.seed
-    run, prepare_s = _timed(device, mmdma_core.start, *given, group=world())
+    run, prepare_s = _timed(device, mmdma_core.start, *given, group=world().group)
     del given
     del views  # what the variant needs of the data, it holds
     report({"prepare_s": prepare_s, "stage": "warm-up"})
@@ -181,9 +180,9 @@ def _start_small(asked: Measurement, views: Simulated, device: torch.device) -> 
     depends on where the points lie is met in the warm-up.) What a small problem raises is of no concern: the run that
     is measured raises what it has to. Ranks go on together, so of these only what all of them raise.
     """
-    with suppress(Unsupported if world() else Exception):
+    with suppress(Unsupported if world().size > 1 else Exception):
         x, y = (_random_like(view, *few(asked.n, view.shape[1], device.type)) for view in (views.x, views.y))
-        mmdma_core.start(asked.variant, x, y, asked.settings, device, asked.seed, group=world()).step()
+        mmdma_core.start(asked.variant, x, y, asked.settings, device, asked.seed, group=world().group).step()
     _set_threads(asked.threads)  # a variant may have set its own, and does so again
 
 
@@ -195,7 +194,8 @@ def _random_like(view: torch.Tensor, n: int, p: int) -> torch.Tensor:
 
 
 def _share() -> tuple[int, int]:
-    return (distributed.get_rank(), distributed.get_world_size()) if world() else (0, 1)
+    ranks = world()
+    return ranks.rank, ranks.size
 
 
 def _density(view: torch.Tensor) -> float | None:
@@ -233,8 +233,8 @@ def _timed(device: torch.device, work: Callable[..., Any], /, *arguments: Any, *
 def _timed_epochs(asked: Measurement, run: mmdma_core.Run, device: torch.device) -> dict[str, Any]:
     seconds: list[float] = []
     losses = {}
-    together = in_world(0)  # ranks time as many epochs as the first one does
-    while together.of_first(
+    ranks = world()  # ranks time as many epochs as the first one does
+    while ranks.broadcast(
         len(seconds) < asked.epochs and (len(seconds) < MIN_TIMED or math.fsum(seconds) < asked.limits.budget_s)
     ):
         seconds.append(round(_timed(device, run.step)[1], 9))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
@@ -14,21 +15,21 @@ import torch
 from mmdma_core import compilers
 from mmdma_core.errors import Unsupported
 from mmdma_core.formulations import Dual, SparsePrimal
-from mmdma_core.fused.parts import AUTO_SIZE, MMD, WHOLE_UP_TO, Batches, FusedView
-from mmdma_core.fused.ranks import shared
-from mmdma_core.fused.run import FormulationView, FusedRun
-from mmdma_core.inputs import Kernel, Rows, View, is_sparse
+from mmdma_core.fused.ranks import ranks_of
+from mmdma_core.fused.run import MMD, Batches, FormulationView, FusedRun, FusedView
+from mmdma_core.inputs import Kernel, Ranks, View, is_sparse
 from mmdma_core.registry import BatchSize, no_batches
 from mmdma_core.settings import Settings
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-Held = tuple[Rows, Rows]  # the rows of x and of y that are here
+PairOfRanks = tuple[Ranks, Ranks]  # with the rows of x, and of y
 
 LARGEST_D = 64
 _LEAST_CAPABILITY = (8, 0)
 EXACT_UP_TO = 20_000  # cells of the larger view up to which the loss of an estimate is exact
+_WHOLE_UP_TO, _AUTO_SIZE = 50_000, 20_000  # cells up to which 'auto' takes all, and those of its samples beyond
 
 
 def compose(
@@ -36,8 +37,8 @@ def compose(
 ) -> Callable[..., FusedRun]:
     """Return the `start` function of a variant.
 
-    mmd(n_x, n_y, settings, device, held) makes its way to MMD2, batches(run, batch_size, n_updates) lets an update take
-    a part of the cells.
+    mmd(n_x, n_y, settings, device, ranks) makes its way to MMD2, batches(run, batch_size, n_updates) lets an update
+    take a part of the cells.
     """
 
     def start(
@@ -55,18 +56,18 @@ def compose(
             raise Unsupported("the fused variants compute in float32: give float32 views, or take 'primal' or 'dual'")
         if settings.n_components > LARGEST_D:
             raise Unsupported(f"the fused variants take n_components <= {LARGEST_D}, got {settings.n_components}")
-        module = views_on(device)
+        module = _views_on(device)
 
-        def view(data: View, held: Rows) -> FusedView:
+        def view(data: View, ranks: Ranks) -> FusedView:
             if isinstance(data, Kernel):
-                return FormulationView(Dual(data), settings, data, held)
+                return FormulationView(Dual(data), settings, data, ranks)
             if is_sparse(data):
-                return FormulationView(SparsePrimal(data, held), settings, data, held)
-            return module.VIEWS[formulation](data, settings, held)
+                return FormulationView(SparsePrimal(data, ranks), settings, data, ranks)
+            return module.VIEWS[formulation](data, settings, ranks)
 
-        held = tuple(shared(data.shape[0], group, device) for data in (x, y))
-        made = mmd(held[0].n, held[1].n, settings, device, held)
-        run = module.RUN((view(x, held[0]), view(y, held[1])), made, settings, x, seed, parameters)
+        ranks = tuple(ranks_of(group, device, len(data)) for data in (x, y))
+        chosen = mmd(ranks[0].n, ranks[1].n, settings, device, ranks)
+        run = module.RUN((view(x, ranks[0]), view(y, ranks[1])), chosen, settings, x, seed, parameters)
         if batches and batch_size is not None:
             batches(run, batch_size, n_updates)
         return run
@@ -75,12 +76,11 @@ def compose(
 
 
 def on_gpu(device: torch.device) -> bool:
-    """Whether the modules for CUDA are taken; Triton's interpreter runs them on a CPU, too."""
+    """Tell whether to take the modules for CUDA; Triton's interpreter runs them on a CPU, too."""
     return device.type == "cuda"
 
 
-def views_on(device: torch.device) -> ModuleType:
-    """The module of the views on a device."""
+def _views_on(device: torch.device) -> ModuleType:
     if on_gpu(device):
         from mmdma_core.fused import views_cuda
 
@@ -90,20 +90,20 @@ def views_on(device: torch.device) -> ModuleType:
     return views_cpu
 
 
-def exact_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, held: Held | None = None) -> MMD:
-    """The exact MMD2, one pass over the pairs of points."""
+def exact_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, ranks: PairOfRanks | None = None) -> MMD:
+    """Return the exact MMD2, one pass over the pairs of points."""
     sizes = n_x, n_y, settings.n_components, settings.sigma, settings.unbiased
     if on_gpu(device):
         from mmdma_core.fused.pairs_cuda import fastest  # imports Triton
 
-        return fastest(*sizes, device, held)
+        return fastest(*sizes, device, ranks)
     from mmdma_core.fused.pairs_cpu import FusedMMD  # imports Numba
 
-    return FusedMMD(*sizes, held)
+    return FusedMMD(*sizes, ranks)
 
 
 def missing_for_exact(device: torch.device) -> str | None:
-    """None if `exact_mmd` runs on the device, else what is missing. Raises Unsupported for a GPU that is too old."""
+    """Return what `exact_mmd` lacks on the device, None if it runs. Raises Unsupported for a GPU that is too old."""
     if device.type == "cpu":
         return None
     found = torch.cuda.get_device_capability(device)
@@ -112,37 +112,39 @@ def missing_for_exact(device: torch.device) -> str | None:
     return compilers.why_no_triton()  # here, so that no measurement pays for its import and what it compiles
 
 
-def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, held: Held | None = None) -> MMD:
-    """MMD2 from Fourier features; with the exact one for the loss, if it runs here and the problem is small enough."""
+def fourier_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, ranks: PairOfRanks | None = None) -> MMD:
+    """Return MMD2 from Fourier features; the loss has the exact one, if it runs here and the problem is small."""
     exact = None
     if max(n_x, n_y) <= EXACT_UP_TO:
         with suppress(Unsupported):
             if missing_for_exact(device) is None:
-                exact = exact_mmd(n_x, n_y, settings, device, held)
-    return _fourier(n_x, n_y, settings, device, exact, held and held[0])
+                exact = exact_mmd(n_x, n_y, settings, device, ranks)
+    return _fourier(n_x, n_y, settings, device, exact, ranks and ranks[0])
 
 
-def _fourier(n_x: int, n_y: int, settings: Settings, device: torch.device, exact: MMD | None, held: Rows | None) -> MMD:
+def _fourier(
+    n_x: int, n_y: int, settings: Settings, device: torch.device, exact: MMD | None, ranks: Ranks | None
+) -> MMD:
+    from mmdma_core.fused.fourier import CudaFrequencies, FourierMMD  # imports Numba
+
     if on_gpu(device):
-        from mmdma_core.fused.fourier import CudaFourierMMD
+        return FourierMMD(n_x, n_y, settings, partial(CudaFrequencies, device=device), exact, ranks)
+    from mmdma_core.fused.fourier_cpu import CpuFrequencies
 
-        return CudaFourierMMD(n_x, n_y, settings, exact, device, held)
-    from mmdma_core.fused.fourier_cpu import CpuFourierMMD  # imports Numba
-
-    return CpuFourierMMD(n_x, n_y, settings, exact, held)
+    return FourierMMD(n_x, n_y, settings, CpuFrequencies, exact, ranks)
 
 
 def take_batches(run: FusedRun, size: int | Literal["auto"], n_updates: int) -> None:
-    """Let each update take `size` cells of each view, see mmdma_core.fused.parts; 'auto': if there are very many."""
+    """Let each update take `size` cells of each view, see Batches; 'auto': if there are very many."""
     views = zip(run.views, run.sizes, strict=True)
     able = run.mmd.linear_in_n and all(hasattr(view, "take") and view.rows < n for view, n in views)
     if size == "auto":
-        if not able or max(run.sizes) <= WHOLE_UP_TO:
+        if not able or max(run.sizes) <= _WHOLE_UP_TO:
             return
-        size = AUTO_SIZE
+        size = _AUTO_SIZE
     if not able:
         raise no_batches()
     sizes = [min(size, n) for n in run.sizes]
     unbiased = replace(run.settings, unbiased=True)  # a biased MMD2 would depend on the size of the sample
-    sampled = _fourier(*sizes, unbiased, run.parameters[0].device, None, run.held)
+    sampled = _fourier(*sizes, unbiased, run.parameters[0].device, None, run.ranks)
     run.batch_size, run.batches = size, Batches(run.views, sizes, sampled, run.mmd, n_updates)

@@ -1,4 +1,4 @@
-"""MMD2 from Fourier features on the CPU, with Numba: O((n_x + n_y) D d), and nothing of size n x D is held.
+"""MMD2 from Fourier features on the CPU, with Numba: O((n_x + n_y) D d), and nothing of size n x D in memory.
 
 Two passes over the points: the means of cosines and sines, then the gradients. A pass takes four points and 256
 frequencies at a time; their phases, in turns, stay in the first cache. sin and cos of x turns, |x| <= 1/2, come from
@@ -18,16 +18,13 @@ import torch
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import overload
 
-from mmdma_core.fused.fourier import FourierMMD, Frequencies
-from mmdma_core.fused.parts import MMD
+from mmdma_core.fused.fourier import Clouds, Frequencies
 from mmdma_core.fused.tall_skinny import aligned_zeros
 from mmdma_core.fused.threads import in_threads, threads
-from mmdma_core.inputs import Rows
-from mmdma_core.settings import Settings
 
 ROWS = 4
 PANEL = 256  # frequencies at a time
-_CHUNK = 5  # dimensions of two points that are held in registers at a time
+_CHUNK = 5  # dimensions of two points that stay in registers at a time
 _FLUSH = 256  # points whose cosines are summed in float32
 _MANY = 32.0  # turns, of which float32 keeps parts of 2^-19
 
@@ -67,7 +64,7 @@ def _products(points, turns, first, zeros, phases):
 
 @numba.njit(fastmath=True, cache=True)
 def _phases(points, turns, begin, chunk, rest, phases):
-    """begin + the products of four points with a panel of frequencies (d, width)."""
+    """Fill phases (ROWS, width) with begin + the products of four points with a panel of frequencies (d, width)."""
     for r in range(ROWS):
         for j in range(len(begin)):
             phases[r, j] = begin[j]
@@ -111,7 +108,7 @@ def _add_cosines_and_sines(phases, of_cos, of_sin):
 
 @numba.njit(fastmath=True, cache=True)
 def _weighted_sines(phases, weights):
-    """weights sin(2 pi phases), in the place of the phases."""
+    """Replace the phases by weights sin(2 pi phases)."""
     for r in range(ROWS):
         for j in range(len(weights)):
             x = phases[r, j] - np.floor(phases[r, j] + _HALF)
@@ -148,7 +145,7 @@ def _add_pulls(sines, turns, pulls):
 
 @numba.njit(cache=True)
 def _take_points(e, low, high, centre, points):
-    """Four points from `low` on, centred; beyond `high` the centre itself, whose phases are 0."""
+    """Copy four points from `low` on, centred; beyond `high` the centre itself, whose phases are 0."""
     for r in range(ROWS):
         for k in range(e.shape[1]):
             points[r, k] = e[low + r, k] - centre[k] if low + r < high else 0
@@ -156,9 +153,9 @@ def _take_points(e, low, high, centre, points):
 
 @numba.njit(nogil=True, cache=True)
 def _sum_cosines_and_sines(t, many, e, centre, turns, begin, zeros, buffers, partial, totals):
-    """totals[t] (2, panels, width) = the sums of cosines and sines over thread t's share of the points, in float64.
+    """Fill totals[t] (2, panels, width) with the sums of cosines and sines over thread t's points, in float64.
 
-    turns (panels, d, width). A point that is absent has a cosine of 1, which is taken away again.
+    turns (panels, d, width). A point that is absent has a cosine of 1, which is subtracted at the end.
     """
     n = len(e)
     (points, phases, folded), (chunk, rest) = buffers, zeros
@@ -183,7 +180,7 @@ def _sum_cosines_and_sines(t, many, e, centre, turns, begin, zeros, buffers, par
 
 @numba.njit(nogil=True, cache=True)
 def _gradient(t, many, e, centre, turns, begin, zeros, buffers, weights, pulls, out):
-    """out_i = sum over frequencies of weight x frequency x sin(2 pi (frequency . e_i + begin))."""
+    """Fill out_i with the sum over frequencies of weight x frequency x sin(2 pi (frequency . e_i + begin))."""
     n = len(e)
     (points, phases, folded), (chunk, rest) = buffers, zeros
     low, high = n * t // many, n * (t + 1) // many
@@ -202,7 +199,7 @@ def _gradient(t, many, e, centre, turns, begin, zeros, buffers, weights, pulls, 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)
 def _square_radius(t, many, e, centre, largest):
-    """The largest |e_i - centre|^2; largest (threads,) is a buffer."""
+    """Fill largest[t] with the largest |e_i - centre|^2 of thread t's points."""
     n = len(e)
     most = _ZERO
     for i in range(n * t // many, n * (t + 1) // many):
@@ -213,16 +210,15 @@ def _square_radius(t, many, e, centre, largest):
     largest[t] = most
 
 
-class _Passes:
-    """The two passes over the points with one set of frequencies; all the memory that they take is taken here."""
+class CpuFrequencies(Frequencies):
+    """Frequencies on the CPU, see Frequencies; the memory of the passes is allocated once."""
 
-    def __init__(self, frequencies: Frequencies) -> None:
-        self._frequencies = frequencies
-        d, self._count = frequencies.turns.shape
-        many, panels = threads(), -(-self._count // PANEL)
-        width = -(-self._count // panels)
+    def __init__(self, d: int, count: int, sigma: float) -> None:
+        super().__init__(d, count, sigma)
+        many, panels = threads(), -(-count // PANEL)
+        width = -(-count // panels)
         self._zeros = (_ZERO,) * _CHUNK, (_ZERO,) * (d % _CHUNK or _CHUNK)
-        self._turns = aligned_zeros((panels, d, width))
+        self._panels = aligned_zeros((panels, d, width))
         folded = aligned_zeros((many, ROWS, width))
         self._of_type = {
             dtype: (aligned_zeros((many, ROWS, d), dtype), aligned_zeros((many, ROWS, width), dtype), folded)
@@ -232,65 +228,41 @@ class _Passes:
         self._begin, self._weights = aligned_zeros((panels, width)), aligned_zeros((panels, width))
         self._pulls, self._largest = aligned_zeros((many, ROWS, d)), np.zeros(many, np.float32)
 
-    def look(self, e_x: np.ndarray, e_y: np.ndarray, centre: np.ndarray) -> None:
-        """Take the frequencies and the centre, and choose the precision that the clouds need.
+    def draw(self, seed: int, epoch: int) -> None:
+        super().draw(seed, epoch)
+        width = self._panels.shape[2]
+        for panel, turns in enumerate(self._panels):
+            drawn = self.turns[:, panel * width : (panel + 1) * width]
+            turns[:, : drawn.shape[1]] = drawn
 
-        Raises FloatingPointError if sigma is too small for them.
-        """
-        width = self._turns.shape[2]
-        for panel, turns in enumerate(self._turns):
-            taken = self._frequencies.turns[:, panel * width : (panel + 1) * width]
-            turns[:, : taken.shape[1]] = taken
-        self._centre = centre
+    def totals(self, clouds: Clouds) -> np.ndarray:
+        # by NumPy: PyTorch's threads would spin on while ours want to run
+        return np.array([e.numpy().sum(0) for e in clouds], np.float64)
+
+    def centred(self, clouds: Clouds, centre: np.ndarray, checked: bool) -> list[np.ndarray]:
+        """Return the clouds as they are; choose the precision by their radius around the centre."""
+        clouds = [e.numpy() for e in clouds]
+        self._centre = centre.astype(np.float32)
         square = 0.0
-        for e in (e_x, e_y):
-            in_threads(_square_radius, len(self._largest), e, centre, self._largest)
+        for e in clouds:
+            in_threads(_square_radius, len(self._largest), e, self._centre, self._largest)
             square = max(square, float(self._largest.max()))
-        wide = self._frequencies.check(math.sqrt(square)) > _MANY
+        wide = self.check(math.sqrt(square)) > _MANY
         self._buffers = self._of_type[np.float64 if wide else np.float32]
+        return clouds
 
-    def sums(self, e: np.ndarray) -> np.ndarray:
-        """The sums of cosines and sines, (2, D) in float64."""
+    def sums(self, clouds: list[np.ndarray]) -> np.ndarray:
+        return np.array([self._sums(e) for e in clouds])
+
+    def _sums(self, e: np.ndarray) -> np.ndarray:
         self._begin[:] = 0
         in_threads(_sum_cosines_and_sines, len(self._totals), *self._of(e), self._partial, self._totals)
-        return self._totals.sum(0).reshape(2, -1)[:, : self._count]
+        return self._totals.sum(0).reshape(2, -1)[:, : self.turns.shape[1]]
 
-    def gradient(self, e: np.ndarray, c: np.ndarray, s: np.ndarray, scale: float, out: np.ndarray) -> None:
-        """out (n, d) = scale x the sum over frequencies w of w (s cos(w . e) - c sin(w . e))."""
-        self._begin.reshape(-1)[: self._count] = np.arctan2(s, c) / (-2 * np.pi)
-        self._weights.reshape(-1)[: self._count] = -2 * np.pi * scale * np.hypot(c, s)
-        in_threads(_gradient, len(self._pulls), *self._of(e), self._weights, self._pulls, out)
+    def gradient(self, e: np.ndarray, c: np.ndarray, s: np.ndarray, scale: float, out: torch.Tensor) -> None:
+        self._begin.reshape(-1)[: len(c)] = np.arctan2(s, c) / (-2 * np.pi)
+        self._weights.reshape(-1)[: len(c)] = -2 * np.pi * scale * np.hypot(c, s)
+        in_threads(_gradient, len(self._pulls), *self._of(e), self._weights, self._pulls, out.numpy())
 
     def _of(self, e: np.ndarray) -> tuple:
-        return e, self._centre, self._turns, self._begin, self._zeros, self._buffers
-
-
-class CpuFourierMMD(FourierMMD):
-    """MMD2 from D frequencies, for embeddings on the CPU; see FourierMMD."""
-
-    def __init__(self, n_x: int, n_y: int, settings: Settings, exact: MMD | None, held: Rows | None = None) -> None:
-        super().__init__(n_x, n_y, settings, exact, held)
-        self._passes = _Passes(self.fresh)
-        self._passes_of_loss = None if self.fixed is None else _Passes(self.fixed)
-
-    def __call__(self, e_x: torch.Tensor, e_y: torch.Tensor, out_x: torch.Tensor, out_y: torch.Tensor) -> float:
-        """MMD2 at the frequencies of this epoch; its gradient goes to out_x (n_x, d) and out_y (n_y, d)."""
-        means = self._means(self._passes, e_x, e_y)
-        for which, (e, out) in enumerate(((e_x, out_x), (e_y, out_y))):
-            difference, scale = self.pull(means, which)
-            self._passes.gradient(e.numpy(), *difference, scale, out.numpy())
-        return float(self.mmd(*means))
-
-    def estimate(self, e_x: torch.Tensor, e_y: torch.Tensor) -> float:
-        return float(self.mmd(*self._means(self._passes_of_loss, e_x, e_y)))
-
-    def _means(self, passes: _Passes, e_x: torch.Tensor, e_y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        clouds = e_x.numpy(), e_y.numpy()
-        # by NumPy: PyTorch's threads would spin on while ours want to run
-        sums = np.array([e.sum(0) for e in clouds], np.float64)
-        centre = self._mean_of_means(self._sum(sums)).astype(np.float32)
-        passes.look(*clouds, centre)
-        means = self._sum(np.array([passes.sums(e) for e in clouds]))
-        for of_cloud, n in zip(means, self._sizes, strict=True):
-            of_cloud /= n
-        return tuple(means)
+        return e, self._centre, self._panels, self._begin, self._zeros, self._buffers

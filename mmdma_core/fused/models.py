@@ -145,7 +145,7 @@ def _pairs_on_cuda(n: int, d: int, ranks: int) -> int:
 
 
 def _fourier_on_cuda(n: int, d: int, ranks: int) -> int:
-    """CudaFourierMMD: a block of phases, three times in float64 and once in float32; for few cells the exact one."""
+    """CudaFrequencies: a block of phases, three times in float64 and once in float32; for few cells the exact one."""
     own, frequencies = -(-n // ranks), _FREQUENCIES
     exact = _pairs_on_cuda(n, d, ranks) if n <= _COUNTED_PAIRS else 0
     if not exact:

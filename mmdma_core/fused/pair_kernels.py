@@ -4,8 +4,8 @@ With u = sqrt(log2(e) / (2 sigma)) (point - centre), k(a, b) = 2^-|u_a - u_b|^2 
 M rows and a segment of the columns of both clouds, and adds up k and k (u_b - u_a) for its rows: every ordered pair is
 visited once, without atomics, so that the same run gives the same numbers. A point never meets itself.
 
-Sums run in float32 over a group of GROUP columns. Beyond that they are pairs of float32, a sum and what its rounding
-has lost, which together hold as many digits as float64: GPUs that are not for data centres do 1 operation in float64
+Sums run in float32 over a group of GROUP columns. Beyond that they are pairs of float32, a sum and its rounding
+error, which together have as many digits as float64: GPUs that are not for data centres do 1 operation in float64
 where they do 64 in float32. A program converts one number of each cloud to float64, its sum of k.
 
 The centre is the mean of the block, so only its radius counts, not how far it lies from the origin:
@@ -43,7 +43,7 @@ _ANY = ("blocks_x",)  # one program for all values: Triton would ask whether 16 
 
 @triton.jit
 def _at(start, place, width: tl.constexpr):
-    """Where row `place` begins: its offset may exceed 2^31, which those from there on, in int32, do not."""
+    """Return where row `place` begins: its offset may exceed 2^31, which those from there on, in int32, do not."""
     return start + tl.cast(place, tl.int64) * width
 
 
@@ -95,9 +95,9 @@ def arrange(
 
 @triton.jit
 def _rows(points, blocks, scale, block, n_x, n_y, blocks_x, D: tl.constexpr, M: tl.constexpr):
-    """Where a block's cloud and the other one begin and end, its first row in its cloud, its rows, their u, the centre.
+    """Return begin and size of a block's cloud and of the other one, its first row in its cloud, its rows, u, centre.
 
-    Rows that are not there lie at the centre.
+    Rows beyond the cloud lie at the centre.
     """
     of_x = block < blocks_x
     first, end = tl.where(of_x, 0, n_x), tl.where(of_x, n_x, n_x + n_y)
@@ -125,7 +125,7 @@ def _is_near(
     M: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Whether the block's box and one of columns low..end, GROUP at most, leave room for k >= 2^-left_out.
+    """Tell whether the block's box and one of columns low..end, GROUP at most, leave room for k >= 2^-left_out.
 
     first  the block with which the columns' cloud begins
     """
@@ -142,14 +142,14 @@ def _is_near(
 
 @triton.jit
 def _float16_parts(values):
-    """A float32 as the sum of two float16."""
+    """Split float32 into the sum of two float16."""
     high = values.to(tl.float16)
     return high, (values - high.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit
 def _product_of_parts(a_high, a_low, b_high, b_low):
-    """(a_high + a_low) (b_high + b_low) without the product of the low parts."""
+    """Return (a_high + a_low) (b_high + b_low) without the product of the low parts."""
     total = tl.dot(a_low, b_high)
     total = tl.dot(a_high, b_low, total)
     return tl.dot(a_high, b_high, total)
@@ -157,7 +157,7 @@ def _product_of_parts(a_high, a_low, b_high, b_low):
 
 @triton.jit
 def _columns(points, there, centre, scale, D: tl.constexpr):
-    """u_b (N, D) of the points that follow one another from `points` on."""
+    """Return u_b (N, D) of the points that follow one another from `points` on."""
     dims = tl.arange(0, D)
     b = tl.load(points + tl.arange(0, there.shape[0])[:, None] * D + dims[None, :], mask=there[:, None], other=_ABSENT)
     return (b - centre[None, :]) * scale
@@ -177,7 +177,7 @@ def _compact_tile(
     D: tl.constexpr,
     own: tl.constexpr,
 ):
-    """The sums of 2^15 k (u_b, -|u_b|^2, 1) over N columns, (M, D); own: a row may be one of the columns."""
+    """Return the sums of 2^15 k (u_b, -|u_b|^2, 1) over N columns, (M, D); own: a row may be one of the columns."""
     dims = tl.arange(0, D)
     b = tl.clamp(_columns(points, there, centre, scale, D), -_FAR, _FAR)
     norms = tl.minimum(tl.sum(b * b, 1), _FARTHEST)
@@ -193,10 +193,10 @@ def _compact_tile(
 
 @triton.jit
 def _plus(total, lost, more):
-    """total + more; and `lost` + what rounding has taken off it, exactly (Knuth 1969, two-sum)."""
+    """Return total + more, and lost + the rounding error of that sum, exactly (Knuth 1969, two-sum)."""
     new = total + more
-    taken = new - total
-    return new, lost + ((total - (new - taken)) + (more - taken))
+    added = new - total
+    return new, lost + ((total - (new - added)) + (more - added))
 
 
 @triton.jit
@@ -206,10 +206,10 @@ def _plus_parts(total, lost, more, more_lost):
 
 @triton.jit
 def _store(of_sum, out, adds, there, total, total_lost, drawn, drawn_lost, a, weight, unit, d: tl.constexpr):
-    """What a program has found of a block with the points of one cloud; adds: to the pulls that are there.
+    """Store a program's sums of a block with the points of one cloud; adds: to the pulls that are there.
 
     of_sum, out  where the sum of k and the pulls of the block's first row lie
-    total        sums of k (M), and `drawn`, those of k u_b (M, D), in units of `unit`, with what rounding has lost
+    total        sums of k (M), and `drawn`, those of k u_b (M, D), in units of `unit`, each with its rounding error
     """
     dims = tl.arange(0, a.shape[1])
     pull = tl.fma(-total[:, None], a, drawn) + (drawn_lost - total_lost[:, None] * a)
@@ -244,7 +244,7 @@ def compact_blocks(
     N: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """A compact block of rows against one segment of the columns of both clouds; any other block is left as it is.
+    """Sum over pairs of a compact block of rows and one segment of both clouds' columns; leave any other block out.
 
     points, blocks, radii  of `arrange`
     scale                  sqrt(log2(e) / (2 sigma))
@@ -318,7 +318,7 @@ def _wide_tile(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """The sums of k (M) over N columns, and those of k u_b (M, D) added to `drawn`."""
+    """Return the sums of k (M) over N columns, and those of k u_b (M, D) added to `drawn`."""
     squares = tl.zeros((M, N), tl.float32)
     for k in range(d):
         of_row = tl.load(of_rows + tl.arange(0, M) * D + k, mask=rows_there, other=0.0)
@@ -355,14 +355,14 @@ def wide_blocks(
     GROUP: tl.constexpr,
     again: tl.constexpr,
 ):
-    """As `compact_blocks` for the other blocks; `again`: for every block, if one of the means is too small.
+    """Sum as `compact_blocks`, for the other blocks; `again`: for every block, if one of the means is too small.
 
     least_mean  float32: the smallest of the means of k within x, within y and across; read if `again`
     """
     block = rank + ranks * tl.program_id(0)
     compact = tl.load(radii + block) <= _COMPACT  # a radius that is not a number is not
-    taken = tl.load(least_mean) < _LEAST_MEAN if again else compact == 0
-    if taken:
+    computes = tl.load(least_mean) < _LEAST_MEAN if again else compact == 0
+    if computes:
         first, own, other, others, low, rows, a, centre = _rows(points, blocks, scale, block, n_x, n_y, blocks_x, D, M)
         there = rows < first + own
         begin = tl.program_id(1) * segment

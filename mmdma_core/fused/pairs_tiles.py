@@ -28,8 +28,8 @@ from mmdma_core.fused.tall_skinny import INT, LONG, Vectors, index_vector
 PANEL = 256
 ROWS = 4
 LANES = 16  # room for a vector
-BOX = 32  # columns that are left out together
-# Buffers of threads do not lie side by side: what a core fetches ahead would be the next one's, again and again.
+BOX = 32  # columns of a box, which are left out together
+# Buffers of threads do not lie side by side: a core would fetch ahead those of the next one, again and again.
 APART = 2
 PULLS = PANEL + 8  # numbers of a row of pulls: rows of 2 KiB would share few places of the first cache
 
@@ -44,7 +44,7 @@ _MANTISSA_BITS = 23
 
 
 def _matrix(context, builder, kind, array) -> Callable[[ir.Value, ir.Value], ir.Value]:
-    """The address of an element of a C-contiguous array, by row and by place in it."""
+    """Return a function of the address of an element of a C-contiguous array, by row and by place in it."""
     array = context.make_array(kind)(context, builder, array)
     shape = cgutils.unpack_tuple(builder, array.shape, kind.ndim)
     width = shape[1]
@@ -55,7 +55,7 @@ def _matrix(context, builder, kind, array) -> Callable[[ir.Value, ir.Value], ir.
 
 @intrinsic
 def exp2(typing_context, matrix, out, row, place):
-    """out = 2^t for LANES numbers t <= 0 of a matrix, from one on."""
+    """Fill out with 2^t for LANES numbers t <= 0 of a matrix, from one on."""
 
     def generate(context, builder, signature, values):
         vectors = _Vectors(context, builder)
@@ -78,7 +78,7 @@ def _tile_shape(context) -> tuple[int, int]:
 
 @intrinsic
 def _tile_columns(typing_context):
-    """How many columns a tile has on the machine that this is compiled for."""
+    """Return how many columns a tile has on the machine that this is compiled for."""
 
     def generate(context, builder, signature, values):
         return context.get_constant(types.int64, math.prod(_tile_shape(context)))

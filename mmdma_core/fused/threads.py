@@ -19,17 +19,17 @@ from mmdma_core import host
 
 Part = Callable[..., Any]
 
-_own = threading.local()  # of each thread that calls: `process` and its `workers` there
+_own = threading.local()  # the `workers` of each thread that calls, and the `process` in which they were started
 
 
 def threads() -> int:
-    """As many threads as PyTorch uses."""
+    """Return how many threads PyTorch uses."""
     return torch.get_num_threads()
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Without PyTorch's own threads: they would spin on while those of the passes want to run."""
+    """Compute without PyTorch's own threads, which would spin on while those of the passes want to run."""
     many = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -78,7 +78,7 @@ def in_threads(part: Part, many: int, *arguments: object) -> None:
         for worker in workers:
             worker.wait()
     except BaseException:
-        del _own.workers  # what they answer belongs to nobody any more
+        del _own.workers  # whose answers nobody awaits any more
         raise
 
 
@@ -102,7 +102,7 @@ class _Worker:
         self._asked.put((part, arguments))
 
     def wait(self) -> None:
-        """Until what has begun is done. Raises what it raised."""
+        """Wait until the part that `begin` has begun is done. Raises its error."""
         error = self._done.get()
         if error is not None:
             raise error
@@ -116,8 +116,7 @@ def _work(asked: SimpleQueue, done: SimpleQueue) -> None:
         part, arguments = work
         try:
             part(*arguments)
+            done.put(None)
         except BaseException as error:
             done.put(error)
-        else:
-            done.put(None)
         del work, part, arguments  # the arrays are the caller's

@@ -1,4 +1,4 @@
-"""The views of mmdma_core.fused.run on the CPU, with all memory taken before the first epoch.
+"""The views of mmdma_core.fused.run on the CPU, which allocate all memory before the first epoch.
 
 For p < n a pass over the Gram matrix, in float64, forms T = G W and G T. Otherwise one pass over X forms E and T, and a
 second one X^T (X T); there T and B are formed anew in float64 where they have cancelled.
@@ -14,7 +14,7 @@ import torch
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.fused.tall_skinny import TallSkinnyProducts, add_product, inner
 from mmdma_core.fused.threads import threads
-from mmdma_core.inputs import Rows
+from mmdma_core.inputs import Ranks
 from mmdma_core.settings import Settings
 
 _CANCELLED = 0.02  # below this fraction of |X X^T|^2 float32 leaves fewer than five digits
@@ -22,7 +22,7 @@ _FEW = 6  # rows below which TallSkinnyProducts takes a copy
 
 
 class _Cells:
-    """Rows of X, and what is held of them: their products, their embedding and its gradient."""
+    """Rows of X, with their products, their embedding and its gradient."""
 
     def __init__(self, x: np.ndarray, d: int) -> None:
         self.x, self.products = x, TallSkinnyProducts(x, d, threads())
@@ -30,16 +30,16 @@ class _Cells:
 
 
 class CpuView:
-    """One view in the primal, see mmdma_core.fused.parts.FusedView.
+    """One view in the primal, see mmdma_core.fused.run.FusedView.
 
-    W, T, G T and the gradient with respect to W are held as (d, p), in float64: it is here that terms cancel.
+    W, T, G T and the gradient with respect to W lie as (d, p), in float64: it is here that terms cancel.
     """
 
-    def __init__(self, data: torch.Tensor, settings: Settings, held: Rows | None = None) -> None:
+    def __init__(self, data: torch.Tensor, settings: Settings, ranks: Ranks | None = None) -> None:
         self.x = x = data.contiguous().numpy()
         self.settings = settings
-        self.held = held or Rows(len(x))
-        self.n, self.p = self.held.n, x.shape[1]
+        self.ranks = ranks or Ranks(len(x))
+        self.n, self.p = self.ranks.n, x.shape[1]
         self.rows = self.p
         d = settings.n_components
         self._of_all = _Cells(x, d)
@@ -50,19 +50,19 @@ class CpuView:
         self._w_inner, self._b = np.empty((d, d)), np.empty((d, d))
         self._through_gram = self.p < self.n
         if self._through_gram:
-            gram = self.held.sum(_gram(x))
+            gram = self.ranks.sum(_gram(x))
             self._constant = _squared_norm(gram)
             self._gram_products = TallSkinnyProducts(gram, d, threads())
             self._t_rows, self._g_t = np.empty((self.p, d)), np.empty((d, self.p))
         else:
-            self._constant = _squared_kernel_norm(data, self.held)
+            self._constant = _squared_kernel_norm(data, self.ranks)
 
     def take(self, rows: np.ndarray | None) -> None:
-        """See mmdma_core.fused.parts.BatchView."""
+        """See mmdma_core.fused.run.BatchView."""
         if rows is None:
             self._use(self._of_all)
             return
-        rows = self.held.taken(rows)
+        rows = self.ranks.local(rows)
         if self._of_batch is None or len(self._of_batch.x) != len(rows) or len(rows) < _FEW:
             self._of_batch = _Cells(self.x[rows], self.settings.n_components)
         else:
@@ -87,7 +87,7 @@ class CpuView:
         else:
             self._e[:] = 0
             self._products.rows_then_sums(self._w, 1.0, self._e, self._t)
-            self.held.sum(self._t)
+            self.ranks.sum(self._t)
         inner(self._w, self._t, self._b)
         if not self._through_gram and self._squared_distortion() < _CANCELLED * self._constant:
             self._form_in_double()
@@ -98,7 +98,7 @@ class CpuView:
         for low in range(0, len(self.x), 256):
             x = self.x[low : low + 256].astype(np.float64)
             self._t += (x @ self._w.T).T @ x
-        self.held.sum(self._t)
+        self.ranks.sum(self._t)
         inner(self._w, self._t, self._b)
 
     def backward(self) -> tuple[float, float]:
@@ -109,18 +109,18 @@ class CpuView:
         scale = 1 / (self.n * math.sqrt(self.p))
         # The derivative of lambda2 x distortion with respect to the square of this norm.
         weight = self.settings.lambda2 * scale / (2 * norm) if norm > 0 else 0.0
-        share = self.held.share  # of what every rank adds
+        size = self.ranks.size  # a term that every rank forms enters the sum over ranks divided by it
         if self._through_gram:
             self._products.sums(self._d_e, self._w_gradient)
-            self._g_t *= -4 * weight * share
+            self._g_t *= -4 * weight / size
             self._w_gradient += self._g_t
         else:
             self._products.rows_then_sums(self._t, -4 * weight, self._d_e, self._w_gradient)
-        add_product(self._b, self._t, 4 * weight * share, self._w_gradient)
+        add_product(self._b, self._t, 4 * weight / size, self._w_gradient)
         if penalty > 0:
             of_penalty = self.settings.lambda1 * 2 / (penalty * self.p)
-            add_product(self._w_inner, self._w, of_penalty * share, self._w_gradient)
-        self.held.sum(self._w_gradient)
+            add_product(self._w_inner, self._w, of_penalty / size, self._w_gradient)
+        self.ranks.sum(self._w_gradient)
         self._gradient_of_parameters()
         return penalty, norm * scale
 
@@ -135,8 +135,8 @@ class CpuView:
 class CpuDualView(CpuView):
     """The same view with parameters alpha (n, d): W = X^T alpha."""
 
-    def __init__(self, data: torch.Tensor, settings: Settings, held: Rows | None = None) -> None:
-        super().__init__(data, settings, held)
+    def __init__(self, data: torch.Tensor, settings: Settings, ranks: Ranks | None = None) -> None:
+        super().__init__(data, settings, ranks)
         self.rows = self.n
         self.gradient = torch.empty(self.n, settings.n_components)
 
@@ -160,16 +160,16 @@ def _gram(x: np.ndarray) -> np.ndarray:
     return gram
 
 
-def _squared_kernel_norm(x: torch.Tensor, held: Rows) -> float:
+def _squared_kernel_norm(x: torch.Tensor, ranks: Ranks) -> float:
     """|X X^T|^2 in float64 without X X^T, from blocks of rows; each unordered pair of blocks, and of ranks, once."""
     total, own = np.zeros(1), x.numpy()
-    for columns in (own, *(other.numpy() for other in held.others(x))):
+    for columns in (own, *(other.numpy() for other in ranks.others(x))):
         for i in range(0, len(own), 512):
             block = own[i : i + 512].astype(np.float64)
             for j in range(i if columns is own else 0, len(columns), 512):
                 product = block @ columns[j : j + 512].T.astype(np.float64)
                 total += (1 if columns is own and i == j else 2) * _squared_norm(product)
-    return float(held.sum(total)[0])
+    return float(ranks.sum(total)[0])
 
 
 def _squared_norm(matrix: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """The views of mmdma_core.fused.run on CUDA, and a run whose epoch is one CUDA graph where launches would cost more.
 
-Nothing here waits for the device: what depends on a value is chosen there. Nothing of X's size is held beside X, and
-no epoch converts X: for p < n the Gram matrix is in float64, otherwise _Split lets float32 products with X suffice.
+Nothing here waits for the device: a choice that depends on a value is made there. Nothing of X's size lies beside X,
+and no epoch converts X: for p < n the Gram matrix is in float64, otherwise _Split lets float32 products with X suffice.
 
 Bytes that the four products with X of an epoch read and write for p >= n, of one view in the primal, counted from the
 code and not measured: 4 n p each, and 24 n d for every 512 columns added in float64, (16 + 3 d / 64) n p together. The
@@ -13,31 +13,30 @@ multiplications and additions in float64, 4 n p d then, what is left is of n d, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from mmdma_core import objective
-from mmdma_core.fused.parts import MMD, FusedView
-from mmdma_core.fused.run import FusedRun
-from mmdma_core.inputs import Rows
+from mmdma_core.fused.run import MMD, FusedRun
+from mmdma_core.inputs import Ranks
 from mmdma_core.settings import Settings
 
-_BLOCK_ELEMENTS = 2**24  # of X that are taken at a time; before the first epoch, converted to float64
+_BLOCK_ELEMENTS = 2**24  # of X at a time; before the first epoch, converted to float64
 _COLUMNS = 512  # of X whose products are summed in float32
 _MORE_DIRECTIONS = 8  # of X than W has columns, so that the first d are found well
 _ITERATIONS = 4
-CAPTURED_POINTS = 60_000  # up to so many cells of both views, an epoch is captured in a graph
+CAPTURED_POINTS = 60_000  # cells of both views up to which an epoch is captured in a graph
 
 
 class CudaView:
-    """One view in the primal, see mmdma_core.fused.parts.FusedView."""
+    """One view in the primal, see mmdma_core.fused.run.FusedView."""
 
-    def __init__(self, x: torch.Tensor, settings: Settings, held: Rows | None = None) -> None:
+    def __init__(self, x: torch.Tensor, settings: Settings, ranks: Ranks | None = None) -> None:
         self.x, self.settings, self._all = x, settings, x
-        self.held = held or Rows(len(x))
-        self.n, self.p = self.held.n, x.shape[1]
+        self.ranks = ranks or Ranks(len(x))
+        self.n, self.p = self.ranks.n, x.shape[1]
         self.rows = self.p
         self.d_e = x.new_empty(len(x), settings.n_components)
         self._through_gram = self.p < self.n
@@ -45,21 +44,21 @@ class CudaView:
             self._gram = x.new_zeros(self.p, self.p, dtype=torch.float64)
             for _, block in self._blocks():
                 self._gram.addmm_(block.T, block)
-            self.held.sum(self._gram)
+            self.ranks.sum(self._gram)
             self._constant = self._gram.square().sum()
         else:
-            self._split = _Split(x, settings.n_components, self._blocks(), self.held)
+            self._split = _Split(x, settings.n_components, self._blocks(), self.ranks)
             self._constant = self._squared_kernel_norm()
 
     def take(self, rows: np.ndarray | None) -> None:
-        """See mmdma_core.fused.parts.BatchView."""
+        """See mmdma_core.fused.run.BatchView."""
         if rows is None:
             self.x = self._all
         else:
-            taken = torch.from_numpy(self.held.taken(rows))
+            local = torch.from_numpy(self.ranks.local(rows))
             # From pageable memory the copy would wait for the device.
-            taken = taken.pin_memory() if self._all.is_cuda else taken
-            self.x = self._all[taken.to(self._all.device, non_blocking=True)]
+            local = local.pin_memory() if self._all.is_cuda else local
+            self.x = self._all[local.to(self._all.device, non_blocking=True)]
         self.d_e = self.x.new_empty(len(self.x), self.settings.n_components)
 
     def forward(self, w: torch.Tensor) -> None:
@@ -72,7 +71,7 @@ class CudaView:
             along, rest = self._split.of(self._w)
             e = self._product(rest).float()
             self.e = torch.addmm(e, self._split.x_u, along.float())
-            t = self.held.sum(self._transposed_product(e)).addmm_(self._split.g_u, along)
+            t = self.ranks.sum(self._transposed_product(e)).addmm_(self._split.g_u, along)
             self._t = self._split.corrected(t, self._w)
 
     def backward(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,13 +85,13 @@ class CudaView:
         of_penalty = _quotient_or_zero(self.settings.lambda1 / self.p, penalty)
         of_norm = _quotient_or_zero(self.settings.lambda2 / (2 * self.n * math.sqrt(self.p)), norm)
         gradient = of_penalty * 2 * w @ inner
-        pull = of_norm * 4 * (w @ b - t)  # what X^T X takes to the gradient of the norm, small near the optimum
+        pull = of_norm * 4 * (w @ b - t)  # X^T X pull is the gradient of the norm; small near the optimum
         if self._through_gram:
             gradient += self._gram @ pull
         else:
             self.d_e.addmm_(self.x, pull.float())
-        gradient = self._transposed_product(self.d_e).add_(gradient, alpha=self.held.share)
-        self.gradient = self.held.sum(gradient).float()
+        gradient = self._transposed_product(self.d_e).add_(gradient, alpha=1 / self.ranks.size)
+        self.gradient = self.ranks.sum(gradient).float()
         return penalty, distortion
 
     def _product(self, w: torch.Tensor) -> torch.Tensor:
@@ -114,7 +113,7 @@ class CudaView:
         return max(1, _BLOCK_ELEMENTS // self.p)
 
     def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Blocks of rows of X in float64, with where they stand."""
+        """Blocks of rows of X in float64, each with its place in X."""
         for low in range(0, len(self.x), self._block_rows):
             rows = slice(low, low + self._block_rows)
             yield rows, self.x[rows].double()
@@ -122,10 +121,10 @@ class CudaView:
     def _squared_kernel_norm(self) -> torch.Tensor:
         """|X X^T|^2 without X X^T."""
         total = sum((block @ other.T).square().sum() for _, block in self._blocks() for _, other in self._blocks())
-        for held in self.held.others(self.x):  # whose product with these rows is there twice
-            parts = (other.double() for other in held.split(self._block_rows))
+        for rows in self.ranks.others(self.x):  # whose product with these rows is there twice
+            parts = (other.double() for other in rows.split(self._block_rows))
             total += 2 * sum((block @ other.T).square().sum() for other in parts for _, block in self._blocks())
-        return self.held.sum(total)
+        return self.ranks.sum(total)
 
 
 class _Split:
@@ -139,18 +138,18 @@ class _Split:
     g_u  X^T X U (p, k), float64
     """
 
-    def __init__(self, x: torch.Tensor, d: int, blocks: Iterator[tuple[slice, torch.Tensor]], held: Rows) -> None:
-        self._u = _leading_directions(x, min(held.n, d + _MORE_DIRECTIONS), held)
+    def __init__(self, x: torch.Tensor, d: int, blocks: Iterator[tuple[slice, torch.Tensor]], ranks: Ranks) -> None:
+        self._u = _leading_directions(x, min(ranks.n, d + _MORE_DIRECTIONS), ranks)
         self.x_u = x.new_empty(len(x), self._u.shape[1])
         self.g_u = torch.zeros_like(self._u)
         for rows, block in blocks:
             x_u = block @ self._u
             self.x_u[rows] = x_u
             self.g_u.addmm_(block.T, x_u)
-        held.sum(self.g_u)
+        ranks.sum(self.g_u)
 
     def of(self, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Z (k, d) in float64 and W' (p, d) in float32 of a W in float64; what rounds off W' is orthogonal to U."""
+        """Z (k, d) in float64 and W' (p, d) in float32 of a W in float64; the error of W' is orthogonal to U."""
         rest = torch.addmm(w, self._u, self._u.T @ w, alpha=-1).float()
         return self._u.T @ (w - rest), rest
 
@@ -159,22 +158,22 @@ class _Split:
         return t.addmm_(self._u, self.g_u.T @ w - self._u.T @ t)
 
 
-def _leading_directions(x: torch.Tensor, k: int, held: Rows) -> torch.Tensor:
+def _leading_directions(x: torch.Tensor, k: int, ranks: Ranks) -> torch.Tensor:
     """(p, k) in float64: orthonormal, about the first k right singular vectors of X (n, p), k <= n <= p.
 
     Subspace iteration with X^T X from random vectors, the same ones each time (Halko, Martinsson and Tropp 2011).
     """
     basis = torch.randn(x.shape[1], k, generator=torch.Generator().manual_seed(0)).to(x)
     for _ in range(1 + _ITERATIONS):
-        basis = torch.linalg.qr(held.sum((x.T @ (x @ basis.float())).double())).Q
+        basis = torch.linalg.qr(ranks.sum((x.T @ (x @ basis.float())).double())).Q
     return basis
 
 
 class CudaDualView(CudaView):
     """The same view with parameters alpha (n, d): W = X^T alpha."""
 
-    def __init__(self, x: torch.Tensor, settings: Settings, held: Rows | None = None) -> None:
-        super().__init__(x, settings, held)
+    def __init__(self, x: torch.Tensor, settings: Settings, ranks: Ranks | None = None) -> None:
+        super().__init__(x, settings, ranks)
         self.rows = self.n
 
     def forward(self, alpha: torch.Tensor) -> None:
@@ -189,34 +188,27 @@ class CudaDualView(CudaView):
 class CudaRun(FusedRun):
     """The run on CUDA. Up to CAPTURED_POINTS cells the first epoch leaves a graph of a whole epoch, Adam included."""
 
-    def __init__(
-        self,
-        views: tuple[FusedView, FusedView],
-        mmd: MMD,
-        settings: Settings,
-        like: torch.Tensor,
-        seed: int = 0,
-        parameters: Sequence[torch.Tensor | np.ndarray] | None = None,
-    ) -> None:
-        super().__init__(views, mmd, settings, like, seed, parameters)
-        small = sum(self.sizes) <= CAPTURED_POINTS and self.held.size == 1  # a graph waits for no other process
-        # PyTorch may wait for the device in what it differentiates, which a graph does not allow.
-        self._captures = small and like.device.type == "cuda" and all(isinstance(view, CudaView) for view in views)
-        self._graph: torch.cuda.CUDAGraph | None = None
+    _graph: torch.cuda.CUDAGraph | None = None
 
     def _update(self, mmd: MMD) -> None:
-        if self.batches:  # a graph knows one set of cells
-            super()._update(mmd)
-            return
-        if self._graph is not None:
+        if self._graph is not None and not self.batches:  # a graph knows one set of cells
             self._graph.replay()
             return
         super()._update(mmd)
-        if self._captures:
+        if not self.batches and self._can_capture():
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=_stream_for_capture(self.parameters[0].device)):
                 super()._update(mmd)  # recorded, not run
             self._graph = graph
+
+    def _can_capture(self) -> bool:
+        small = sum(self.sizes) <= CAPTURED_POINTS and self.ranks.size == 1  # a graph waits for no other process
+        # PyTorch may wait for the device in what it differentiates, which a graph does not allow.
+        return (
+            small
+            and self.parameters[0].device.type == "cuda"
+            and all(isinstance(view, CudaView) for view in self.views)
+        )
 
 
 def _stream_for_capture(device: torch.device) -> torch.cuda.Stream | None:

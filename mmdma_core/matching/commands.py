@@ -25,8 +25,8 @@ from mmdma_core.files import io
 from mmdma_core.files.atomic import Unwritten, atomically, check_writable
 from mmdma_core.files.formats import of_share
 from mmdma_core.files.names import are_numbers
-from mmdma_core.fused.ranks import in_world
-from mmdma_core.inputs import as_device
+from mmdma_core.fused.ranks import world
+from mmdma_core.inputs import Ranks, as_device
 from mmdma_core.matching import metrics, model_file, pictures
 from mmdma_core.matching.estimator import MMDMA
 from mmdma_core.matching.joined import joined
@@ -54,8 +54,8 @@ class Truth:
 
 def fit(options: argparse.Namespace) -> int:
     """Write embeddings, model, losses, metrics and two pictures into a folder; of several ranks the first does."""
-    with joined(options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())) as share:
-        return _fit(options, share)
+    with joined(options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())) as ranks:
+        return _fit(options, ranks)
 
 
 def transform(options: argparse.Namespace) -> int:
@@ -104,9 +104,9 @@ def simulate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _fit(options: argparse.Namespace, share: tuple[int, int]) -> int:
-    """Fit as one rank; share is (rank, number of ranks)."""
-    first = share[0] == 0
+def _fit(options: argparse.Namespace, ranks: Ranks) -> int:
+    """Fit as one rank."""
+    first = ranks.rank == 0
     if options.device != "auto":
         as_device(options.device)  # what it may refuse, before the views are read
     if first:
@@ -114,7 +114,7 @@ def _fit(options: argparse.Namespace, share: tuple[int, int]) -> int:
     else:
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
-    views, truth = _given(options, share)
+    views, truth = _given(options, (ranks.rank, ranks.size))
     parameters = {name: getattr(options, name) for name in MMDMA().get_params() if hasattr(options, name)}
     parameters |= {"kernel": "precomputed" if options.kernel else "linear", "verbose": not options.quiet and first}
     model = MMDMA(**parameters)
@@ -126,7 +126,7 @@ def _fit(options: argparse.Namespace, share: tuple[int, int]) -> int:
     seconds = time.perf_counter() - begin
     for name in "xy":
         embedding = torch.from_numpy(getattr(model, f"embedding_{name}_"))
-        setattr(model, f"embedding_{name}_", in_world(len(embedding)).to_first(embedding).numpy())
+        setattr(model, f"embedding_{name}_", world(len(embedding)).gather(embedding).numpy())
     if first:
         _write_fit(options, model, views, truth, seconds)
     return _INTERRUPTED if model.interrupted_ else 0

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from mmdma_core import registry
 from mmdma_core.files.atomic import check_writable
-from mmdma_core.fused.ranks import in_world, world
+from mmdma_core.fused.ranks import world
 from mmdma_core.inputs import Kernel
 from mmdma_core.matching import model_file, starts
 from mmdma_core.matching.preprocess import (
@@ -200,7 +200,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_parameters(self)
         starts.settings_of(self, 1.0 if self.sigma == "median" else self.sigma)
-        if self.checkpoint is not None and in_world(0).rank == 0:  # which writes it for all
+        if self.checkpoint is not None and world().rank == 0:  # which writes it for all
             check_writable({starts.checkpoint_path(self, k): 0 for k in range(plain(self.n_starts))})
         taken = take_both(X, Y, use_rep, layer)
         how = self.l2_normalize, self.center
@@ -301,7 +301,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 raise ValueError("score takes the kernels of fit: those of new cells do not tell the distortion")
             views = [Kernel(view) for view in views]
         settings = registry.variant(self.variant_).taken(starts.settings_of(self, self.sigma_))
-        run = registry.start(name, *views, settings, self.device_, parameters=weights, group=world())
+        run = registry.start(name, *views, settings, self.device_, parameters=weights, group=world().group)
         return -run.loss().total
 
     @property

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -26,8 +26,8 @@ import psutil
 import torch
 from torch import distributed
 
-from mmdma_core.fused import ranks
-from mmdma_core.inputs import as_device
+from mmdma_core.fused.ranks import GroupRanks, world
+from mmdma_core.inputs import Ranks, as_device
 
 PATIENCE_S = 40.0  # for the others to come, or to be heard of
 HANGING_S = 30.0  # that ranks may do nothing
@@ -46,15 +46,15 @@ def rank_and_size() -> tuple[int, int]:
 
 
 @contextmanager
-def joined(use_gpu: bool) -> Iterator[tuple[int, int]]:
-    """Join the processes that were started together, for as long as this lasts; gives (rank, number of ranks).
+def joined(use_gpu: bool) -> Iterator[Ranks]:
+    """Join the processes that were started together, for as long as this lasts; gives the ranks.
 
     The first error that is raised within ends all of them, and is raised here; in the others SystemExit is.
     Raises RuntimeError if the others do not come within PATIENCE_S.
     """
     rank, size = rank_and_size()
     if size == 1:
-        yield rank, size
+        yield Ranks()
         return
     watcher, store = _Watcher(rank, size), None
     try:
@@ -64,7 +64,7 @@ def joined(use_gpu: bool) -> Iterator[tuple[int, int]]:
             torch.cuda.set_device(as_device(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"))
         backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_LONG)
-        yield rank, size
+        yield world()
         watcher.rest()
         store.set(f"left/{rank}", "")
         if rank == 0:  # which may keep the store, and leaves last
@@ -122,7 +122,7 @@ class _Watcher:
     """The watcher of this process, which is one rank of several, as the rank has it: from its making to its `end`."""
 
     def __init__(self, rank: int, size: int) -> None:
-        self._counts = multiprocessing.RawArray("q", 3)  # sums begun, sums ended, whether the rank may be silent
+        self._at_rest = multiprocessing.RawValue("b")  # whether the rank may be silent
         gone, self._alive = os.pipe()  # which ends with this process
         sys.stdout.flush()
         sys.stderr.flush()
@@ -132,30 +132,23 @@ class _Watcher:
             os.setsid()  # torchrun kills the group of a rank that has ended
             os.close(self._alive)
             try:
-                _Watching(rank, size, parent, self._counts, gone).run()
+                _Watching(rank, size, parent, self._at_rest, gone).run()
             finally:
                 os._exit(0)
         os.close(gone)
-        ranks.around = self._around
-
-    @contextmanager
-    def _around(self) -> Iterator[None]:
-        self._counts[0] += 1
-        yield
-        self._counts[1] += 1  # not after a failure, which the others may be the reason of
 
     def rest(self) -> None:
         """From now on this rank's silence, and its end, are no fault."""
-        self._counts[2] = 1
+        self._at_rest.value = True
 
     def end(self) -> bool:
         """Let the watcher go; whether the rank has begun a sum over ranks that has not ended."""
-        ranks.around = nullcontext
         self.rest()
         os.close(self._alive)
         with suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
-        return self._counts[0] > self._counts[1]
+        begun, ended = GroupRanks.waits
+        return begun > ended
 
 
 @dataclass
@@ -177,8 +170,8 @@ class _Seen:
 class _Watching:
     """The watcher itself, in its process."""
 
-    def __init__(self, rank, size, parent, counts, gone) -> None:  # noqa: ANN001
-        self._rank, self._size, self._parent, self._counts, self._gone = rank, size, parent, counts, gone
+    def __init__(self, rank, size, parent, at_rest, gone) -> None:  # noqa: ANN001
+        self._rank, self._size, self._parent, self._at_rest, self._gone = rank, size, parent, at_rest, gone
         self._seen: dict[int, _Seen] = {}
         self._store: distributed.Store | None = None
 
@@ -210,9 +203,9 @@ class _Watching:
                     waited = f"it has done nothing for {HANGING_S:.0f} s while the others wait for it"
                     return f"rank {rank} hangs: {waited}"
             except RuntimeError as error:
-                if time.monotonic() - begun > PATIENCE_S and not self._counts[2]:
+                if time.monotonic() - begun > PATIENCE_S and not self._at_rest.value:
                     return f"rank {self._rank} cannot reach the others: {str(error).partition(chr(10))[0][:120]}"
-        if not self._counts[2]:
+        if not self._at_rest.value:
             return f"rank {self._rank} ended without a word: it was killed, or has crashed"
         with suppress(RuntimeError):  # the others must know that it is at rest
             self._tell()
@@ -223,7 +216,7 @@ class _Watching:
         with suppress(psutil.Error):
             used_s = sum(self._parent.cpu_times()[:2])
             stopped = self._parent.status() == psutil.STATUS_STOPPED
-            self._store.set(f"of/{self._rank}", json.dumps([used_s, *self._counts, stopped]))
+            self._store.set(f"of/{self._rank}", json.dumps([used_s, *GroupRanks.waits, self._at_rest.value, stopped]))
 
     def _hear(self) -> None:
         """Read what each rank does; one that is not heard of does nothing."""

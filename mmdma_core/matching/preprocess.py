@@ -25,7 +25,7 @@ from sklearn.utils import check_array
 
 from mmdma_core.files.annotated import Keys, chosen
 from mmdma_core.files.formats import View
-from mmdma_core.fused.ranks import in_world
+from mmdma_core.fused.ranks import world
 from mmdma_core.inputs import canonical, on_host, unmasked
 from mmdma_core.models import in_words
 from mmdma_core.registry import check_batch_size
@@ -79,19 +79,19 @@ def centred(rows: Matrix, name: str, mean: np.ndarray | None) -> Matrix:
 
 def column_means(rows: Matrix) -> np.ndarray:
     """Return the mean of each column (p,), over all ranks, in float32."""
-    of_ranks = in_world(rows.shape[0])
-    sums = of_ranks.sum(np.array(rows.sum(axis=0, dtype=np.float64)).reshape(-1))
-    return (sums / of_ranks.n).astype(np.float32)
+    ranks = world(rows.shape[0])
+    sums = ranks.sum(np.array(rows.sum(axis=0, dtype=np.float64)).reshape(-1))
+    return (sums / ranks.n).astype(np.float32)
 
 
 def digest(asked: list, views: Sequence[Matrix]) -> str:
     """Digest what is asked, in plain values, and the entries of the views, however many ranks share their rows."""
     question = hashlib.sha256(json.dumps(asked).encode())
     for view in views:
-        of_ranks = in_world(view.shape[0])
-        total = _sum_of_entries(view, of_ranks.first)
-        low, high = of_ranks.sum(np.array([total % 2**32, total >> 32], np.float64))
-        question.update(json.dumps([of_ranks.n, view.shape[1], (int(low) + (int(high) << 32)) % 2**64]).encode())
+        ranks = world(view.shape[0])
+        total = _sum_of_entries(view, ranks.first)
+        low, high = ranks.sum(np.array([total % 2**32, total >> 32], np.float64))
+        question.update(json.dumps([ranks.n, view.shape[1], (int(low) + (int(high) << 32)) % 2**64]).encode())
     return question.hexdigest()
 
 

@@ -21,7 +21,7 @@ from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
 from mmdma_core import advice, compilers, registry
-from mmdma_core.fused.ranks import in_world, world
+from mmdma_core.fused.ranks import world
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.fused.threads import brief_waits
 from mmdma_core.inputs import Kernel, as_device
@@ -81,7 +81,7 @@ class Problem:
             self._settings(),
             self.device,
             seed,
-            group=world(),
+            group=world().group,
             batch_size=plain(self._model.batch_size),
             n_updates=self._n_epochs,
         )
@@ -198,23 +198,23 @@ def choose_variant(model: BaseEstimator, device: torch.device, x: Matrix, y: Mat
     """Return the variant that the model names, or the one that "auto" takes, which the log tells."""
     if model.variant != "auto":
         chosen = registry.variant(model.variant)
-        registry.check_ranks(chosen, world())
+        registry.check_ranks(chosen, world().group)
         return chosen.name
-    rows = [in_world(view.shape[0]) for view in (x, y)]
-    n, p = max(rows_of.n for rows_of in rows), max(x.shape[1], y.shape[1])
+    ranks = [world(view.shape[0]) for view in (x, y)]
+    n, p = max(of_view.n for of_view in ranks), max(x.shape[1], y.shape[1])
     sparse = scipy.sparse.issparse(x) or scipy.sparse.issparse(y)
     form = "kernel" if model.kernel == "precomputed" else "sparse" if sparse else "dense"
     epochs = plain(model.n_epochs) * plain(model.n_starts)
-    choice = advice.choose_for_fit(n, p, plain(model.n_components), epochs, device, form=form, ranks=rows[0].size)
+    choice = advice.choose_for_fit(n, p, plain(model.n_components), epochs, device, form=form, ranks=ranks[0].size)
     _LOG.info("variant: %s", choice)
-    return rows[0].of_first(choice.variant)
+    return ranks[0].broadcast(choice.variant)
 
 
 def draw_seeds(first: int | np.random.RandomState | None, n_starts: int) -> list[int]:
     """Return a seed for each start, one after the other."""
     if not isinstance(first, int):
         first = check_random_state(first).randint(2**31 - n_starts)
-    first = in_world(0).of_first(int(first))
+    first = world().broadcast(int(first))
     return [first + k for k in range(n_starts)]
 
 
@@ -223,9 +223,9 @@ def median_sigma(e_x: np.ndarray, e_y: np.ndarray) -> float:
 
     e_x (n_x, d), e_y (n_y, d), or those rows of them that are here. Raises ValueError if that is 0.
     """
-    points = np.concatenate([in_world(len(e)).gather(torch.from_numpy(e)).numpy() for e in (e_x, e_y)])
+    points = np.concatenate([world(len(e)).all_gather(torch.from_numpy(e)).numpy() for e in (e_x, e_y)])
     distances = NearestNeighbors(n_neighbors=2).fit(points).kneighbors(points)[0][:, 1]
-    sigma = in_world(0).of_first(float((8 * np.median(distances)) ** 2))
+    sigma = world().broadcast(float((8 * np.median(distances)) ** 2))
     if sigma <= 0:
         raise ValueError("sigma='median' is 0: at least half of the embedded points coincide; give a number")
     return sigma

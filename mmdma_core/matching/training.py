@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import DAMAGED, reading
-from mmdma_core.inputs import Rows
+from mmdma_core.inputs import Ranks
 from mmdma_core.objective import LossTerms
 from mmdma_core.run import AdamRun, Run
 
@@ -87,7 +87,7 @@ class Checkpoint:
     question: str
 
     def write(self, run: AdamRun, history: History) -> None:
-        if run.held.rank > 0:
+        if run.ranks.rank > 0:
             return
         state = run.state()
         told = {"question": self.question, "epoch": state["epoch"], "epochs": history.epochs}
@@ -102,7 +102,7 @@ class Checkpoint:
         Raises ValueError for a file that is no checkpoint, or that was written for another question.
         """
         history = History()
-        content = run.held.of_first(self._read() if run.held.rank == 0 else None)
+        content = run.ranks.broadcast(self._read() if run.ranks.rank == 0 else None)
         if content is None:
             return history
         epoch, epochs, arrays = content
@@ -164,7 +164,7 @@ def train(
                 for callback in callbacks:
                     callback(run, terms)
         except KeyboardInterrupt:
-            if not history.epochs or getattr(run, "held", Rows(0)).size > 1:  # nothing to keep that all ranks agree on
+            if not history.epochs or getattr(run, "ranks", Ranks()).size > 1:  # nothing to keep that all ranks agree on
                 raise
             history.stopped = "interrupted"
     if history.stopped is None and run.epoch < n_epochs:
