@@ -196,13 +196,11 @@ def _scale(study: Study, options: Namespace) -> None:
     print(scale.run(study, options.values, options.retry))
 
 
-@_command("matching quality on SNARE-seq and scGEM, beside the published values")
+@_command("matching quality on SNARE-seq and scGEM, beside the published values", _RETRY)
 def _quality(study: Study, options: Namespace) -> None:
     from benchmarks.experiments import quality
 
-    if "quality" not in options.values:
-        raise ValueError("quality: config.yaml has no such key, the experiment is described there")
-    print(quality.run(options.values["quality"], study.root, study.device, study.threads))
+    print(quality.run(study, options.values, options.retry))
 
 
 @_command(

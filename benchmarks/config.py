@@ -335,6 +335,14 @@ def check(config: dict[str, Any]) -> Config:
         raise ConfigError(_sentence(first)) from None
 
 
+def experiment(config: dict[str, Any], name: str) -> Any:
+    """Return the keys of an experiment as its model above, checked. Raises ConfigError, also where there are none."""
+    asked = getattr(check(config), name)
+    if asked is None:
+        raise ConfigError(f"{name}: the configuration has no such key; the project's config.yaml shows it")
+    return asked
+
+
 def _of_yaml(value: Any) -> Any:
     """Mappings, lists and Python's own numbers, in the place of tuples and of what NumPy has."""
     if isinstance(value, dict):

@@ -14,7 +14,7 @@ from conftest import ROOT, own_config
 
 from benchmarks import study
 from benchmarks.config import ConfigError
-from benchmarks.experiments import scale
+from benchmarks.experiments import fits, scale
 
 CONFIG = own_config() | {"device": "cpu", "study": "smoke", "machine": "here"}
 ASKED = CONFIG["scale"] | {
@@ -105,8 +105,8 @@ def test_a_setting_that_cannot_be_is_named(here):
 def test_what_compiles_before_the_clock_starts_is_a_small_fit_of_the_same_kind(monkeypatch, device, few, batch):
     """Of the sizes of a cell's first start: on CUDA the tiles of the problem itself; in batches if the fit is."""
     fitted = []
-    monkeypatch.setattr(scale, "_fitted", lambda cell, x, y, updates: fitted.append((cell.batch_size, *x.shape)))
-    asked = scale.Fit("primal-fourier in batches", 10**6, 50, "", (), *([None] * 8), batch_size=20_000)
+    monkeypatch.setattr(fits, "_fitted", lambda cell, x, y, updates: fitted.append((cell.batch_size, *x.shape)))
+    asked = fits.Fit("primal-fourier in batches", 10**6, 50, "", (), *([None] * 8), batch_size=20_000)
     for n in (10**6, 200):
-        scale._fit_few(dataclasses.replace(asked, n=n, device=device))
+        fits._fit_few(dataclasses.replace(asked, n=n, device=device))
     assert fitted == [(batch, few, 50), (None, 200, 50)]
