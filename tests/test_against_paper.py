@@ -219,13 +219,13 @@ def test_the_map_shows_every_cell_and_splits_those_that_differ(twice):
     assert len(above.texts) == winners["equal"]
     assert "1 differ" in above.get_title(loc="left")
     assert "not in the published grid" in drawn.get_suptitle()
-    assert [text.get_text() for text in below.texts][2] == "2 x, 60 cells"
+    assert [text.get_text() for text in below.texts][2] == "2 x, 60 points"
 
 
 def test_a_study_beyond_the_published_grid_has_a_picture_that_says_so():
     drawn = figure.draw(to_frame([cell("primal", 100, 10, 1)]), "title")
     assert "312 untestable" in drawn.axes[0].get_title(loc="left")
-    assert {text.get_text() for text in drawn.axes[1].texts} == {"no cell"}
+    assert {text.get_text() for text in drawn.axes[1].texts} == {"none"}
 
 
 def test_nothing_measured_at_all():

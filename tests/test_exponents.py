@@ -147,7 +147,7 @@ def test_nothing_measured_gives_an_empty_table_and_a_picture_that_says_so():
     assert measured.exponents(empty).empty
     drawn = figure.draw_exponents(empty, "title")
     assert {text.get_text() for axes in drawn.axes for text in axes.texts} == {
-        "no term has enough cells\n8 x above the least"
+        "no term has enough points\n8 x above the least"
     }
 
 

@@ -255,7 +255,7 @@ def test_the_line_of_equal_runtimes_lies_where_they_cross():
     points = lines[0].get_paths()[0].vertices
     assert points[:, 0] == pytest.approx(200, rel=1e-6)
     assert len(figure.axes[0].collections) == 3  # filled contours, the line, the dots
-    assert [text.get_text() for text in figure.axes[1].texts] == ["no cell where both\nwere measured"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["no point where both\nwere measured"]
 
 
 def test_where_one_runtime_is_missing_the_contours_are_blank():

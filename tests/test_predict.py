@@ -85,7 +85,7 @@ def test_a_rate_that_no_cell_tells_stays_where_it_was():
     found = predict.calibrate([planted("primal", *size) for size in SIZES], predict.GPU)
     assert found.evaluated == pytest.approx(predict.GPU.evaluated)
     assert found.products == pytest.approx(RATES.products, rel=0.03)
-    with pytest.raises(ValueError, match="no cell of a variant that states a cost"):
+    with pytest.raises(ValueError, match="no measurement of a variant that states a cost"):
         predict.calibrate([Measured("no-longer-there", 1000, 10, 10, 1.0)])
 
 

@@ -101,5 +101,5 @@ def test_a_summary_of_another_version_is_refused_by_name(smoke):
 def test_a_folder_of_strangers_has_no_figure(smoke):
     records.write(of("EPYC", "gone"), records.record_path(smoke.root, "gone", 10, 100))
     table.write_summary(smoke.root)
-    with pytest.raises(ValueError, match="holds no cell of the study 'smoke'"):
+    with pytest.raises(ValueError, match="holds no record of the study 'smoke'"):
         figures.draw_all(smoke)

@@ -61,12 +61,12 @@ def compared(a: pd.DataFrame, b: pd.DataFrame, threshold: float) -> pd.DataFrame
 
 
 def _verdict(
-    a: tuple[str, ...], b: tuple[str, ...], cell_a: pd.DataFrame, cell_b: pd.DataFrame, threshold: float
+    a: tuple[str, ...], b: tuple[str, ...], rows_a: pd.DataFrame, rows_b: pd.DataFrame, threshold: float
 ) -> str:
     if set(a) & set(b):
         return "same" if len(a) == len(b) == 1 else "equal"
-    for cell, best, other in ((cell_a, a, b), (cell_b, b, a)):
-        runtime = cell[cell["status"] == "ok"].set_index("variant")["runtime_s"].to_dict()
+    for rows, best, other in ((rows_a, a, b), (rows_b, b, a)):
+        runtime = rows[rows["status"] == "ok"].set_index("variant")["runtime_s"].to_dict()
         if not {best[0], other[0]} <= runtime.keys() or runtime[other[0]] > threshold * runtime[best[0]]:
             return "differ"
     return "equal"
@@ -91,7 +91,7 @@ def describe_points(found: pd.DataFrame) -> Iterator[str]:
 def quality_against_time(a: Path, b: Path) -> Iterator[str]:
     """Median seconds and FOSCTTM at the lowest loss of each method and n that `scale` fitted in both folders."""
     tables = [_fits(folder / "scale" / "scale.csv") for folder in (a, b)]
-    both = [cell for cell in tables[0] if cell in tables[1]]
+    both = [fit for fit in tables[0] if fit in tables[1]]
     if both:
         yield "Quality against time, whole fits: seconds a start, FOSCTTM at the lowest loss (0 is best):"
     for n, method in both:
@@ -108,4 +108,4 @@ def _fits(path: Path) -> dict[tuple[int, str], tuple[float, float]]:
     if not {"n", "method", "status", "seconds", "loss", "foscttm"} <= set(starts):
         return {}  # of another version
     ended = starts[starts["status"] == "ok"].groupby(["n", "method"], sort=False)
-    return {cell: (rows["seconds"].median(), rows.loc[rows["loss"].idxmin(), "foscttm"]) for cell, rows in ended}
+    return {fit: (rows["seconds"].median(), rows.loc[rows["loss"].idxmin(), "foscttm"]) for fit, rows in ended}

@@ -43,7 +43,7 @@ _UNITS = ("operations of products", "numbers through memory", "operations of KeO
 # In order of magnitude, from the data sheet of a V100: 1.4e13 operations and 900 GB a second; 5,120 lanes, each of
 # which gives a result after four cycles. An epoch of some hundred launches: assumed.
 GPU = Rates(products=1e13, passes=2e11, evaluated=1e13, compiled=1e13, filled_by=20_000, epoch_s=5e-3)
-_PULL = 0.02  # what a rate that is off by e counts beside a cell that is off by e
+_PULL = 0.02  # what a rate that is off by e counts beside a measurement that is off by e
 _THOUSANDS = range(1000, 101_000, 1000)  # the n of the originals are not in the published grid
 
 
@@ -255,23 +255,26 @@ def describe_ends(gib: float) -> str:
     return "\n".join([*lines, "what is counted, and why it differs from the published: docs/reading.md, frontier"])
 
 
-def calibrate(cells: Sequence[Measured], start: Rates = GPU) -> Rates:
-    """Return the rates that bring the models of cost nearest to the cells: least squares of log(predicted / measured).
+def calibrate(known: Sequence[Measured], start: Rates = GPU) -> Rates:
+    """Return the rates that bring the models of cost nearest to what was measured.
 
-    cells  of one machine, of any variants that state a cost; a few of each kind of work and of small and large n
-    start  rates of a machine like it. Every rate is pulled to them a little, so that one that no cell tells stays
+    That is, to least squares of log(predicted / measured). Every rate is pulled to `start` a little, so that one that
+    nothing tells stays.
 
-    Raises ValueError where no cell is of a variant that states a cost.
+    known  of one machine, of any variants that state a cost; a few of each kind of work and of small and large n
+    start  rates of a machine like it
+
+    Raises ValueError where none is of a variant that states a cost.
     """
     models = {name: mmdma_core.variant(name).cost_model for name in mmdma_core.variants()}
-    known = [(models[cell.variant](cell.n, cell.p, cell.d), cell.epoch_s) for cell in cells if models.get(cell.variant)]
-    if not known:
-        raise ValueError("no cell of a variant that states a cost: rates cannot be calibrated")
-    measured = np.log([seconds for _, seconds in known])
+    costs = [(models[one.variant](one.n, one.p, one.d), one.epoch_s) for one in known if models.get(one.variant)]
+    if not costs:
+        raise ValueError("no measurement of a variant that states a cost: rates cannot be calibrated")
+    measured = np.log([seconds for _, seconds in costs])
 
     def off(logs: np.ndarray) -> np.ndarray:
         rates = Rates(*np.exp(logs))
-        predicted = np.log([cost.seconds(rates) for cost, _ in known])
+        predicted = np.log([cost.seconds(rates) for cost, _ in costs])
         return np.concatenate([predicted - measured, _PULL * (logs - np.log(start))])
 
     return Rates(*map(float, np.exp(least_squares(off, np.log(start)).x)))

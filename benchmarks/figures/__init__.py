@@ -6,7 +6,7 @@ A figure takes a table and returns a matplotlib Figure; a new one is a file, a n
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,18 +27,18 @@ NAMES = (
     "against_paper",
     "exponents",
 )
-SEVERAL = "scaling"  # where cells were measured on several devices; so no output that is waited for
+SEVERAL = "scaling"  # drawn where there are records of several devices; so no output that is waited for
 
 _PANELS = 4  # p up to which runtimes_all has all, else those of figure_1b
 
 
 def paths(study: Study) -> list[Path]:
-    """The files that draw_all writes in any case."""
+    """Return the files that draw_all writes in any case."""
     return [study.root / "figures" / f"{name}.{suffix}" for name in NAMES for suffix in ("png", "svg")]
 
 
 def question(study: Study) -> str:
-    """What the figures show, in words: when it changes they are drawn anew."""
+    """Return what the figures show, in words: when it changes they are drawn anew."""
     shown = (study.name, study.n, study.p, study.variants, study.figure_1b_p, study.published, study.further)
     return " ".join(map(str, shown))
 
@@ -46,7 +46,7 @@ def question(study: Study) -> str:
 def draw_all(study: Study) -> list[Path]:
     """Draw every figure of the study, and return their paths; what the table has beyond it is left out, and said.
 
-    Raises ValueError if the table is missing or has no cell of the study.
+    Raises ValueError if the table is missing or has no row of the study.
     """
     from benchmarks.analysis.table import of_study, read_summary
     from benchmarks.figures.style import save
@@ -55,7 +55,7 @@ def draw_all(study: Study) -> list[Path]:
     for sentence in left_out:
         print(f"left out of the figures: {sentence}", file=sys.stderr)
     if table.empty:
-        raise ValueError(f"{study.root} holds no cell of the study {study.name!r}")
+        raise ValueError(f"{study.root} holds no record of the study {study.name!r}")
     for name, figure in zip(NAMES, _figures(study, table), strict=True):
         save(figure, study.root / "figures", name)
     several = [study.root / "figures" / f"{SEVERAL}.{suffix}" for suffix in ("png", "svg")]
@@ -70,7 +70,7 @@ def draw_all(study: Study) -> list[Path]:
 
 def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     import mmdma_core
-    from benchmarks.analysis import agreement
+    from benchmarks.analysis import agreement, published
     from benchmarks.analysis.published import PAPER_IMPLEMENTATIONS, PAPER_VARIANTS
     from benchmarks.figures import against_paper, curves, heatmap, scaling
 
@@ -85,7 +85,9 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
     few = [p for p in study.p if p in study.figure_1b_p] or list(study.p)
     six = [variant for variant in study.variants if variant in PAPER_IMPLEMENTATIONS]
     ns = sorted({n for variant, _, n in study.points() if variant in six}) or study.n
-    behind = _published(study, ns) if study.published else None
+    read = published.read()
+    read = read[read["n"].between(ns[0], ns[-1]) & read["p"].isin(study.p) & read["variant"].isin(study.variants)]
+    behind = read if study.published and len(read) else None
     for ps in (few, study.p):
         own, title = table[table["variant"].isin(six)], f"The paper's implementations, {where}"
         yield curves.draw(own, *runtime, ns, ps, six, title, behind, apart=apart)
@@ -105,43 +107,31 @@ def _figures(study: Study, table: pd.DataFrame) -> Iterator[Figure]:
 
 
 def _of_several_devices(study: Study, table: pd.DataFrame) -> Figure | None:
-    """Speed-up and memory where cells were measured on several devices; None where none were."""
+    """Return speed-up and memory on several devices; None where nothing was measured on several."""
     from benchmarks.figures import scaling
-    from benchmarks.figures.scaling import read_scaling
 
-    several = read_scaling(study.root if study.devices == 1 else study.root.parent)
+    several = scaling.read_scaling(study.root if study.devices == 1 else study.root.parent)
     return None if several.empty else scaling.draw(several, f"Several devices, {_where(study, table)}")
 
 
 def draw_predicted(table: pd.DataFrame, where: str, folder: Path, against: pd.DataFrame | None = None) -> list[Path]:
-    """Figure 1A and A1 of a table that benchmarks.analysis.predict gives, each marked as predicted.
+    """Draw Figure 1A and A1 of a table that benchmarks.analysis.predict gives, each marked as predicted.
 
     where    which card, in words
     against  its `winners`, for a map against the published one; A1 then has the published runtimes behind it
     """
-    import pandas as pd
-
     from benchmarks.analysis import published
     from benchmarks.analysis.published import PAPER_VARIANTS
     from benchmarks.figures import against_paper, curves, heatmap
     from benchmarks.figures.style import mark, save
 
     (ns, ps), seconds = published.grid(), f"seconds for {published.EPOCHS} epochs"
-    variants, behind = list(dict.fromkeys(table["variant"])), None if against is None else published.PUBLISHED
+    variants, behind = list(dict.fromkeys(table["variant"])), None if against is None else published.read()
+    maps = [(f"Predicted: fastest of the paper's variants\n{where}", PAPER_VARIANTS)]
+    title = f"Predicted: runtime, {where}"
     figures = {
-        "figure_1a": heatmap.draw(
-            table, ns, ps, [(f"Predicted: fastest of the paper's variants\n{where}", PAPER_VARIANTS)]
-        )[0],
-        "figure_a1": curves.draw(
-            table,
-            "runtime_s",
-            seconds,
-            ns,
-            ps,
-            variants,
-            f"Predicted: runtime, {where}",
-            behind and pd.read_csv(behind),
-        ),
+        "figure_1a": heatmap.draw(table, ns, ps, maps)[0],
+        "figure_a1": curves.draw(table, "runtime_s", seconds, ns, ps, variants, title, behind),
     }
     if against is not None:
         figures["against_paper"] = against_paper.draw_map(against, f"Predicted, against the published V100: {where}")
@@ -156,15 +146,3 @@ def _where(study: Study, table: pd.DataFrame) -> str:
 
     row = next(table.itertuples())
     return shortened(machine_name(row), 50) + ("" if row.device == "cuda" else f", {study.threads} threads")
-
-
-def _published(study: Study, ns: Sequence[int]) -> pd.DataFrame | None:
-    """The published runtimes within the study's grid at these n; None if they have nothing there."""
-    import pandas as pd
-
-    from benchmarks.analysis.published import PUBLISHED
-
-    published = pd.read_csv(PUBLISHED)
-    within = published["n"].between(ns[0], ns[-1]) & published["p"].isin(study.p)
-    within &= published["variant"].isin(study.variants)
-    return published[within] if within.any() else None

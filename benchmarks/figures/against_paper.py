@@ -1,6 +1,6 @@
-"""One machine against the published V100: the fastest variant cell by cell, and how many times longer each took.
+"""One machine against the published V100: the fastest variant at each point, and how many times longer each took.
 
-Log ratios of runtime over n and p: primal and dual, with and without KeOps.
+And two variants against each other: log ratios of runtime over n and p, for primal and dual, with and without KeOps.
 """
 
 from __future__ import annotations
@@ -27,21 +27,24 @@ _PALE = 0.22  # of the published winner's colour where it could not be tested
 _LINE = 82  # characters of a title
 _MAP = 4.4  # inches: the height of the map
 _NOTHING = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
+PAIRS = (("primal-keops", "primal"), ("dual-keops", "dual"), ("primal-keops", "dual-keops"))  # of the paper's notebook
+_LEAST_SPAN = math.log10(2)  # of the colours on either side of 0
+_COLORS = "PuOr"  # diverging, safe for colour-blind readers
 
 
 def draw(table: pd.DataFrame, title: str) -> Figure:
-    """The table of one machine against the published one.
+    """Draw the table of one machine against the published one.
 
     Above, the published grid. Full colour: the same variant is the fastest. Two triangles: the published one above,
     the one found here below, with '~' where the two may be equally fast. Pale: the published one, not tested here.
-    Below, runtime here / published of every cell measured in both, median and quartiles by variant.
+    Below, runtime here / published of all that was measured in both, median and quartiles by variant.
     """
-    cells, ratios = against_paper.winners(table), against_paper.ratios(table)
+    ratios = against_paper.ratios(table)
     order = _order(ratios)
     heights = (_MAP, 1.1 + 0.28 * len(order))
     figure = Figure(figsize=(PAGE, sum(heights)), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=heights)
-    _draw_map(above, cells)
+    _draw_map(above, against_paper.winners(table))
     _draw_ratios(below, ratios, order)
     _, left_out = against_paper.comparable(table)
     lines = [line for text in (title, *left_out) for line in textwrap.wrap(text, _LINE)]
@@ -49,31 +52,28 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def draw_map(cells: pd.DataFrame, title: str) -> Figure:
-    """The upper part alone, of cells as benchmarks.analysis.against_paper.winners gives them."""
+def draw_map(points: pd.DataFrame, title: str) -> Figure:
+    """Draw the upper part alone, of points as benchmarks.analysis.against_paper.winners gives them."""
     figure = Figure(figsize=(PAGE, _MAP), layout="constrained")
-    _draw_map(figure.subfigures(), cells)
+    _draw_map(figure.subfigures(), points)
     figure.suptitle("\n".join(textwrap.wrap(title, _LINE)), x=0.01, ha="left")
     return figure
 
 
-def _draw_map(figure: SubFigure, cells: pd.DataFrame) -> None:
+def _draw_map(figure: SubFigure, points: pd.DataFrame) -> None:
     axes = figure.subplots()
     ns, ps = published.grid()
     grid_axes(axes, ns, ps)
-    for cell in cells.itertuples():
-        corner = (ns.index(cell.n) - 0.5, ps.index(cell.p) - 0.5)
-        tested = cell.verdict in ("equal", "differ")
-        pale = cell.verdict == "untestable"
-        axes.add_patch(Rectangle(corner, 1, 1, **_patch_style(cell.there, pale)))
-        if tested:
-            (x, y), half = corner, _patch_style(cell.here, pale=False)
-            axes.add_patch(Polygon([(x, y), (x + 1, y), (x + 1, y + 1)], **half))
-        if cell.verdict == "equal":
+    for point in points.itertuples():
+        x, y = ns.index(point.n) - 0.5, ps.index(point.p) - 0.5
+        axes.add_patch(Rectangle((x, y), 1, 1, **_patch_style(point.there, point.verdict == "untestable")))
+        if point.verdict in ("equal", "differ"):
+            axes.add_patch(Polygon([(x, y), (x + 1, y), (x + 1, y + 1)], **_patch_style(point.here, pale=False)))
+        if point.verdict == "equal":
             axes.text(x + 0.5, y + 0.5, "~", ha="center", va="center", color="white", fontweight="bold")
     axes.set_xlabel("number of cells n (the published grid)")
     axes.set_ylabel("number of features p")
-    counts = cells["verdict"].value_counts()
+    counts = points["verdict"].value_counts()
     words = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("agree", "equal", "differ", "untestable"))
     axes.set_title(f"Fastest of the paper's variants: {words}", loc="left")
     legend(figure, _legend(), loc="outside lower left", ncols=2, **TIGHT)
@@ -100,13 +100,13 @@ def _legend() -> list[Patch]:
 
 
 def _order(ratios: pd.DataFrame) -> list[str]:
-    """The paper's variants, then the published package's own where they were measured."""
+    """Return the paper's variants, then the published package's own where they were measured."""
     measured = set(ratios["variant"])
     return [*PAPER_VARIANTS, *(name for v in PAPER_VARIANTS if (name := f"published-{v}") in measured)]
 
 
 def _draw_ratios(figure: SubFigure, ratios: pd.DataFrame, order: Sequence[str]) -> None:
-    """A row of dots for each variant, its median and cells at the right."""
+    """Draw a row of dots for each variant, its median and how many there are at the right."""
     axes = figure.subplots()
     for row, variant in enumerate(order):
         label = _row_of_ratios(axes, row, ratios[ratios["variant"] == variant], style(variant).color)
@@ -130,10 +130,10 @@ def _draw_ratios(figure: SubFigure, ratios: pd.DataFrame, order: Sequence[str]) 
 
 
 def _row_of_ratios(axes: Axes, row: int, mine: pd.DataFrame, color: str) -> str:
-    """Dots slightly above and below the row by n: the same table, the same picture. Returns the median in words."""
+    """Draw dots slightly above and below the row by n: the same table, the same picture. Return the median in words."""
     ns = sorted(mine["n"].unique())
     if not ns:
-        return "no cell"
+        return "none"
     for source, fill in (("read", color), ("other p", "white")):
         part = mine[mine["source"] == source]
         y = row - 0.25 + 0.5 * (np.searchsorted(ns, part["n"]) + 0.5) / len(ns)
@@ -141,17 +141,11 @@ def _row_of_ratios(axes: Axes, row: int, mine: pd.DataFrame, color: str) -> str:
     low, middle, high = mine["ratio"].quantile([0.25, 0.5, 0.75])
     axes.plot([low, high], [row, row], color="0.2", linewidth=5, alpha=0.35, solid_capstyle="butt")
     axes.plot([middle], [row], "|", color="black", markersize=15, markeredgewidth=1.8)
-    return f"{factor(middle)}, {len(mine)} cell{'s' if len(mine) != 1 else ''}"
-
-
-# Those of the published benchmark notebook.
-PAIRS = (("primal-keops", "primal"), ("dual-keops", "dual"), ("primal-keops", "dual-keops"))
-_LEAST_SPAN = math.log10(2)  # of the colours on either side of 0
-_COLORS = "PuOr"  # diverging, safe for colour-blind readers
+    return f"{factor(middle)}, {len(mine)} point{'s' if len(mine) != 1 else ''}"
 
 
 def log_ratios(table: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS) -> pd.DataFrame:
-    """Every cell where both variants of a pair were measured: first, second, n, p, log_ratio.
+    """Return every point where both variants of a pair were measured: first, second, n, p, log_ratio.
 
     log_ratio = log10(runtime of the first / runtime of the second): below 0 the first is faster.
     """
@@ -166,18 +160,18 @@ def log_ratios(table: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS) ->
 
 
 def draw_log_ratios(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], title: str) -> Figure:
-    """Filled contours over the cells of each pair, the line of equal runtimes, a dot for each cell measured in both.
+    """Draw filled contours over the points of each pair, the line of equal runtimes, a dot where both were measured.
 
     A contour needs four neighbours of the grid; where one is missing there it is blank, and the dots have its colour.
     """
-    cells = log_ratios(table)
-    span = max(_LEAST_SPAN, cells["log_ratio"].abs().max()) if len(cells) else _LEAST_SPAN
+    found = log_ratios(table)
+    span = max(_LEAST_SPAN, found["log_ratio"].abs().max()) if len(found) else _LEAST_SPAN
     levels = np.linspace(-span, span, 17)
     figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
     panels = figure.subplots(1, len(PAIRS), sharex=True, sharey=True)
     norm = BoundaryNorm(levels, 256)
     for axes, (first, second) in zip(panels, PAIRS, strict=True):
-        of_pair = cells[(cells["first"] == first) & (cells["second"] == second)]
+        of_pair = found[(found["first"] == first) & (found["second"] == second)]
         grid = of_pair.pivot(index="p", columns="n", values="log_ratio").reindex(index=ps, columns=ns)
         _panel(axes, grid, levels, norm)
         axes.set_title(f"{style(first).label}\n/ {style(second).label}", loc="left", fontsize=SMALL)
@@ -200,11 +194,11 @@ def draw_log_ratios(table: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], t
 
 
 def _panel(axes: Axes, grid: pd.DataFrame, levels: np.ndarray, norm: BoundaryNorm) -> None:
-    """The contours of one pair; grid has p down, n across, NaN where one of the two is missing."""
+    """Draw the contours of one pair; grid has p down, n across, NaN where one of the two is missing."""
     values = np.ma.masked_invalid(grid.to_numpy(dtype=float))
     if not values.count():
         look = {"transform": axes.transAxes, "ha": "center", "color": "0.4", "fontsize": SMALL}
-        axes.text(0.5, 0.5, "no cell where both\nwere measured", **look)
+        axes.text(0.5, 0.5, "no point where both\nwere measured", **look)
         return
     n, p = np.meshgrid(grid.columns, grid.index)
     if min(grid.shape) >= 2:
@@ -218,7 +212,7 @@ def _panel(axes: Axes, grid: pd.DataFrame, levels: np.ndarray, norm: BoundaryNor
 
 
 def _ticks(span: float) -> list[float]:
-    """Factors 1, 2, 5, 10, ... and their inverses within the span, thinned to whole powers of ten if it is wide."""
+    """Return factors 1, 2, 5, 10, ... and their inverses within the span, thinned to powers of ten if it is wide."""
     steps = (1, 2, 5) if span < 1 else (1, 3) if span < 2 else (1,)
     above = [step * 10**power for power in range(math.ceil(span) + 1) for step in steps]
     within = [factor for factor in above if math.log10(factor) <= span]

@@ -27,7 +27,7 @@ _COLORS = {  # safe for colour-blind readers; the darker the worse
 }
 _LINE = 80  # characters of a title
 _DARK = ("lost", "gained", "slower")
-_LEGIBLE = 0.4  # inches: the least width of a cell that holds its ratio
+_LEGIBLE = 0.4  # inches: the least width of a square that holds its ratio
 
 
 def write(found: Comparison, path: Path) -> None:
@@ -43,13 +43,13 @@ def write(found: Comparison, path: Path) -> None:
 
 
 def draw(found: Comparison) -> Figure:
-    """The verdict of each cell as a colour, and the ratio of the median epochs B / A as a number, where it has room."""
-    cells = found.found
-    ns, ps = (sorted(cells[axis].unique()) for axis in "np")
-    variants = list(dict.fromkeys(cells["variant"]))
+    """Draw the verdict at each point as a colour, and the ratio of the median epochs B / A where it has room."""
+    rows = found.found
+    ns, ps = (sorted(rows[axis].unique()) for axis in "np")
+    variants = list(dict.fromkeys(rows["variant"]))
     numbers = (_LEGIBLE + 0.02) * len(ns) <= PAGE - 0.7
-    cell = (_LEGIBLE + 0.02, 0.21) if numbers else (0.12, 0.12)
-    width, height = max(1.9, cell[0] * len(ns)), max(0.8, cell[1] * len(ps))  # of a panel, in inches
+    square = (_LEGIBLE + 0.02, 0.21) if numbers else (0.12, 0.12)
+    width, height = max(1.9, square[0] * len(ns)), max(0.8, square[1] * len(ps))  # of a panel, in inches
     across = max(1, min(len(variants), int((PAGE - 0.7) / width)))
     down = math.ceil(len(variants) / across)
     figure = Figure(figsize=(PAGE, 1.7 + down * (height + 0.55)), layout="constrained")
@@ -57,14 +57,14 @@ def draw(found: Comparison) -> Figure:
     for axes in panels.flat[len(variants) :]:
         axes.set_visible(False)
     for axes, variant in zip(panels.flat, variants, strict=False):
-        _panel(axes, cells[cells["variant"] == variant], ns, ps, numbers)
+        _panel(axes, rows[rows["variant"] == variant], ns, ps, numbers)
         axes.set_title(short_label(variant), loc="left", fontsize=SMALL)
     figure.supylabel("number of features p")
     title = f"B against A over n cells: ratio of the median epochs (threshold {found.threshold:g})"
     names = (f"{letter}  {name}" for letter, name in (("A", found.a), ("B", found.b)))
     lines = [title, *(line for name in names for line in textwrap.wrap(name, _LINE))]
     figure.suptitle("\n".join(lines), x=0.01, ha="left")
-    shown = [verdict for verdict in VERDICTS if (cells["verdict"] == verdict).any()]
+    shown = [verdict for verdict in VERDICTS if (rows["verdict"] == verdict).any()]
     handles = [
         Patch(facecolor=_COLORS[verdict], edgecolor="0.7", label=WORDS.get(verdict, verdict)) for verdict in shown
     ]
@@ -72,12 +72,12 @@ def draw(found: Comparison) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, cells: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], numbers: bool) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, ns: Sequence[int], ps: Sequence[int], numbers: bool) -> None:
     grid_axes(axes, ns, ps)
-    for cell in cells.itertuples():
-        x, y = ns.index(cell.n), ps.index(cell.p)
-        look = {"facecolor": _COLORS[cell.verdict], "edgecolor": "0.7", "linewidth": 0.5}
+    for row in rows.itertuples():
+        x, y = ns.index(row.n), ps.index(row.p)
+        look = {"facecolor": _COLORS[row.verdict], "edgecolor": "0.7", "linewidth": 0.5}
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **look))
-        text = "" if pd.isna(cell.ratio) or not numbers else f"{cell.ratio:.2f}"
-        color = "white" if cell.verdict in _DARK else "0.15"
+        text = "" if pd.isna(row.ratio) or not numbers else f"{row.ratio:.2f}"
+        color = "white" if row.verdict in _DARK else "0.15"
         axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=color)

@@ -31,7 +31,7 @@ def draw(
     limit: tuple[float, str] | None = None,
     apart: Collection[str] = (),
 ) -> Figure:
-    """`column` against n on log axes. Hollow points were extrapolated; where a line ends, the reason is marked.
+    """Draw `column` against n on log axes. Hollow points were extrapolated; where a line ends, the reason is marked.
 
     Beyond the paper's implementations, the legend has the variants in groups.
 
@@ -76,7 +76,7 @@ def _frame(axes: Axes, ns: Sequence[int], p: int) -> None:
 
 
 def _value_axis(axes: Axes) -> None:
-    """Ticks of the log axis that all panels share: powers of ten, and three times these where there are few."""
+    """Set ticks of the log axis that all panels share: powers of ten, and three times these where there are few."""
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if math.log10(high / low) < _FEW_DECADES else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
@@ -109,7 +109,7 @@ def _draw_published(axes: Axes, rows: pd.DataFrame, column: str) -> None:
 
 
 def _marks(table: pd.DataFrame, behind: pd.DataFrame | None, limit: tuple[float, str] | None) -> list[Line2D]:
-    """What the legend says beside the variants."""
+    """Return what the legend says beside the variants."""
 
     def key(marker: str, text: str, **more: object) -> Line2D:
         return Line2D([], [], color="0.3", marker=marker, linestyle="none", label=text, **more)

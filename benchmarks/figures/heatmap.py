@@ -31,7 +31,7 @@ _NOT_ALL = {"facecolor": "0.93", "edgecolor": "0.6", "hatch": "..", "linewidth":
 _UNTESTED = {"facecolor": "none", "edgecolor": "0.8", "linestyle": ":", "linewidth": 0.6}
 _EQUAL = "split: equally fast"
 _WIDTH, _LEFT, _RIGHT, _ABOVE, _BELOW, _FRAME = 5.3, 0.65, 0.1, 0.45, 0.75, 2.55  # inches
-_LEAST = 0.1  # inches: where a cell on log axes would be thinner, all cells have one size
+_LEAST = 0.1  # inches: where a point on log axes would be thinner, all have one size
 
 
 def draw(
@@ -41,9 +41,9 @@ def draw(
     maps: Sequence[tuple[str, Sequence[str]]],
     apart: Collection[str] = (),
 ) -> list[Figure]:
-    """A map for each (title, variants): colour = the variant with the lowest runtime_s among `variants`.
+    """Draw a map for each (title, variants): colour = the variant with the lowest runtime_s among `variants`.
 
-    A split cell has several that are equally fast (benchmarks.analysis.published.winners), the lowest runtime at
+    Split are points with several that are equally fast (benchmarks.analysis.published.winners), the lowest runtime at
     the lower left. Hatched: every variant ran out of memory there. Grey: none came to an end, and time was a reason.
     Stippled: none came to an end, and some could not be tried. Dotted outline: no variant was tried. Marked are
     the variants in `apart`, which do not agree with their family.
@@ -118,13 +118,13 @@ def _legend(found: Winners, variants: Sequence[str], apart: Collection[str]) -> 
 
 
 def _thinnest(values: Sequence[int], size: float) -> float:
-    """How wide the thinnest cell of a log axis of this size is."""
+    """Return how wide the thinnest point on a log axis of this size is."""
     logs = np.log(_edges(values))
     return float(np.diff(logs).min() / np.ptp(logs) * size)
 
 
 def _edges(values: Sequence[int]) -> np.ndarray:
-    """Borders of the cells: halfway between neighbours on the log axis."""
+    """Return the borders of the points: halfway between neighbours on the log axis."""
     logs = np.log(np.asarray(values, dtype=float))
     if len(logs) == 1:
         return np.exp([logs[0] - 0.5, logs[0] + 0.5])

@@ -1,9 +1,4 @@
-"""The exponents of runtime and memory in n and p, measured and in theory.
-
-Speed-up and memory against the number of devices that share a cell, from records of several such numbers.
-
-Speed-up and memory of each device, against the number of devices that share a cell.
-"""
+"""How runtime and memory grow: their exponents in n and p with the theory, and speed-up over several devices."""
 
 from __future__ import annotations
 
@@ -31,13 +26,17 @@ from benchmarks.figures.style import (
 )
 from benchmarks.measuring.records import Record, read_all
 
+_POINT = ["variant", "p", "n"]
+_COLUMNS = ["kind", *_POINT, "devices", "speed_up", "memory_of_each"]
+_KINDS = {"strong": "strong: n is fixed", "weak": "weak: n of each is fixed"}
+_MARKERS = "osD^vPX*<>"  # the larger n is, the further on
 _SHOWN = (-0.7, 3.7)  # an interval that is wider ends at the frame
 _QUANTITIES = {"runtime": "runtime of an epoch", "memory": "peak memory"}
 _HOST = "peaks of host memory include what the allocator keeps of freed arrays"
 
 
 def draw_exponents(table: pd.DataFrame, title: str, apart: Collection[str] = ()) -> Figure:
-    """Every exponent that could be fitted with its 95 % interval, and the theoretical one of the dominating term.
+    """Draw every exponent that could be fitted with its 95 % interval, and the theoretical one of the dominating term.
 
     apart  variants to be marked, since they do not agree with their family
     """
@@ -66,7 +65,7 @@ def draw_exponents(table: pd.DataFrame, title: str, apart: Collection[str] = ())
 
 
 def _raised(term: str) -> str:
-    """'n^2 p' -> 'n\u00b2 p'."""
+    """Return 'n\u00b2 p' for 'n^2 p'."""
     return term.replace("^2", "\u00b2").replace("^3", "\u00b3")
 
 
@@ -76,7 +75,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
     axes.grid(True, axis="x", color="0.92", linewidth=0.6)
     axes.tick_params(labelbottom=True)
     if not rows[axis].notna().any():
-        reason = f"no term has enough cells\n{FLOOR:g} x above the least"
+        reason = f"no term has enough points\n{FLOOR:g} x above the least"
         axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color="0.4", fontsize=SMALL)
     for y, row in enumerate(rows.to_dict("records")):
         if pd.notna(row[axis]):
@@ -86,20 +85,17 @@ def _panel(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
             axes.plot([row[f"{axis}_theory"]], [y], "|", color="black", markersize=11, markeredgewidth=1.4)
 
 
-_COLUMNS = ["kind", "variant", "p", "n", "devices", "speed_up", "memory_of_each"]
-
-
 def read_scaling(root: Path) -> pd.DataFrame:
-    """That of results/MACHINE and of its folders devices2, devices3 and so on."""
+    """Return `scaled` of results/MACHINE and of its folders devices2, devices3 and so on."""
     folders = [root, *sorted(folder for folder in root.glob("devices*") if folder.name[7:].isdecimal())]
     return scaled([record for folder in folders for record in read_all(folder)])
 
 
 def scaled(records: Sequence[Record]) -> pd.DataFrame:
-    """One row for each cell on several devices and the cell on one that it is set against.
+    """Return one row for each measurement on several devices and the one on one device that it is set against.
 
     kind            'strong': the same n; 'weak': the same n of each device
-    n               of the cell on one device
+    n               of the measurement on one device
     speed_up        cells an epoch and second, over that of one device: of strong scaling at most about `devices`; of
                     weak scaling that of each device, at most about 1
     memory_of_each  bytes: the largest peak of a rank, on a GPU of PyTorch's allocator
@@ -124,15 +120,10 @@ def _of_each(record: Record) -> float | None:
     return max(held) if held else getattr(record, name)
 
 
-_MARKERS = "osD^vPX*<>"  # the larger n is, the further on
-_CELL = ["variant", "p", "n"]
-_KINDS = {"strong": "strong: n is fixed", "weak": "weak: n of each is fixed"}
-
-
 def draw(table: pd.DataFrame, title: str) -> Figure:
-    """A column for strong and one for weak scaling: above the speed-up with what is ideal, below memory of each."""
+    """Draw a column for strong, one for weak scaling: above the speed-up with what is ideal, below memory of each."""
     first = table[table["kind"] == table["kind"].min()]  # strong, if there is any
-    looks = {cell: _look(*cell, sorted(first["n"].unique())) for cell in first.groupby(_CELL).groups}
+    looks = {point: _look(*point, sorted(first["n"].unique())) for point in first.groupby(_POINT).groups}
     handles = [Line2D([], [], **look) for look in looks.values()]
     figure, upper = above_legend(4.6, halves(handles) if across_in(handles, PAGE) == 2 else [handles])
     panels = upper.subplots(2, 2, sharex=True)
@@ -145,8 +136,8 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
         devices = sorted({1, *part["devices"]})
         column[0].plot(devices, devices if kind == "strong" else [1] * len(devices), color="0.7", linestyle="--")
         for name, axes, unit in (("speed_up", column[0], 1.0), ("memory_of_each", column[1], 2**30)):
-            for cell, rows in part.groupby(_CELL):
-                look = looks.get(cell) or _look(*cell, sorted(part["n"].unique()))
+            for point, rows in part.groupby(_POINT):
+                look = looks.get(point) or _look(*point, sorted(part["n"].unique()))
                 axes.plot(rows["devices"], rows[name] / unit, **look)
         column[1].set_xlabel("devices")
         column[1].set_xticks(devices)

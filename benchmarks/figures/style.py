@@ -94,44 +94,43 @@ matplotlib.rcParams |= pictures.AS_IT_STANDS  # labels of plugins, names of mach
 
 
 def style(variant: str) -> Style:
-    """The style of a variant; those that are not in the fixed list take the spare ones in order of registration."""
-    known = variant in mmdma_core.variants()
-    label = pictures.shortened(mmdma_core.variant(variant).label if known else variant, LABEL)
-    own = known and mmdma_core.variant(variant)
-    if own and not own.exact:
-        label += ANOTHER if own.objective else APPROXIMATE
+    """Return the style of a variant; those without a fixed one take the spare ones in order of registration."""
+    known = mmdma_core.variant(variant) if variant in mmdma_core.variants() else None
+    label = pictures.shortened(known.label if known else variant, LABEL)
+    if known and not known.exact:
+        label += ANOTHER if known.objective else APPROXIMATE
     if variant in _FIXED:
         return Style(label, *_FIXED[variant])
     others = [name for name in mmdma_core.variants() if name not in _FIXED]
     number = others.index(variant) if variant in others else len(others)
-    dashes = (_ANOTHER,) if own and own.objective else _SPARE_DASHES
+    dashes = (_ANOTHER,) if known and known.objective else _SPARE_DASHES
     return Style(label, *(choices[number % len(choices)] for choices in (_SPARE_COLORS, _SPARE_MARKERS, dashes)))
 
 
 def short_label(variant: str) -> str:
-    """The label without what a heading or the text says of its group."""
+    """Return the label without what a heading or the text says of its group."""
     return style(variant).label.removesuffix(APPROXIMATE).removesuffix(ANOTHER).removesuffix(" (biased MMD)")
 
 
 def label(variant: str, apart: Collection[str]) -> str:
-    """The label, marked if the variant is among those that stand apart from their family."""
+    """Return the label, marked if the variant is among those that stand apart from their family."""
     return UNLIKE * (variant in apart) + style(variant).label
 
 
 def key_of_unlike(variants: Iterable[str], apart: Collection[str], what: str = "losses") -> list[Line2D]:
-    """The line of a legend that says what UNLIKE means; none where it marks nobody."""
+    """Return the line of a legend that says what UNLIKE means; none where it marks nobody."""
     return [_blank(f"{UNLIKE}{what} unlike its family's")] if set(variants) & set(apart) else []
 
 
 def legend_line(variant: str, apart: Collection[str] = ()) -> Line2D:
-    """The legend's entry of a variant."""
+    """Return the legend's entry of a variant."""
     look = style(variant)
     line = {"color": look.color, "marker": look.marker, "linestyle": look.dash, "markersize": 5}
     return Line2D([], [], label=label(variant, apart), **line)
 
 
 def group(variant: str) -> str:
-    """The heading under which a legend of many variants has this one."""
+    """Return the heading under which a legend of many variants has this one."""
     known = variant in mmdma_core.variants() and mmdma_core.variant(variant)
     if known and not known.exact:
         return "another objective" if known.objective else "approximate"
@@ -143,7 +142,7 @@ def group(variant: str) -> str:
 
 
 def in_groups(variants: Sequence[str], marks: Sequence[Line2D], apart: Collection[str] = ()) -> list[list[Line2D]]:
-    """Three columns of a legend: the variants under the headings of their groups, then what the marks mean."""
+    """Return three columns of a legend: the variants under the headings of their groups, then what the marks mean."""
     groups: dict[str, list[Line2D]] = {name: [] for name in GROUPS}
     for variant in variants:
         line = legend_line(variant)
@@ -155,7 +154,7 @@ def in_groups(variants: Sequence[str], marks: Sequence[Line2D], apart: Collectio
 
 
 def above_legend(height: float, columns: Sequence[Sequence[Patch | Line2D]]) -> tuple[Figure, SubFigure]:
-    """A figure of a page's width with a legend at its foot, and the part above it, `height` inches high."""
+    """Return a figure of a page's width with a legend at its foot, and the part above it, `height` inches high."""
     rows = max(map(len, columns))
     foot = LEGEND_ROW * rows + 0.15
     figure = Figure(figsize=(PAGE, height + foot), layout="constrained")
@@ -167,26 +166,26 @@ def above_legend(height: float, columns: Sequence[Sequence[Patch | Line2D]]) -> 
 
 
 def across_in(handles: Sequence[Artist], width: float) -> int:
-    """How many columns of a legend stand side by side in so many inches, 2 at most."""
+    """Return how many columns of a legend stand side by side in so many inches, 2 at most."""
     longest = max((len(handle.get_label()) for handle in handles), default=0)
     return 2 if 2 * (longest * _LETTER + 0.45) <= width - 0.2 else 1
 
 
 def halves(handles: Sequence[Patch | Line2D]) -> list[Sequence[Patch | Line2D]]:
-    """Two columns of a legend."""
+    """Return two columns of a legend."""
     middle = (len(handles) + 1) // 2
     return [handles[:middle], handles[middle:]]
 
 
 def _in_three(blocks: Sequence[list[Line2D]]) -> Iterator[list[list[Line2D]]]:
-    """Every way to put the blocks into three columns in their order."""
+    """Yield every way to put the blocks into three columns in their order."""
     for first, second in itertools.combinations_with_replacement(range(len(blocks) + 1), 2):
         parts = (blocks[:first], blocks[first:second], blocks[second:])
         yield [list(itertools.chain(*part)) for part in parts]
 
 
 def legend(parent: Axes | Figure | SubFigure, handles: Sequence[Artist], **place: object) -> Legend:
-    """A legend of all the handles, headings in bold."""
+    """Draw a legend of all the handles, headings in bold."""
     made = pictures.legend(parent, handles, **place)
     for text, handle in zip(made.get_texts(), handles, strict=True):
         if handle.get_gid() == _HEADING:
@@ -195,7 +194,7 @@ def legend(parent: Axes | Figure | SubFigure, handles: Sequence[Artist], **place
 
 
 def heading(words: str) -> Line2D:
-    """A heading within a legend."""
+    """Return a heading within a legend."""
     line = _blank(words)
     line.set_gid(_HEADING)
     return line
@@ -206,7 +205,7 @@ def _blank(label: str) -> Line2D:
 
 
 def log_axis(axes: Axes, which: str, values: Sequence[int], apart: float = 0.12) -> None:
-    """A log axis with ticks at grid values that stand far enough apart to be read: that share of the axis."""
+    """Set up a log axis with ticks at grid values that stand far enough apart to be read: that share of the axis."""
     axis = getattr(axes, f"{which}axis")
     getattr(axes, f"set_{which}scale")("log")
     shown: list[int] = []
@@ -221,7 +220,7 @@ def log_axis(axes: Axes, which: str, values: Sequence[int], apart: float = 0.12)
 
 
 def count(value: float) -> str:
-    """1000 -> '1k', 1000000 -> '1M'."""
+    """Return '1k' for 1000, '1M' for 1000000."""
     for size, suffix in ((1_000_000, "M"), (1_000, "k")):
         if value >= size:
             return f"{value / size:g}{suffix}"
@@ -229,12 +228,12 @@ def count(value: float) -> str:
 
 
 def factor(value: float) -> str:
-    """3.0 -> '3 x', 0.5 -> '1/2 x'."""
+    """Return '3 x' for 3.0, '1/2 x' for 0.5."""
     return f"{value:.3g} x" if value > 0.995 else f"1/{1 / value:.3g} x"
 
 
 def bands(count: int) -> list[list[tuple[float, float]]]:
-    """The unit square cut into `count` parts of one area by lines that fall from left to right, as corners (u, v)."""
+    """Cut the unit square into parts of one area by lines that fall from left to right; return their corners (u, v)."""
     shares = np.linspace(0, 1, count + 1)
     cuts = np.where(shares <= 0.5, np.sqrt(2 * shares), 2 - np.sqrt(2 * (1 - shares)))  # u + v, ascending
     ends = [(min(cut, 1.0), max(cut - 1, 0.0)) for cut in cuts.tolist()]  # of a line, at the right
@@ -247,7 +246,7 @@ def bands(count: int) -> list[list[tuple[float, float]]]:
 
 
 def grid_axes(axes: Axes, ns: Sequence[int], ps: Sequence[int]) -> None:
-    """Axes of a grid whose cells are unit squares: n across, p up, each value named where there is room."""
+    """Set up axes of a grid whose points are unit squares: n across, p up, each value named where there is room."""
     for axis, values in ((axes.xaxis, ns), (axes.yaxis, ps)):
         axis.set_ticks(range(len(values)), [count(value) for value in values])
         axis.set_tick_params(length=0)
