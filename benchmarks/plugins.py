@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import cache, partial
 from multiprocessing import Pipe
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,15 @@ def close() -> None:
     _plugins.clear()
 
 
+class _Told(NamedTuple):
+    """What a plugin says of a variant: its plain fields, the models that there are, what is absent, the fingerprint."""
+
+    plain: dict[str, Any]
+    models: list[str]
+    absent: tuple[str, ...]
+    fingerprint: str
+
+
 class _Plugin:
     """A plugin, and the process that has imported it and answers for it; that is stopped while nobody asks."""
 
@@ -67,7 +76,7 @@ class _Plugin:
             at_child.close()
             told, does = self._first_words(output)
         self.note = f"plugin {module!r} {does} while it is imported: only its own measurements see that" if does else ""
-        self.variants = [registry.add(self._placeholder(*own)) for own in told]
+        self.variants = [registry.add(self._placeholder(own)) for own in told]
 
     def _first_words(self, output: Any) -> Any:
         """Return what the process says once it has imported the plugin. Raises ConfigError if it does not."""
@@ -95,17 +104,15 @@ class _Plugin:
         os.kill(self._process, signal.SIGKILL)
         os.waitpid(self._process, 0)
 
-    def _placeholder(
-        self, told: dict[str, Any], models: list[str], absent: tuple[str, ...], fingerprint: str
-    ) -> Variant:
-        name = told["name"]
+    def _placeholder(self, told: _Told) -> Variant:
+        name = told.plain["name"]
         made = Variant(
-            **told,
-            requires=(*absent, lambda device: self._real(name).missing(device)),
+            **told.plain,
+            requires=(*told.absent, lambda device: self._real(name).missing(device)),
             start=lambda *arguments, **options: self._real(name).start(*arguments, **options),
-            **{model: partial(self._ask, name, model) for model in models},
+            **{model: partial(self._ask, name, model) for model in told.models},
         )
-        tell(made, fingerprint)
+        tell(made, told.fingerprint)
         return made
 
     @cache  # noqa: B019  (a plugin lives as long as its process)
@@ -187,12 +194,12 @@ def _answer(model: Callable[[], Any]) -> Any:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _told(variant: Variant) -> tuple[dict[str, Any], list[str], tuple[str, ...], str]:
-    """Return what a placeholder takes: the plain fields, the models that there are, what is absent, the fingerprint."""
+def _told(variant: Variant) -> _Told:
+    """Return what a placeholder takes."""
     values = {field.name: getattr(variant, field.name) for field in fields(Variant) if field.name != "requires"}
     plain = {name: value for name, value in values.items() if not callable(value)}
     models = [name for name in _MODELS if name not in plain]
-    return plain, models, variant.absent(), variant_fingerprint(variant)
+    return _Told(plain, models, variant.absent(), variant_fingerprint(variant))
 
 
 def _state() -> dict[str, Any]:

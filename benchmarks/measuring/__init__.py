@@ -1,4 +1,4 @@
 """A measurement: its child process (guard, measurement), probes (memory, machine), and its record (records).
 
-A change of how is measured raises `measurement.MEASUREMENT`, so that no older record is taken for a new one.
+A change of how it is made raises `measurement.MEASUREMENT`, so that no older record is taken for a new one.
 """

@@ -16,9 +16,9 @@ from mmdma_core import host
 GIB = 2**30
 
 
-def host_bytes(pid: int | None = None) -> int:
-    """Return the resident memory of a process (this one by default)."""
-    return psutil.Process(pid).memory_info().rss
+def host_bytes() -> int:
+    """Return the resident memory of this process."""
+    return psutil.Process().memory_info().rss
 
 
 def host_peak_bytes() -> int:
