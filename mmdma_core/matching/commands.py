@@ -133,7 +133,7 @@ def _fit(options: argparse.Namespace, ranks: Ranks) -> int:
 
 
 def _given(options: argparse.Namespace, share: tuple[int, int]) -> tuple[list[io.View], Truth]:
-    """Read both views, of several ranks the rows of this one, and what is known of them, which the first rank does."""
+    """Read both views, of several ranks the rows of this one, and on the first rank what is known of them."""
     if options.simulate:
         if options.x or options.y:
             raise ValueError("--simulate makes both views: give it, or --x and --y")

@@ -47,7 +47,7 @@ def rank_and_size() -> tuple[int, int]:
 
 @contextmanager
 def joined(use_gpu: bool) -> Iterator[Ranks]:
-    """Join the processes that were started together, for as long as this lasts; gives the ranks.
+    """Join the processes that were started together, for as long as this lasts; yields the ranks.
 
     The first error that is raised within ends all of them, and is raised here; in the others SystemExit is.
     Raises RuntimeError if the others do not come within PATIENCE_S.
@@ -105,7 +105,7 @@ def _unreached(patience_s: float) -> str:
 
 
 def _is_first(store: distributed.Store, fault: str, in_a_sum: bool = False) -> bool:
-    """Write a fault into the store, unless there is one; whether this is the one that is there.
+    """Write a fault into the store, unless there is one; tell whether this is the one that is there.
 
     in_a_sum  the fault may follow from another one at the other end of the sum, which has some time to say so
     """
@@ -138,11 +138,11 @@ class _Watcher:
         os.close(gone)
 
     def rest(self) -> None:
-        """From now on this rank's silence, and its end, are no fault."""
+        """Make it no fault if this rank is silent, or ends."""
         self._at_rest.value = True
 
     def end(self) -> bool:
-        """Let the watcher go; whether the rank has begun a sum over ranks that has not ended."""
+        """Let the watcher go; tell whether the rank has begun a sum over ranks that has not ended."""
         self.rest()
         os.close(self._alive)
         with suppress(ChildProcessError):
@@ -163,7 +163,7 @@ class _Seen:
     active: float
 
     def progress(self) -> tuple[int, ...]:
-        """How far the rank has come; less than any other if it has been stopped."""
+        """Return how far the rank has come; less than any other if it has been stopped."""
         return not self.stopped, self.ended, self.begun
 
 
@@ -189,7 +189,7 @@ class _Watching:
                 self._parent.kill()
 
     def _watch(self) -> str | None:
-        """Wait for a fault, "" for one that has been said; None once the rank has gone as it should."""
+        """Return the fault that comes, "" for one of another rank; None once the rank has gone as it should."""
         gone, begun = select.poll(), time.monotonic()
         gone.register(self._gone, select.POLLIN)
         while not gone.poll(_BEAT_S * 1000):
@@ -212,14 +212,14 @@ class _Watching:
         return None
 
     def _tell(self) -> None:
-        """Write what the own rank does."""
+        """Write into the store what the own rank does."""
         with suppress(psutil.Error):
             used_s = sum(self._parent.cpu_times()[:2])
             stopped = self._parent.status() == psutil.STATUS_STOPPED
             self._store.set(f"of/{self._rank}", json.dumps([used_s, *GroupRanks.waits, self._at_rest.value, stopped]))
 
     def _hear(self) -> None:
-        """Read what each rank does; one that is not heard of does nothing."""
+        """Read from the store what each rank does; one that is not heard of does nothing."""
         for rank in range(self._size):
             if self._store.check([f"of/{rank}"]):
                 now = _Seen(*json.loads(self._store.get(f"of/{rank}")), active=time.monotonic())
@@ -229,7 +229,7 @@ class _Watching:
                 self._seen[rank] = now
 
     def _hanging(self) -> int | None:
-        """The rank that is behind where none has done anything for long: each other one waits for it in a sum."""
+        """Return the rank that is behind, where none has done anything for long: the others wait for it in a sum."""
         if len(self._seen) < self._size or any(seen.may_be_silent for seen in self._seen.values()):
             return None
         if any(time.monotonic() - seen.active < HANGING_S for seen in self._seen.values()):

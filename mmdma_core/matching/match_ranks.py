@@ -99,7 +99,7 @@ class MatchRanks:
         return np.count_nonzero(self.tied_x) + np.count_nonzero(self.tied_y)
 
     def of_sample(self) -> bool:
-        """Whether some matched cells have no rank here."""
+        """Tell whether some matched cells have no rank here."""
         return self.matched is not None and len(self.x) < self.matched
 
     def foscttm(self, ties: float = 0.5) -> Estimate:
@@ -136,7 +136,7 @@ class MatchRanks:
         return np.stack(of_fraction(self.overlap(), len(self.x), self.matched)) if self.of_sample() else None
 
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the metrics must know beside them."""
+        """Return what a reader of the metrics must know beside them."""
         m, notes = len(self.x) if self.matched is None else self.matched, []
         if m < max(self.n_x, self.n_y):
             absent = f"{self.n_x - m} of {self.n_x} cells of x and {self.n_y - m} of {self.n_y} cells of y"
@@ -172,7 +172,7 @@ def match_ranks(e_x: Matrix, e_y: Matrix, match: Vector, sample: int | None = No
 def _ranks(
     e: torch.Tensor, others: torch.Tensor, cells: torch.Tensor, matches: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each cell, a row of e, the lowest rank among all others of its match, a row of others; how many are tied.
+    """Return for each cell, a row of e, the lowest rank of its match, a row of others, and how many are tied with it.
 
     The match's distance is read from the block, so that no rounding makes it closer than itself.
     """
@@ -193,7 +193,7 @@ def _ranks(
 
 
 def _neighbours(k: float, n: int, percent: bool) -> int:
-    """The number of cells meant by k, a count or a percentage of n."""
+    """Return the number of cells meant by k, a count or a percentage of n."""
     if not percent:
         if not is_whole(plain(k)) or k < 1:
             raise ValueError(f"k must be an integer of at least 1, got {k!r}")
@@ -208,7 +208,7 @@ def _neighbours(k: float, n: int, percent: bool) -> int:
 
 
 def as_embeddings(e_x: Matrix, e_y: Matrix) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both in float64 on their device. Raises ValueError as `match_ranks` does for embeddings."""
+    """Return both in float64 on their device. Raises ValueError as `match_ranks` does for embeddings."""
     e_x, e_y = _as_embedding("e_x", e_x), _as_embedding("e_y", e_y)
     if e_x.shape[1] != e_y.shape[1]:
         raise ValueError(f"e_x and e_y must have one number of components, got {e_x.shape[1]} and {e_y.shape[1]}")
@@ -235,12 +235,12 @@ def _as_embedding(name: str, value: Matrix) -> torch.Tensor:
 
 
 def as_array(value: Vector) -> np.ndarray:
-    """The vector on the host."""
+    """Return the vector on the host."""
     return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
 
 
 def _checked_match(match: Vector, n_x: int, n_y: int) -> np.ndarray:
-    """match as int64 (n_x,), -1 or a row of y, one-to-one. Raises ValueError with what is wrong."""
+    """Return the match as int64 (n_x,), -1 or a row of y, one-to-one. Raises ValueError with what is wrong."""
     match = as_array(unmasked("match", match))
     if match.dtype.kind not in "iu":
         raise ValueError(f"match must hold integers, got {match.dtype}")

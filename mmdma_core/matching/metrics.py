@@ -58,7 +58,7 @@ _FEWEST = 1e-3  # of the cells: a reader need not know of fewer
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that the truth at hand allows.
+    """The metrics that the truth at hand allows.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class Evaluation:
 
 
 def foscttm(e_x: Matrix, e_y: Matrix, match: Vector, ties: float = 0.5) -> float:
-    """Fraction of samples closer than the true match, 0 (best) to 1; about 0.5 for a random embedding.
+    """Compute the fraction of samples closer than the true match, 0 (best) to 1; about 0.5 for a random embedding.
 
     ((mean of rank_x - 1) / (n_y - 1) + (mean of rank_y - 1) / (n_x - 1)) / 2: the mean over matched cells, and over
     both directions, of the fraction of the other cells of the other view that are closer than the true match. A cell
@@ -134,7 +134,7 @@ def foscttm(e_x: Matrix, e_y: Matrix, match: Vector, ties: float = 0.5) -> float
 
 
 def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = False) -> float:
-    """Fraction of matched cells whose true match is among the k nearest cells of the other view, mean of both ways.
+    """Compute how often the true match is among the k nearest cells of the other view, mean of both ways.
 
     (mean of [rank_x <= k] + mean of [rank_y <= k]) / 2, where [.] is 1 if so, else 0, and ranks count from 1. A match
     that is as far as t other cells has any of t + 1 ranks, and [.] is the fraction of these that are so.
@@ -168,7 +168,7 @@ def top_k(e_x: Matrix, e_y: Matrix, match: Vector, k: float, percent: bool = Fal
 
 
 def neighbourhood_overlap(e_x: Matrix, e_y: Matrix, match: Vector) -> np.ndarray:
-    """For every k the fraction of matched cells of x whose true match is among their k nearest cells of y.
+    """Compute for every k how often the true match of a cell of x is among its k nearest cells of y.
 
     Entry k - 1 is the mean of [rank_x <= k], where [.] is 1 if so, else 0, and ranks count from 1; of tied matches a
     fraction, as in `top_k`.
@@ -200,7 +200,7 @@ def neighbourhood_overlap(e_x: Matrix, e_y: Matrix, match: Vector) -> np.ndarray
 def label_transfer_accuracy(
     e_x: Matrix, e_y: Matrix, labels_x: Vector, labels_y: Vector, n_neighbors: int = 5
 ) -> float:
-    """Accuracy with which the labels of one view are predicted from the other, mean of both directions.
+    """Compute the accuracy with which the labels of one view are predicted from the other, mean of both directions.
 
     A cell's label is predicted by the vote of its n_neighbors nearest cells of the other view; of tied labels it is the
     first in order, as in scikit-learn's KNeighborsClassifier. Cells that are as far as the last of these neighbours
@@ -243,7 +243,7 @@ def label_transfer_accuracy(
 
 
 def label_silhouette(e_x: Matrix, e_y: Matrix, labels_x: Vector, labels_y: Vector) -> float:
-    """Mean silhouette of the labels over the cells of both views together.
+    """Compute the mean silhouette of the labels over the cells of both views together.
 
     (b - a) / max(a, b) with a the mean distance to the other cells of one's label and b the smallest mean distance to
     the cells of another; 0 for a label of one cell.

@@ -62,7 +62,7 @@ _LOG = logging.getLogger("mmdma_core")
 
 @contextmanager
 def as_it_stands() -> Iterator[None]:
-    """While figures are made and measured: text is no mathematics, and a missing glyph is no warning."""
+    """Make and measure figures whose text is no mathematics, and whose missing glyphs are no warning."""
     with matplotlib.rc_context(AS_IT_STANDS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
         yield
@@ -102,7 +102,7 @@ def save(figure: Figure, path: Path, **options: object) -> None:
 
 
 def _complete(text: Text) -> None:
-    """Have a text take what its font lacks from others."""
+    """Let a text take what its font lacks from others."""
     families = text.get_fontfamily()
     others = _others(frozenset(text.get_text()), families[0]) if text.get_text() else ()
     if others and len(families) == 1:
@@ -144,7 +144,7 @@ def _characters(file: str) -> frozenset[str]:
 
 
 def _can_draw(file: str, characters: Iterable[str]) -> bool:
-    """Whether the glyphs have outlines: some fonts of pictures have bitmaps of one size alone."""
+    """Tell whether the glyphs have outlines: some fonts of pictures have bitmaps of one size alone."""
     try:
         font = FT2Font(file)
         font.set_size(8, 72)
@@ -264,7 +264,7 @@ def _draw_density(
 
 
 def _shown(labelled: tuple[Labelled, Labelled]) -> tuple[dict[str, str], int]:
-    """Map the most frequent labels to their colours, the most frequent first; and how many others there are."""
+    """Map the most frequent labels to their colours, in that order; also how many others there are."""
     names, numbers = np.unique(np.concatenate([labels for _, labels in labelled]), return_counts=True)
     names = names[(-numbers).argsort(kind="stable")]
     colors = _LABEL_COLORS if len(names) <= len(_LABEL_COLORS) else _MANY_COLORS

@@ -177,7 +177,7 @@ def check_features(where: str, given: tuple[str, ...] | None, fitted: tuple[str,
 
 
 def is_annotated(view: Any) -> bool:
-    """Whether it is AnnData, or its raw part; anndata need not be there to tell."""
+    """Tell whether it is AnnData, or its raw part; anndata need not be there to tell."""
     return all(hasattr(view, name) for name in ("X", "obs_names", "var_names"))
 
 
