@@ -11,7 +11,7 @@ from reports import LOSSES, planted, study_of, written
 
 import mmdma_core
 from benchmarks import figures
-from benchmarks.analysis import compare, maps
+from benchmarks.analysis import compare
 from benchmarks.analysis.table import to_frame
 from benchmarks.experiments import correctness
 from benchmarks.measuring import records
@@ -147,7 +147,7 @@ def test_compare_has_them_in_no_map_and_says_what_they_are(drawn):
     root = drawn[1].root
     found = compare.compare(root, root)
     assert not {"energy", "nonsense"} & {name for point in found.points.itertuples() for name in point.a + point.b}
-    assert maps.remark("energy") == " (another objective: the energy distance)"
+    assert compare.remark("energy") == " (another objective: the energy distance)"
 
 
 def test_as_a_plugin_of_config_yaml_they_are_measured_and_marked(project, command, configure):

@@ -15,8 +15,17 @@ two runs (other load, another clock) is in the ratio and not in the intervals, s
 a repeated run of the same code gives.
 
 Measurements that answer another question in B than in A are left out and named: another seed, number of epochs or
-components, other data, or settings that show in the losses. Beside the measurements, the maps of the fastest are
-compared, and whole fits (benchmarks.analysis.maps).
+components, other data, or settings that show in the losses.
+
+Beside the measurements the maps of the fastest are compared. At a point (n, p) the fastest variants of A and of B
+(benchmarks.analysis.published.winners: several where the intervals of their medians overlap) are
+
+    same      one variant, and on both sides the same,
+    equal     several on a side, with one in common; or two that differ by no more than the threshold on both sides,
+    differ    otherwise.
+
+Only variants that both sides told something about compete there. Approximate ones, and those of another objective, are
+in neither map; what they are worth shows in whole fits, whose matches are judged with their time.
 """
 
 from __future__ import annotations
@@ -30,8 +39,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis import agreement, maps
-from benchmarks.analysis.published import PUBLISHED
+import mmdma_core
+from benchmarks.analysis import agreement
+from benchmarks.analysis.published import PAPER_VARIANTS, PUBLISHED, winners
 from benchmarks.analysis.table import ENOUGH, machine_name, measurements, one_machine, to_full_frame
 from benchmarks.measuring.others import NOISY
 from benchmarks.measuring.records import read_folder
@@ -39,6 +49,9 @@ from benchmarks.measuring.records import read_folder
 VERDICTS = ("slower", "lost", "faster", "gained", "same", "noisy")
 WORDS = {"noisy": "too noisy to say", "lost": "lost (ended in A, not in B)", "gained": "gained (ended in B, not in A)"}
 POINT = ["variant", "p", "n"]
+AMONG = ("the paper's variants", "all exact variants")  # who competes in a map
+MAP_VERDICTS = ("same", "equal", "differ")
+_UNTOLD = ("budget", "missing_dependency")  # outcomes that say nothing about how fast a variant is
 _QUESTION = ("d", "epochs", "seed", "data_mode", "devices")
 _FAILED = ("oom", "timeout", "error")
 _CLOCK = 0.03  # GPU clocks come in steps of 15 MHz; more than this fraction is another clock
@@ -54,7 +67,7 @@ class Comparison:
     found       one row for each point that both tried: variant, p, n, a_s, b_s (median epochs in seconds), their ratio
                 B / A, its range low to high, a_epochs, b_epochs, verdict, b_outcome, and beside: what others took of
                 the machine meanwhile, in words where it may be the reason, else ''
-    points      the maps of the fastest, see benchmarks.analysis.maps.compared
+    points      the maps of the fastest, see compare_maps
     fits        lines about whole fits: quality against time
     warnings    a sentence for each thing other than the code that differs between A and B
     left_out    a sentence for each kind of record that is not compared
@@ -98,11 +111,11 @@ def compare(a: Path, b: Path, threshold: float = 1.1) -> Comparison:
         why = f"; {other[0]}" if other else ""
         raise ValueError(f"{a} and {b} have no point that ended in one of them and was tried in the other{why}")
     common = both.loc[both["side"] == "both", POINT]
-    points = maps.compared(*(side.merge(common, on=POINT) for side in sides), threshold)
+    points = compare_maps(*(side.merge(common, on=POINT) for side in sides), threshold)
     shown = compared[[*POINT, "a_s", "b_s", "ratio", "low", "high", "a_epochs", "b_epochs", "verdict"]].assign(
         b_outcome=compared["status_b"], beside=[_beside(row) for row in compared.itertuples()]
     )
-    fits = list(maps.quality_against_time(a, b))
+    fits = list(_quality_against_time(a, b))
     warnings = list(_warnings(compared))
     return Comparison(str(a), str(b), machines, shown, points, fits, warnings, left_out, threshold)
 
@@ -238,6 +251,65 @@ def _named(values: Iterable[Any]) -> str:
     return " or ".join(each[:_MOST]) + (f" or {len(each) - _MOST} more" if len(each) > _MOST else "")
 
 
+def compare_maps(a: pd.DataFrame, b: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Return one row for each map and point where something ended: among, n, p, verdict, and the winners a and b.
+
+    The tables of both have the same measurements in the same order.
+    """
+    told = ~a["outcome"].isin(_UNTOLD) & ~b["outcome"].isin(_UNTOLD)
+    exact = [name for name in mmdma_core.variants() if mmdma_core.variant(name).exact]
+    rows = []
+    for among, variants in zip(AMONG, (PAPER_VARIANTS, exact), strict=True):
+        kept = told & a["variant"].isin(variants)
+        sides = [dict(iter(side[kept].groupby(["n", "p"]))) for side in (a, b)]
+        for n, p in sides[0]:
+            pair = [side[n, p] for side in sides]
+            best = [winners(each, len(each)) for each in pair]
+            if any((each["status"] == "ok").any() for each in pair):
+                rows.append((among, n, p, *best, _verdict_of_map(*best, *pair, threshold)))
+    return pd.DataFrame(rows, columns=["among", "n", "p", "a", "b", "verdict"])
+
+
+def _verdict_of_map(
+    a: tuple[str, ...], b: tuple[str, ...], rows_a: pd.DataFrame, rows_b: pd.DataFrame, threshold: float
+) -> str:
+    if set(a) & set(b):
+        return "same" if len(a) == len(b) == 1 else "equal"
+    for rows, best, other in ((rows_a, a, b), (rows_b, b, a)):
+        runtime = rows[rows["status"] == "ok"].set_index("variant")["runtime_s"].to_dict()
+        if not {best[0], other[0]} <= runtime.keys() or runtime[other[0]] > threshold * runtime[best[0]]:
+            return "differ"
+    return "equal"
+
+
+def _quality_against_time(a: Path, b: Path) -> Iterator[str]:
+    """Say median seconds and FOSCTTM at the lowest loss of each method and n that `scale` fitted in both folders."""
+    tables = [_fits(folder / "scale" / "scale.csv") for folder in (a, b)]
+    both = [fit for fit in tables[0] if fit in tables[1]]
+    if both:
+        yield "Quality against time, whole fits: seconds a start, FOSCTTM at the lowest loss (0 is best):"
+    for n, method in both:
+        (a_s, a_foscttm), (b_s, b_foscttm) = (table[n, method] for table in tables)
+        name = method + remark(method.split(" ")[0])
+        yield f"    {name:<40} n = {n:<8} {a_s:.3g} -> {b_s:.3g} s, {a_foscttm:.3f} -> {b_foscttm:.3f}"
+
+
+def _fits(path: Path) -> dict[tuple[int, str], tuple[float, float]]:
+    if not path.exists():
+        return {}
+    starts = pd.read_csv(path)
+    if not {"n", "method", "status", "seconds", "loss", "foscttm"} <= set(starts):
+        return {}  # of another version
+    ended = starts[starts["status"] == "ok"].groupby(["n", "method"], sort=False)
+    return {fit: (rows["seconds"].median(), rows.loc[rows["loss"].idxmin(), "foscttm"]) for fit, rows in ended}
+
+
+def remark(variant: str) -> str:
+    """Return ' (approximate)' or the like to stand behind the name of a variant; '' of an exact or unknown one."""
+    said = mmdma_core.variant(variant).remark if variant in mmdma_core.variants() else ""
+    return f" ({said})" if said else ""
+
+
 def describe(found: Comparison) -> str:
     """Say what is compared, the counts, the rule, what else differs; then the lists of points."""
     rows, (a, b) = found.found, found.machines
@@ -251,7 +323,7 @@ def describe(found: Comparison) -> str:
         f"B  {found.b}",
     ]
     lines += [f"  {WORDS.get(verdict, verdict):<32} {counts.get(verdict, 0):>5}" for verdict in VERDICTS]
-    lines += [*maps.describe(found.points), *found.fits]
+    lines += [*_describe_maps(found.points), *found.fits]
     lines.append(
         f"Slower: the whole range of B / A is above {found.threshold:g}; faster: below 1 / {found.threshold:g}; same: "
         "within; else too noisy to say. The range is what the 95 % intervals of the two medians allow (order "
@@ -263,15 +335,25 @@ def describe(found: Comparison) -> str:
             f"At {few} of these points a side has fewer than {ENOUGH} epochs: there the range is all there is."
         )
     lines += [f"warning: {sentence}" for sentence in found.warnings]
-    lines += maps.describe_points(found.points)
+    for among, points in found.points[found.points["verdict"] == "differ"].groupby("among", sort=False):
+        lines.append(f"the fastest of {among} differ:")
+        for point in points.itertuples():
+            lines.append(f"    n = {point.n:<8} p = {point.p:<6} {' = '.join(point.a)} -> {' = '.join(point.b)}")
     for verdict, listed in rows.groupby(pd.Categorical(rows["verdict"], VERDICTS[:4]), observed=True):
         lines += [f"{WORDS.get(verdict, verdict)}:", *map(_line, listed.itertuples())]
     lines += [f"left out: {sentence}" for sentence in found.left_out]
     return "\n".join(lines)
 
 
+def _describe_maps(points: pd.DataFrame) -> Iterator[str]:
+    for among, rows in points.groupby("among", sort=False):
+        counts = rows["verdict"].value_counts()
+        said = ", ".join(f"{verdict} {counts.get(verdict, 0)}" for verdict in MAP_VERDICTS)
+        yield f"The fastest of {among} at {len(rows)} points (n, p): {said}"
+
+
 def _line(row: Any) -> str:
-    name = row.variant + maps.remark(row.variant)
+    name = row.variant + remark(row.variant)
     where = f"    {name:<24} n = {row.n:<8} p = {row.p:<6}"
     beside = f"; {row.beside}" if row.beside else ""
     if row.verdict == "lost":
