@@ -69,121 +69,113 @@ class Choice:
         return f"{self.variant}: {self.reason}{memory}"
 
 
-def choose_for_fit(
-    n: int,
-    p: int,
-    d: int,
-    epochs: int,
-    device: torch.device,
-    memory_bytes: int | None = None,
-    form: Form = "dense",
-    measured: Sequence[Measured] = (),
-    ranks: int = 1,
-) -> Choice:
+@dataclass(frozen=True)
+class Problem:
+    """What is to be fitted, and where.
+
+    n, p, d       cells and features of each view, components
+    device        where it runs; None: on a GPU of another machine, so that nothing is asked of this one
+    memory_bytes  what each rank may take; None: what is free
+    form          of both views
+    ranks         processes that share the cells: then of the variants that can
+    """
+
+    n: int
+    p: int
+    d: int
+    device: torch.device | None
+    memory_bytes: float | None = None
+    form: Form = "dense"
+    ranks: int = 1
+
+    def may_take(self) -> float:
+        """Return the bytes that each rank may take; by default of a GPU of its own, of a host together."""
+        if self.memory_bytes is not None:
+            return self.memory_bytes
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.mem_get_info(self.device)[0] if on_gpu else host.free_bytes() // self.ranks
+
+    def needs_bytes(self, name: str) -> int | None:
+        """Return what each rank needs by the model, None without; of sparse views and kernels for one feature."""
+        p = self.p if self.form == "dense" else 1
+        kind = "cuda" if self.device is None else self.device.type
+        return variant(name).needs_bytes(self.n, p, self.d, self.ranks, kind)
+
+    def obstacle(self, name: str) -> str | None:
+        """Return why a variant cannot treat it here, in words, or None."""
+        known, needs = variant(name), self.needs_bytes(name)
+        if self.form not in known.accepts:
+            return f"takes no {self.form} views"
+        if self.ranks > 1 and not known.several_ranks:
+            return "runs in one process"
+        if needs is not None and needs > self.may_take():
+            return f"needs {in_words(needs)} of {in_words(self.may_take())}"
+        try:
+            return known.missing(self.device) if self.device is not None else None
+        except Unsupported as error:
+            return str(error)
+
+
+def choose_for_fit(problem: Problem, epochs: int, measured: Sequence[Measured] = ()) -> Choice:
     """Return what `choose` takes, if that is predicted to end within PATIENCE_S, else the variant linear in n.
 
-    epochs  of all starts together; the other arguments are those of `choose`
+    epochs  of all starts together
 
     Raises MissingDependency if no variant is left.
     """
-    free = _free_bytes(device, ranks) if memory_bytes is None else memory_bytes
-    linear = LINEAR_IN_N[form]
-    able = obstacle(linear, n, p, d, device, free, form, ranks) is None
+    linear = LINEAR_IN_N[problem.form]
+    able = problem.obstacle(linear) is None
     try:
-        exact = choose(n, p, d, device, free, form, measured, ranks=ranks)
+        exact = choose(problem, measured)
     except MissingDependency as error:
         if not able:
             raise
         why = str(error)
     else:
-        speed = _GPU_SPEED if device.type == "cuda" and not measured else 1.0
-        minutes = epochs * exact.estimate.epoch_s / speed / ranks / 60
+        speed = _GPU_SPEED if problem.device.type == "cuda" and not measured else 1.0
+        minutes = epochs * exact.estimate.epoch_s / speed / problem.ranks / 60
         if not able or minutes <= PATIENCE_S / 60:
             return exact
         why = (
             f"{exact.variant}, the fastest exact variant, is predicted to take {minutes:,.0f} min for {epochs:,} "
             f"epochs (by {exact.estimate.basis}); variant={exact.variant!r} insists on it"
         )
-    needs = variant(linear).needs_bytes(n, p, d, ranks, device.type) if form == "dense" else None
-    return Choice(linear, estimate(linear, n, p, d, measured), needs, f"linear in n. {why}", {})
+    about = estimate(linear, problem.n, problem.p, problem.d, measured)
+    return Choice(linear, about, _told_bytes(problem, linear), f"linear in n. {why}", {})
 
 
-def choose(
-    n: int,
-    p: int,
-    d: int,
-    device: torch.device | None,
-    memory_bytes: int | None = None,
-    form: Form = "dense",
-    measured: Sequence[Measured] = (),
-    rates: Rates = NOMINAL,
-    ranks: int = 1,
-) -> Choice:
-    """Return the exact variant with the shortest estimated epoch for n cells, p features, d components.
+def choose(problem: Problem, measured: Sequence[Measured] = (), rates: Rates = NOMINAL) -> Choice:
+    """Return the exact variant with the shortest estimated epoch, of those that run and fit by their models.
 
-    device        where it runs; None: on a GPU of another machine, so that nothing is asked of this one
-    memory_bytes  what each rank may take; by default what is free. The model of memory decides whether a variant fits;
-                  of sparse views and kernels the part that one feature would take
-    measured      on the machine in question
-    rates         of that machine
-    ranks         processes that share the cells: then of the variants that can
+    measured  on the machine in question
+    rates     of that machine
 
     Raises MissingDependency if no variant is left, with the reason for each.
     """
-    free = _free_bytes(device, ranks) if memory_bytes is None else memory_bytes
-    estimates = {name: estimate(name, n, p, d, measured, rates) for name in variants() if variant(name).cost_model}
+    size = problem.n, problem.p, problem.d
+    estimates = {name: estimate(name, *size, measured, rates) for name in variants() if variant(name).cost_model}
     passed_over = {}
     for name in sorted(estimates, key=lambda name: estimates[name].epoch_s):
-        reason = why_not(name, n, p, d, device, free, form, ranks)
+        reason = why_not(name, problem)
         if reason is None:
-            needs = variant(name).needs_bytes(n, p, d, ranks, _kind(device)) if form == "dense" else None
             why = f"the fastest exact variant that runs here and fits, by {estimates[name].basis}"
-            return Choice(name, estimates[name], needs, why, passed_over)
+            return Choice(name, estimates[name], _told_bytes(problem, name), why, passed_over)
         passed_over[name] = reason
+    where = f"n = {problem.n}, p = {problem.p} on {problem.device}"
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
-    raise MissingDependency(f"no exact variant is left for n = {n}, p = {p} on {device}: {reasons}")
+    raise MissingDependency(f"no exact variant is left for {where}: {reasons}")
 
 
-def why_not(
-    name: str,
-    n: int,
-    p: int,
-    d: int,
-    device: torch.device | None,
-    memory_bytes: int,
-    form: Form = "dense",
-    ranks: int = 1,
-) -> str | None:
-    """Return the reason to pass over a variant, in words, or None; the arguments are those of `choose`."""
+def why_not(name: str, problem: Problem) -> str | None:
+    """Return the reason to pass over a variant, in words, or None."""
     known = variant(name)
     kind = known.remark or (f"{known.estimator} MMD alone" if known.estimator else "")
-    reasons = (obstacle(name, n, p, d, device, memory_bytes, form, ranks), kind)
-    return "; ".join(filter(None, reasons)) or None
+    return "; ".join(filter(None, (problem.obstacle(name), kind))) or None
 
 
-def obstacle(
-    name: str,
-    n: int,
-    p: int,
-    d: int,
-    device: torch.device | None,
-    memory_bytes: int,
-    form: Form = "dense",
-    ranks: int = 1,
-) -> str | None:
-    """Return why a variant cannot treat the problem here, in words, or None; the arguments are those of `choose`."""
-    known = variant(name)
-    if form not in known.accepts:
-        return f"takes no {form} views"
-    if ranks > 1 and not known.several_ranks:
-        return "runs in one process"
-    needs = known.needs_bytes(n, p if form == "dense" else 1, d, ranks, _kind(device))
-    if needs is not None and needs > memory_bytes:
-        return f"needs {in_words(needs)} of {in_words(memory_bytes)}"
-    try:
-        return known.missing(device) if device is not None else None
-    except Unsupported as error:
-        return str(error)
+def _told_bytes(problem: Problem, name: str) -> int | None:
+    """What a variant needs, where the model knows: of dense views."""
+    return problem.needs_bytes(name) if problem.form == "dense" else None
 
 
 def estimate(name: str, n: int, p: int, d: int, measured: Sequence[Measured] = (), rates: Rates = NOMINAL) -> Estimate:
@@ -249,12 +241,3 @@ def _prediction_factor(own: Sequence[Measured], rates: Rates) -> float:
     if len(own) < 3 or len(ratios) < 2:
         return _FACTOR_OF_OTHERS
     return max(_LEAST_FACTOR, math.exp(quantiles(ratios, n=10, method="inclusive")[-1]))
-
-
-def _free_bytes(device: torch.device, ranks: int) -> int:
-    """What each rank may take of the memory that is free: of a GPU of its own, of a host together."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host.free_bytes() // ranks
-
-
-def _kind(device: torch.device | None) -> str:
-    return "cuda" if device is None else device.type

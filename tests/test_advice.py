@@ -14,7 +14,7 @@ from benchmarks.analysis import advise
 from benchmarks.measuring import records
 from benchmarks.plan import Plan, describe
 from mmdma_core import MissingDependency, advice, registry
-from mmdma_core.advice import Measured
+from mmdma_core.advice import Measured, Problem
 
 LAPTOP = ROOT / "results" / "laptop-amd-epyc-2-cores"
 RECORDS = records.read_all(LAPTOP)
@@ -34,11 +34,11 @@ def slowness(name, n, p, but=()):
 @pytest.mark.parametrize(("n", "p"), sorted({(cell.n, cell.p) for cell in CELLS if cell.variant == "primal-fused"}))
 def test_the_choice_is_nearly_the_fastest(n, p):
     """Models count every pair; how many dual-fused leaves out, since the dual starts so wide, must be measured."""
-    blind = advice.choose(n, p, 10, CPU, PLENTY)
+    blind = advice.choose(Problem(n, p, 10, CPU, PLENTY))
     assert slowness(blind.variant, n, p) < 5
     assert slowness(blind.variant, n, p, but=["dual-fused"]) < 2
     others = [cell for cell in CELLS if (cell.n, cell.p) != (n, p)]
-    assert slowness(advice.choose(n, p, 10, CPU, PLENTY, measured=others).variant, n, p) < 1.5
+    assert slowness(advice.choose(Problem(n, p, 10, CPU, PLENTY), others).variant, n, p) < 1.5
 
 
 def test_four_of_five_cells_are_within_the_factor_that_the_other_cells_give():
@@ -63,35 +63,36 @@ def test_an_estimate_scales_the_nearest_cell_by_its_cost():
 
 
 def test_what_cannot_be_taken_is_passed_over_with_the_reason():
-    choice = advice.choose(10_000, 10, 10, CPU, PLENTY, form="kernel")
+    choice = advice.choose(Problem(10_000, 10, 10, CPU, PLENTY, form="kernel"))
     assert choice.variant == "dual-fused"
     assert choice.passed_over["primal-fused"] == "takes no kernel views"
     assert "approximate" in choice.passed_over["linear-time"]
     with pytest.raises(MissingDependency, match=r"no exact variant is left .*dual: needs 4\.\d+ GiB of 977 KiB"):
-        advice.choose(10_000, 10, 10, CPU, 10**6)
+        advice.choose(Problem(10_000, 10, 10, CPU, 10**6))
 
 
 @pytest.mark.parametrize(("form", "linear"), [("dense", "primal-fourier"), ("kernel", "dual-fourier")])
 def test_a_fit_of_more_than_ten_minutes_is_given_to_the_variant_linear_in_n(form, linear):
-    assert advice.choose_for_fit(1000, 100, 10, 10_000, CPU, PLENTY, form).variant.endswith("-fused")
-    choice = advice.choose_for_fit(100_000, 100, 10, 10_000, CPU, PLENTY, form)
+    assert advice.choose_for_fit(Problem(1000, 100, 10, CPU, PLENTY, form), 10_000).variant.endswith("-fused")
+    problem = Problem(100_000, 100, 10, CPU, PLENTY, form)
+    choice = advice.choose_for_fit(problem, 10_000)
     assert choice.variant == linear
-    exact = advice.choose(100_000, 100, 10, CPU, PLENTY, form)
+    exact = advice.choose(problem)
     minutes = 10_000 * exact.estimate.epoch_s / 60
     assert f"{exact.variant}, the fastest exact variant, is predicted to take {minutes:,.0f} min" in str(choice)
     assert f"variant='{exact.variant}' insists on it" in str(choice)
-    assert advice.choose_for_fit(100_000, 100, 10, 10, CPU, PLENTY, form).variant == exact.variant
+    assert advice.choose_for_fit(problem, 10).variant == exact.variant
 
 
 def test_where_no_exact_variant_fits_the_one_linear_in_n_is_taken():
     enough = mmdma_core.variant("primal-fourier").memory_model(10**6, 10, 10) + 2**20
-    choice = advice.choose_for_fit(10**6, 10, 10, 100, CPU, enough)
+    choice = advice.choose_for_fit(Problem(10**6, 10, 10, CPU, enough), 100)
     assert choice.variant == "primal-fourier"
     assert "no exact variant is left" in str(choice)
 
 
 def test_a_gpu_need_not_be_here():
-    assert advice.choose(10_000, 10, 10, None, PLENTY).variant == "primal-fused"
+    assert advice.choose(Problem(10_000, 10, 10, None, PLENTY)).variant == "primal-fused"
 
 
 def test_advise_in_words():

@@ -120,7 +120,7 @@ def test_on_cuda_no_thread_of_the_host_counts(name, monkeypatch):
     for threads in (2, 192):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         found.append([variant(name).needs_bytes(n, 100, D, device="cuda") for n in (1000, 1_000_000)])
-        found[-1].append(advice.choose(10**6, 100, D, None, 2**34).needs_bytes)
+        found[-1].append(advice.choose(advice.Problem(10**6, 100, D, None, 2**34)).needs_bytes)
     assert found[0] == found[1]
     if name.endswith(("fused", "fourier")) and name.startswith("primal"):
         assert found[0][1] < 2 * 2 * 4 * 10**6 * 100  # no more than the data once more

@@ -40,14 +40,14 @@ def describe(
     known, where, rates = _known(study, kind, like)
     limit = _memory_here(study) if gpu_gib is None else gpu_gib * memory.GIB
     limit /= devices if kind == "cpu" else 1
-    problem = (n, p, d, torch.device(kind) if gpu_gib is None else None, limit)
-    choice = advice.choose(*problem, measured=known, rates=rates, ranks=devices)
+    problem = advice.Problem(n, p, d, torch.device(kind) if gpu_gib is None else None, limit, ranks=devices)
+    choice = advice.choose(problem, known, rates)
     costed = [name for name in mmdma_core.variants() if mmdma_core.variant(name).cost_model]
     estimates = {name: advice.estimate(name, n, p, d, known, rates) for name in costed}
     times = {name: _time(study, devices, name, estimate) for name, estimate in estimates.items()}
     needs = "" if choice.needs_bytes is None else f", {in_words(choice.needs_bytes)} with the data"
     linear = advice.LINEAR_IN_N["dense"]
-    unfit = advice.obstacle(linear, *problem, ranks=devices)
+    unfit = problem.obstacle(linear)
     shared = f" on each of {devices} devices" if devices > 1 else ""
     lines = [
         f"n = {n:,} cells, p = {p:,} features, d = {d}, {in_words(limit)} of {kind} memory{shared}; "
@@ -62,7 +62,7 @@ def describe(
     for name in (*sorted(costed, key=lambda name: estimates[name].epoch_s), *rest):
         if name != choice.variant:
             count = sum(one.variant == name for one in known)
-            reason = choice.passed_over.get(name) or advice.why_not(name, *problem, ranks=devices)
+            reason = choice.passed_over.get(name) or advice.why_not(name, problem)
             words = times.get(name, f"no model: {measurements(count)} here")
             lines.append(f"  {name:<24} {words}{f'; {reason}' if reason else ''}")
     return "\n".join(lines)

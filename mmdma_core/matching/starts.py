@@ -205,7 +205,8 @@ def choose_variant(model: BaseEstimator, device: torch.device, x: Matrix, y: Mat
     sparse = scipy.sparse.issparse(x) or scipy.sparse.issparse(y)
     form = "kernel" if model.kernel == "precomputed" else "sparse" if sparse else "dense"
     epochs = plain(model.n_epochs) * plain(model.n_starts)
-    choice = advice.choose_for_fit(n, p, plain(model.n_components), epochs, device, form=form, ranks=ranks[0].size)
+    problem = advice.Problem(n, p, plain(model.n_components), device, form=form, ranks=ranks[0].size)
+    choice = advice.choose_for_fit(problem, epochs)
     _LOG.info("variant: %s", choice)
     return ranks[0].broadcast(choice.variant)
 
