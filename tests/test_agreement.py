@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.analysis import agreement
 from benchmarks.experiments import citeseq, scale
+from benchmarks.experiments.fits import style_of
 
 TERMS = {"early_total": 1.0, "early_mmd": 0.5, "early_pen_x": 3.0, "early_pen_y": 4.0, "early_dis_x": 5.0}
 SAME = TERMS | {"early_dis_y": 6.0, "status": "ok", "n": 100, "p": 10}
@@ -50,7 +51,7 @@ def test_a_figure_of_matches_marks_whose_is_unlike_its_family_s():
     starts = [("primal", 0.1), ("primal", 0.6), ("linear-time", 0.4), ("linear-time", 0.5), ("primal-fourier", 0.12)]
     table = pd.DataFrame([{"n": 100, "method": m, "status": "ok", "foscttm": f} for m, f in starts])
     assert scale._apart(table) == {"linear-time"}
-    columns = scale._legend(["primal", "linear-time"], scale._apart(table))
+    columns = scale._legend({name: style_of(name) for name in ("primal", "linear-time")}, scale._apart(table))
     labels = [line.get_label() for column in columns for line in column]
     unlike = ["≠ primal, linear-time MMD (approximate)", "≠ a match unlike its family's"]
     assert labels == ["primal", *unlike]

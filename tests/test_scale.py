@@ -106,7 +106,7 @@ def test_what_compiles_before_the_clock_starts_is_a_small_fit_of_the_same_kind(m
     """Of the sizes of a cell's first start: on CUDA the tiles of the problem itself; in batches if the fit is."""
     fitted = []
     monkeypatch.setattr(fits, "_fitted", lambda cell, x, y, updates: fitted.append((cell.batch_size, *x.shape)))
-    asked = fits.Fit("primal-fourier in batches", 10**6, 50, "", (), *([None] * 8), batch_size=20_000)
+    asked = fits.Fit("", 10**6, 50, "", (), *([None] * 8), method="primal-fourier", batch_size=20_000)
     for n in (10**6, 200):
         fits._fit_few(dataclasses.replace(asked, n=n, device=device))
     assert fitted == [(batch, few, 50), (None, 200, 50)]

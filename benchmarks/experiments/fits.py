@@ -27,7 +27,6 @@ from benchmarks.study import known_at
 from mmdma_core import MMDMA, MissingDependency, Settings
 from mmdma_core.registry import LEAST_BATCH
 
-BATCHED = " in batches"  # behind the name of a variant
 _SAMPLE = 1_000  # cells of each view that FOSCTTM is of, where it is not of all
 _PEER_STYLES = (("#D62728", "X", ":"), ("#7F7F7F", "P", ":"))
 
@@ -36,6 +35,9 @@ _PEER_STYLES = (("#D62728", "X", ":"), ("#7F7F7F", "P", ":"))
 class Fit(Measurement):
     """What is asked of one fit: a method, from one start; `seed` is that of the start, `data_mode` names the data.
 
+    `variant`, by which records are named, is the method, and says where it goes in batches.
+
+    method      a variant or a peer
     updates     epochs of the fit
     batch_size  cells of each view that an update takes, see mmdma_core.MMDMA; None: all
     data_seed   of the data
@@ -43,6 +45,7 @@ class Fit(Measurement):
     ties        what a tie counts in FOSCTTM, see mmdma_core.metrics.foscttm
     """
 
+    method: str = ""
     updates: int = 1
     batch_size: int | None = None
     data_seed: int = 0
@@ -50,19 +53,21 @@ class Fit(Measurement):
     ties: float = 0.5
 
     @classmethod
-    def of(cls, method: str, **asked: Any) -> Fit:
-        """Ask for a fit of a variant, with BATCHED behind its name or not, or of a peer; asked: further fields.
+    def of(cls, method: str, batch_size: int | None = None, **asked: Any) -> Fit:
+        """Ask for a fit of a variant or a peer; asked: further fields.
 
         A peer has settings, updates and a loss of its own.
         """
+        name = method if batch_size is None else f"{method} in batches"
         if method in PEERS:
             peer = PEERS[method]
             source, lacks = fingerprint_of(peer.fit, module=__name__), absent(peer)
             asked |= {"settings": Settings(), "updates": 1, "judge": None}
         else:
-            variant = mmdma_core.variant(method.removesuffix(BATCHED))
+            variant = mmdma_core.variant(method)
             source, lacks = variant_fingerprint(variant), variant.absent()
-        return cls(variant=method, source=source, absent=lacks, epochs=1, **asked)  # it is timed as a whole
+        asked |= {"method": method, "batch_size": batch_size, "epochs": 1}  # it is timed as a whole
+        return cls(variant=name, source=source, absent=lacks, **asked)
 
 
 def known_or_measured(
@@ -107,7 +112,7 @@ def _line(record: Record) -> str:
 
 def fit_and_evaluate(fit: Fit, report: Report) -> None:
     """Do the work of a fit in a child of the guard, see benchmarks.measuring.measurement.measure."""
-    peer = PEERS.get(fit.variant)
+    peer = PEERS.get(fit.method)
     if peer and missing(peer):
         raise MissingDependency(missing(peer))
     compile_s = 0.0
@@ -157,7 +162,7 @@ def _fit_few(fit: Fit) -> None:
 def _fitted(fit: Fit, x: np.ndarray, y: np.ndarray, updates: int) -> MMDMA:
     taken = ("n_components", "sigma", "lambda1", "lambda2", "learning_rate", "unbiased")
     return MMDMA(
-        fit.variant.removesuffix(BATCHED),
+        fit.method,
         **{name: getattr(fit.settings, name) for name in taken},
         n_epochs=updates,
         n_starts=1,
@@ -186,12 +191,11 @@ def _quality(e_x: np.ndarray, e_y: np.ndarray, match: np.ndarray, ties: float) -
     return {"foscttm": found.value, "foscttm_low": low, "foscttm_high": high}
 
 
-def style_of(method: str) -> Style:
-    """Return how a variant, with batches or not, or a peer is drawn."""
+def style_of(method: str, in_batches: bool = False) -> Style:
+    """Return how a variant or a peer is drawn."""
     if method in PEERS:
         return Style(PEERS[method].label, *_PEER_STYLES[list(PEERS).index(method)])
-    if not method.endswith(BATCHED):
+    if not in_batches:
         return style(method)
-    variant = method.removesuffix(BATCHED)
-    label = f"{short_label(variant)}, in batches (approximate)"
-    return replace(style(variant), label=label, marker="*", color="#E7298A")
+    label = f"{short_label(method)}, in batches (approximate)"
+    return replace(style(method), label=label, marker="*", color="#E7298A")

@@ -19,9 +19,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 import mmdma_core
 from benchmarks.analysis.agreement import matches_apart
 from benchmarks.config import ConfigError, Scale, experiment
-from benchmarks.experiments.fits import BATCHED, Fit, known_or_measured, style_of
+from benchmarks.experiments.fits import Fit, known_or_measured, style_of
 from benchmarks.experiments.peers import PEERS
-from benchmarks.figures.style import SMALL, UNLIKE, above_legend, count, halves, heading, key_of_unlike, save
+from benchmarks.figures.style import SMALL, UNLIKE, Style, above_legend, count, halves, heading, key_of_unlike, save
 from benchmarks.measuring import guard, machine, records
 from benchmarks.measuring.device import alone
 from benchmarks.measuring.measurement import Limits
@@ -44,13 +44,14 @@ def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
     study = on_this_machine(study, config)
     fits = list(_fits(study, asked))
     with alone(study.device, study.root):
-        guard.preload({fit.variant.removesuffix(BATCHED) for fit in fits if fit.variant not in PEERS}, study.device)
+        guard.preload({fit.method for fit in fits if fit.method not in PEERS}, study.device)
         who = machine.describe(study.device, study.threads)
         found = known_or_measured(fits, root, who, retry)
     table = pd.DataFrame([_row(record) for record in found])
     table["chosen"] = table["loss"] == table.groupby(["method", "n"])["loss"].transform("min")
     records.write_atomically(root / "scale.csv", table.to_csv(index=False))
-    save(draw(table, study, asked), root, "scale")
+    looks = {fit.variant: style_of(fit.method, fit.batch_size is not None) for fit in fits}
+    save(draw(table, study, asked, looks), root, "scale")
     said = table[table["status"] == "ok"].groupby(["n", "method"], sort=False).apply(_in_words, include_groups=False)
     return "\n".join([*said, *(str(root / f"scale.{suffix}") for suffix in ("csv", "png", "svg"))])
 
@@ -63,14 +64,16 @@ def _fits(study: Study, asked: Scale) -> Iterator[Fit]:
             raise ConfigError(f"scale.variants: {name!r} has no weights of features; take those of the primal")
     for n in sorted(asked.n):
         in_batches = asked.batch_size is not None and n > asked.batch_size
-        for method in (*variants, *([f"{_JUDGE}{BATCHED}"] if in_batches else []), *asked.peers):
+        whole, batched = [(name, None) for name in variants], [(_JUDGE, asked.batch_size)] * in_batches
+        for method, batch_size in (*whole, *batched, *((peer, None) for peer in asked.peers)):
             for k in range(asked.n_starts):
-                yield _fit(study, asked, method, n, asked.seed + k)
+                yield _fit(study, asked, method, batch_size, n, asked.seed + k)
 
 
-def _fit(study: Study, asked: Scale, method: str, n: int, seed: int) -> Fit:
+def _fit(study: Study, asked: Scale, method: str, batch_size: int | None, n: int, seed: int) -> Fit:
     return Fit.of(
         method,
+        batch_size,
         n=n,
         p=asked.p,
         settings=asked.settings,
@@ -81,7 +84,6 @@ def _fit(study: Study, asked: Scale, method: str, n: int, seed: int) -> Fit:
         threads=study.threads,
         limits=Limits(asked.fit_timeout_s, asked.fit_timeout_s, study.host_gib, study.gpu_gib),
         updates=asked.n_epochs,
-        batch_size=asked.batch_size if method.endswith(BATCHED) else None,
         data_seed=study.seed,
         judge=_JUDGE,
     )
@@ -123,16 +125,16 @@ def _in_words(rows: pd.DataFrame) -> str:
     )
 
 
-def draw(table: pd.DataFrame, study: Study, asked: Scale) -> Figure:
+def draw(table: pd.DataFrame, study: Study, asked: Scale, looks: dict[str, Style]) -> Figure:
     """FOSCTTM of each start against its seconds, a panel for each n; filled: the start of the lowest loss."""
     ns = sorted(table["n"].unique())
     down = -(-len(ns) // 2)
-    figure, upper = above_legend(0.7 + 2.1 * down, _legend(list(dict.fromkeys(table["method"])), _apart(table)))
+    figure, upper = above_legend(0.7 + 2.1 * down, _legend(looks, _apart(table)))
     panels = upper.subplots(down, min(len(ns), 2), sharey=True, sharex=True, squeeze=False)
     for axes in panels.flat[len(ns) :]:
         axes.set_visible(False)
     for axes, n in zip(panels.flat, ns, strict=False):
-        _panel(axes, table[table["n"] == n], n)
+        _panel(axes, table[table["n"] == n], n, looks)
     panels[0, 0].set_ylim(-0.03, 0.75)
     upper.supylabel("FOSCTTM (0 is best)")
     upper.supxlabel("seconds of a start, data in memory, without compilation")
@@ -152,9 +154,8 @@ def _apart(table: pd.DataFrame) -> set[str]:
     return set().union(*(matches_apart(best[n].to_dict()) for n in best.index.unique(0)))
 
 
-def _legend(methods: list[str], apart: set[str]) -> list[list[Line2D]]:
+def _legend(looks: dict[str, Style], apart: set[str]) -> list[list[Line2D]]:
     """Two columns: the variants, and the peers under a heading that says what they are."""
-    looks = {method: style_of(method) for method in methods}
     lines = {
         method: Line2D(
             [],
@@ -168,13 +169,13 @@ def _legend(methods: list[str], apart: set[str]) -> list[list[Line2D]]:
     }
     peers = [line for method, line in lines.items() if method in PEERS]
     variants = [line for method, line in lines.items() if method not in PEERS]
-    variants += key_of_unlike(methods, apart, "a match")
+    variants += key_of_unlike(looks, apart, "a match")
     return [variants, [heading("other objectives"), *peers]] if peers else halves(variants)
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, n: int) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, n: int, looks: dict[str, Style]) -> None:
     for method, starts in rows[rows["status"] == "ok"].groupby("method", sort=False):
-        look = style_of(method)
+        look = looks[method]
         faces = np.where(starts["chosen"], look.color, "none")
         axes.scatter(starts["seconds"], starts["foscttm"], s=45, c=faces, edgecolors=look.color, marker=look.marker)
     ended = rows[~rows["status"].isin(["ok", "skipped"])]
