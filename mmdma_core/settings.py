@@ -217,12 +217,11 @@ def _own_process(stack: ExitStack) -> None:
     _set(stack, torch.get_default_dtype(), torch.float32, torch.set_default_dtype)
     _set(stack, torch.get_deterministic_debug_mode(), 0, torch.set_deterministic_debug_mode)
     # NVIDIA's libraries read it when they are first used: anything but 0 leaves TF32 to them.
-    _set(stack, os.environ.get("NVIDIA_TF32_OVERRIDE", "0"), "0", _set_override)
+    override = "NVIDIA_TF32_OVERRIDE"
+    _set(stack, os.environ.get(override, "0"), "0", partial(os.environ.__setitem__, override))
     _own_products(stack)
     for name in _HALF:
-        if getattr(_MATMUL, name):
-            stack.callback(setattr, _MATMUL, name, True)
-            setattr(_MATMUL, name, False)
+        _set_attribute(stack, _MATMUL, name, False)
 
 
 def _set(stack: ExitStack, before: Any, own: Any, write: Callable[[Any], object]) -> None:
@@ -231,35 +230,30 @@ def _set(stack: ExitStack, before: Any, own: Any, write: Callable[[Any], object]
         write(own)
 
 
+def _set_attribute(stack: ExitStack, owner: Any, name: str, own: Any) -> None:
+    _set(stack, getattr(owner, name), own, partial(setattr, owner, name))
+
+
 def _own_products(stack: ExitStack) -> None:
     """float32 products with all their bits, whichever of PyTorch's settings allowed fewer."""
     if _EACH:
         for owner in (torch.backends, torch.backends.cudnn):
-            _set(stack, owner.fp32_precision, "none", partial(_write_precision, owner))
+            _set_attribute(stack, owner, "fp32_precision", "none")
         before = [(owner, owner.fp32_precision) for owner in _EACH]
         stack.callback(_write_each, before)
-        stack.callback(_write_precision, torch.backends, "none")
-        _write_precision(torch.backends, "ieee")  # of all that are not set for themselves
+        stack.callback(setattr, torch.backends, "fp32_precision", "none")
+        torch.backends.fp32_precision = "ieee"  # of all that are not set for themselves
         _write_each([(owner, "ieee") for owner in _EACH])
     else:
-        cudnn = torch.backends.cudnn
-        _set(stack, cudnn.allow_tf32, False, partial(setattr, cudnn, "allow_tf32"))
+        _set_attribute(stack, torch.backends.cudnn, "allow_tf32", False)
     # Writing the older setting writes newer ones, and it cannot be read where they contradict it: hence this order.
     _set(stack, torch.get_float32_matmul_precision(), "highest", torch.set_float32_matmul_precision)
-
-
-def _write_precision(owner: Any, value: str) -> None:
-    owner.fp32_precision = value
 
 
 def _write_each(wanted: list[tuple[Any, str]]) -> None:
     for owner, value in wanted:
         if owner.fp32_precision != value:
             owner.fp32_precision = value
-
-
-def _set_override(value: str) -> None:
-    os.environ["NVIDIA_TF32_OVERRIDE"] = value
 
 
 def _enter_process() -> None:
