@@ -174,7 +174,7 @@ def why_not(name: str, problem: Problem) -> str | None:
 
 
 def _told_bytes(problem: Problem, name: str) -> int | None:
-    """What a variant needs, where the model knows: of dense views."""
+    """Return what a variant needs, where the model knows: of dense views."""
     return problem.needs_bytes(name) if problem.form == "dense" else None
 
 
@@ -231,7 +231,7 @@ def _scaled_seconds(one: Measured, n: int, p: int, d: int, rates: Rates) -> floa
 
 
 def _prediction_factor(own: Sequence[Measured], rates: Rates) -> float:
-    """The factor within which 9 of 10 measurements of a variant are predicted from their nearest other one."""
+    """Return the factor within which 9 of 10 measurements of a variant are predicted from their nearest other one."""
     ratios = []
     for one in own:
         others = [other for other in own if (other.n, other.p) != (one.n, one.p)]

@@ -120,7 +120,7 @@ def explained() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str | None:
-    """What explains an error of KeOps or of Triton, None if nothing here does."""
+    """Return what explains an error of KeOps or of Triton, None if nothing here does."""
     if OUT_OF_MEMORY.search(words_of(error)):
         return None
     said = "".join(traceback.format_exception(error))
@@ -198,7 +198,7 @@ def python_headers() -> str:
 
 
 def _words_of_failure(program: str, suffix: str, text: str, options: tuple[str, ...]) -> str | None:
-    """What a compiler says of a module, in a line; None if it compiles it, or lacks memory."""
+    """Return what a compiler says of a module, in a line; None if it compiles it, or lacks memory."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, f"probe{suffix}")
         source.write_text(text)
@@ -314,7 +314,7 @@ class _Toolkit:
 
 
 def _found() -> _Toolkit:
-    """The toolkit that the user names; else the first whole one; else what wheels have."""
+    """Return the toolkit that the user names; else the first whole one; else what wheels have."""
     for name in _NAMED:
         if os.environ.get(name):
             return _of(Path(os.environ[name]), known=True)
@@ -325,14 +325,14 @@ def _found() -> _Toolkit:
 
 
 def _of(root: Path, known: bool) -> _Toolkit:
-    """The toolkit in a folder; KeOps looks in `include` alone."""
+    """Return the toolkit in a folder; KeOps looks in `include` alone."""
     roots = [root, *root.glob("targets/*-linux")]
     headers = _folders([root], "include") if known else _folders(roots, "include", "include/cccl")
     return _Toolkit(headers, _folders(roots, "lib64", "lib"), known)
 
 
 def _of_wheels(version: str) -> _Toolkit:
-    """What pip has installed of that CUDA: in one folder from 13 on, before in a folder for each package."""
+    """Return what pip has installed of that CUDA: in one folder from 13 on, before in a folder for each package."""
     spec = importlib.util.find_spec("nvidia")
     major = version.split(".")[0]
     names = [f"cu{major}"] if major not in ("11", "12") else ["cuda_runtime", "cuda_nvrtc", "cuda_nvcc", "cuda_cccl"]
@@ -341,14 +341,14 @@ def _of_wheels(version: str) -> _Toolkit:
 
 
 def _cuda_of_torch() -> str:
-    """The version of CUDA that this PyTorch is built with, '' without."""
+    """Return the version of CUDA that this PyTorch is built with, '' without."""
     import torch  # late: the number of threads is set before it is loaded
 
     return torch.version.cuda or ""
 
 
 def _imported_without() -> str | None:
-    """Why KeOps does not look again in this process, None if it has not looked or has found CUDA."""
+    """Return why KeOps does not look again in this process, None if it has not looked or has found CUDA."""
     keops = sys.modules.get("keopscore.config")
     if keops and not keops.cuda_config.get_use_cuda():
         return "KeOps found no CUDA when this process imported it first: start a new process, and run on the GPU first"
@@ -364,7 +364,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _loads(name: str) -> bool:
-    """Whether KeOps finds a library and can load it."""
+    """Return whether KeOps finds a library and can load it."""
     found = find_library(name)
     with suppress(OSError):
         return bool(found and ctypes.CDLL(found))
@@ -372,7 +372,7 @@ def _loads(name: str) -> bool:
 
 
 def _driver() -> Path | None:
-    """The driver's library as it is loaded here: some systems have it under its numbered name alone."""
+    """Return the driver's library as it is loaded here: some systems have it under its numbered name alone."""
     with suppress(OSError):
         ctypes.CDLL("libcuda.so.1")
     mapped = (line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libcuda.so" in line)
@@ -380,7 +380,7 @@ def _driver() -> Path | None:
 
 
 def _linked(links: dict[str, Path]) -> Path | None:
-    """A folder with these links, named by what they say, so that it is made once; None where none can be made."""
+    """Return a folder with these links, named by them, so that it is made once; None where none can be made."""
     base = usable_folder(compiles=True)
     if base is None:
         return None

@@ -208,7 +208,7 @@ class SparsePrimal(Formulation):
 
 
 def _times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """A B for a sparse A and a dense B, in panels of columns none of which has _LIMIT entries."""
+    """Return A B for a sparse A and a dense B, in panels of columns none of which has _LIMIT entries."""
     width = max(1, (_LIMIT - 1) // max(a.shape))
     if b.shape[1] <= width:
         return a @ b
@@ -268,7 +268,7 @@ def _sparse_blocks(a: torch.Tensor, a_t: torch.Tensor, b: torch.Tensor) -> Block
 
 
 def _dense_blocks(a: torch.Tensor, a_t: torch.Tensor, b: torch.Tensor) -> Blocks:
-    """The same in dense blocks, each from some dense rows of A and B at a time: 2 k l m operations, for a GPU."""
+    """Yield the same in dense blocks, each from some dense rows of A and B: 2 k l m operations, for a GPU."""
     (k, width), other = a.shape, b.shape[1]
     for columns in _slices(width, _DENSE_ENTRIES // other):
         block = a.values().new_zeros(columns.stop - columns.start, other)

@@ -87,7 +87,7 @@ def killed_since(before: Mapping[Path, float], root: Path = _ROOT) -> bool:
 
 
 def _left(folder: Path, version: int) -> float:
-    """What a group leaves of its memory, infinite without a limit."""
+    """Return what a group leaves of its memory, infinite without a limit."""
     limits, usage, cache = _MEMORY[version]
     found = [_number(folder / name) for name in limits]
     found.append(_number(folder / "memory.stat", "hierarchical_memory_limit"))  # of parents that are not mounted here
@@ -123,7 +123,7 @@ def _groups(controller: str, root: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _mounts(version: int, controller: str, root: Path) -> Iterator[tuple[str, Path]]:
-    """The group that is mounted, and where, of each mount that shows the controller's groups."""
+    """Yield the group that is mounted, and where, of each mount that shows the controller's groups."""
     for line in _text(root / "proc/self/mountinfo").splitlines():
         mount, _, system = line.partition(" - ")
         kind, _, options = system.split(" ", 2)
@@ -133,12 +133,12 @@ def _mounts(version: int, controller: str, root: Path) -> Iterator[tuple[str, Pa
 
 
 def _holds(group: str, path: str) -> bool:
-    """Whether the path leads to the group or to one below it."""
+    """Return whether the path leads to the group or to one below it."""
     return f"{path}/".startswith(f"{group.rstrip('/')}/") and ".." not in path.removeprefix(group).split("/")
 
 
 def _upwards(place: Path, path: str) -> Iterator[Path]:
-    """The folder of a group and those of its parents, as far up as they are mounted and hold for it."""
+    """Yield the folder of a group and those of its parents, as far up as they are mounted and hold for it."""
     folder = place / path.lstrip("/")
     while True:
         yield folder
@@ -148,7 +148,7 @@ def _upwards(place: Path, path: str) -> Iterator[Path]:
 
 
 def _number(path: Path, key: str | None = None) -> float | None:
-    """The number in a file, or behind the key in one of its lines; 'max' is infinite, None is no number."""
+    """Return the number in a file, or behind the key in one of its lines; 'max' is infinite, None is no number."""
     for line in _text(path).splitlines():
         *name, value = line.split() or [""]
         if name == ([] if key is None else [key]):
@@ -218,7 +218,7 @@ def prepare_caches() -> None:
 
 
 def _caches() -> Iterator[_Cache]:
-    """Each as its package decides: a variable, if it is set, else a folder of the user; Numba has several to try."""
+    """Yield each as its package decides: by a variable, if it is set, else in the user's folder; Numba tries several."""
     named, home = os.environ.get, os.path.expanduser("~")
     in_tree = str(Path(__file__).with_name("fused") / "__pycache__")
     xdg = named("XDG_CACHE_HOME", _user_cache())
@@ -283,12 +283,12 @@ def is_plain(path: str) -> bool:
 
 
 def _is_known(folder: str) -> bool:
-    """Whether it is a folder at all, and no home that Python knows nothing of: `~` would be a folder of that name."""
+    """Return whether it is a folder, and no home that Python does not know: `~` would be a folder of that name."""
     return bool(folder) and not folder.startswith("~")
 
 
 def _existing(folder: str) -> str:
-    """The folder, or the innermost one around it that is there."""
+    """Return the folder, or the innermost one around it that is there."""
     folder = os.path.abspath(folder)
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
@@ -296,7 +296,7 @@ def _existing(folder: str) -> str:
 
 
 def _is_private(folder: str) -> bool:
-    """Whether no other user could put anything there: what caches hold is run as code."""
+    """Return whether no other user could put anything there: what caches hold is run as code."""
     found = os.stat(_existing(folder))
     return found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH
 
@@ -306,5 +306,5 @@ def _user_cache() -> str:
 
 
 def _in_a_job() -> bool:
-    """Whether a cluster's scheduler has started this, so that others start beside it with the same home."""
+    """Return whether a cluster's scheduler has started this, so that others start beside it with the same home."""
     return "SLURM_JOB_ID" in os.environ

@@ -36,17 +36,17 @@ class Kernel:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the matrix, (n, n)."""
+        """Return the shape of the matrix, (n, n)."""
         return tuple(self.matrix.shape)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its entries."""
+        """Return the type of its entries."""
         return self.matrix.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Return where it lies."""
         return self.matrix.device
 
 
@@ -140,7 +140,7 @@ def as_device(device: str | torch.device) -> torch.device:
 
 @cache
 def _why_it_does_not_compute(name: str) -> str | None:
-    """What CUDA says to a sum on the device, such as that this PyTorch has no kernels for it."""
+    """Return what CUDA says to a sum on the device, such as that this PyTorch has no kernels for it."""
     try:
         torch.ones(2, device=name).sum().item()
     except torch.cuda.OutOfMemoryError:  # it does compute
@@ -210,7 +210,7 @@ def on_host(tensor: torch.Tensor) -> np.ndarray | scipy.sparse.csr_array:
 
 
 def _scipy_of(tensor: torch.Tensor) -> scipy.sparse.sparray:
-    """What shares the entries of a sparse tensor; PyTorch's own conversions take for granted what is said of them."""
+    """Return what shares the entries of a sparse tensor; PyTorch's own conversions trust what is said of them."""
     if tensor.layout == torch.sparse_coo:
         return scipy.sparse.coo_array((tensor._values().numpy(), tensor._indices().numpy()), shape=tensor.shape)
     values = tensor.values().numpy()
@@ -260,7 +260,7 @@ def _as_tensor(name: str, value: Given) -> torch.Tensor:
 
 
 def _from_array(name: str, value: object) -> torch.Tensor:
-    """A tensor that shares the array, unless PyTorch has no such type or order of bytes or of entries."""
+    """Return a tensor that shares the array, unless PyTorch has no such type or order of bytes or of entries."""
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):  # rows of different length
@@ -275,7 +275,7 @@ def _from_array(name: str, value: object) -> torch.Tensor:
 
 
 def _from_scipy(name: str, matrix: scipy.sparse.sparray | scipy.sparse.spmatrix) -> torch.Tensor:
-    """A CSR tensor with memory of its own."""
+    """Return a CSR tensor with memory of its own."""
     if matrix.ndim != 2 or matrix.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be a real matrix, got {matrix.ndim} dimension(s) of {matrix.dtype}")
     try:

@@ -142,13 +142,13 @@ def _runs_on_gpu(points: torch.Tensor) -> str | None:
 
 
 def _first_line(error: str, said: str) -> str:
-    """What went wrong: in the words of a compiler or of the driver, if they said something, else of the exception."""
+    """Return what went wrong, in the words of a compiler or the driver if they said something, else of the exception."""
     told = (line.strip() for line in said.splitlines() if re.search(r"\b(fatal )?error\b", line))
     return next(told, re.sub(r" \(error at line .*", "", error.splitlines()[0]))
 
 
 def _remedy(said: str) -> str:
-    """What to do about a GPU that KeOps does not run on."""
+    """Return what to do about a GPU that KeOps does not run on."""
     reason = compilers.why_no_compiler() or compilers.why_no_cuda()
     if reason is None and re.search(r"lib(nvrtc|cudart)\.so\.\d+: cannot open", said):
         return f"what KeOps has compiled is of another CUDA: remove {host.keops_folder()}"

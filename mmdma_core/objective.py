@@ -230,7 +230,7 @@ def _squared_mmd(e_x: torch.Tensor, e_y: torch.Tensor, settings: Settings) -> to
 def gaussian_means(
     e_x: torch.Tensor, e_y: torch.Tensor, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The three means of exp(-|a - b|^2 / (2 sigma)): within x, within y (without diagonals if unbiased), across."""
+    """Return the means of exp(-|a - b|^2 / (2 sigma)): within x, within y (without diagonals if unbiased), across."""
 
     def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         difference = a[:, None, :] - b[None, :, :]

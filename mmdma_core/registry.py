@@ -426,7 +426,7 @@ def _size(group: ProcessGroup | None) -> int:
 
 
 def _accepted(chosen: Variant, name: str, view: View) -> View:
-    """The view in a form that the variant accepts."""
+    """Return the view in a form that the variant accepts."""
     if isinstance(view, Kernel) and "kernel" not in chosen.accepts:
         able = [other for other, variant in _VARIANTS.items() if "kernel" in variant.accepts]
         raise Unsupported(f"variant {chosen.name!r} takes no kernels; variants that do: {', '.join(able)}")

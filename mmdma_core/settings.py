@@ -201,7 +201,7 @@ def current(device: torch.device | None) -> AbstractContextManager[Any]:
 
 
 def _own_thread(stack: ExitStack) -> None:
-    """The settings that each thread has of its own."""
+    """Set what each thread has of its own."""
     if torch.is_inference_mode_enabled():
         stack.enter_context(torch.inference_mode(False))
     if torch.get_default_device() != _CPU:
@@ -213,7 +213,7 @@ def _own_thread(stack: ExitStack) -> None:
 
 
 def _own_process(stack: ExitStack) -> None:
-    """The settings that all threads share."""
+    """Set what all threads share."""
     _set(stack, torch.get_default_dtype(), torch.float32, torch.set_default_dtype)
     _set(stack, torch.get_deterministic_debug_mode(), 0, torch.set_deterministic_debug_mode)
     # NVIDIA's libraries read it when they are first used: anything but 0 leaves TF32 to them.
@@ -235,7 +235,7 @@ def _set_attribute(stack: ExitStack, owner: Any, name: str, own: Any) -> None:
 
 
 def _own_products(stack: ExitStack) -> None:
-    """float32 products with all their bits, whichever of PyTorch's settings allowed fewer."""
+    """Let float32 products have all their bits, whichever of PyTorch's settings allowed fewer."""
     if _EACH:
         for owner in (torch.backends, torch.backends.cudnn):
             _set_attribute(stack, owner, "fp32_precision", "none")
