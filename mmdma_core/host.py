@@ -218,7 +218,7 @@ def prepare_caches() -> None:
 
 
 def _caches() -> Iterator[_Cache]:
-    """Yield each as its package decides: by a variable, if it is set, else in the user's folder; Numba tries several."""
+    """Yield each as its package decides: by a variable, else in the user's folder; Numba tries several."""
     named, home = os.environ.get, os.path.expanduser("~")
     in_tree = str(Path(__file__).with_name("fused") / "__pycache__")
     xdg = named("XDG_CACHE_HOME", _user_cache())

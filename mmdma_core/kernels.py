@@ -142,7 +142,7 @@ def _runs_on_gpu(points: torch.Tensor) -> str | None:
 
 
 def _first_line(error: str, said: str) -> str:
-    """Return what went wrong, in the words of a compiler or the driver if they said something, else of the exception."""
+    """Return what went wrong, in the words of a compiler or the driver, if there are any, else of the exception."""
     told = (line.strip() for line in said.splitlines() if re.search(r"\b(fatal )?error\b", line))
     return next(told, re.sub(r" \(error at line .*", "", error.splitlines()[0]))
 
