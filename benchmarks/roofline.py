@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.measuring import machine
 from mmdma_core.fused.pairs_tiles import LANES, exp2
-from mmdma_core.fused.threads import in_threads, threads
+from mmdma_core.fused.threads import in_threads
 
 try:
     import triton
@@ -158,12 +158,12 @@ def _capability(device: str) -> int:
 
 def apart(n: int, d: int, device: str = "cuda") -> dict[str, float]:
     """Time a pass over the pairs of n and n points (n, d): seconds of 'compact' blocks alone, and of 'wide' ones."""
-    from mmdma_core.fused.pairs_cuda import fastest
+    from mmdma_core.fused.pairs_cuda import FusedMMD, fastest_tile
 
     in_line = torch.arange(n, dtype=torch.float32, device=device)[:, None]
     taken = {}
     for kind in ("compact", "wide"):
-        summing = fastest(n, n, d, 1.0, True, torch.device(device))
+        summing = FusedMMD(n, n, d, 1.0, True, fastest_tile(n, d, torch.device(device)))
         summing.sort(in_line, in_line)  # as they come
         taken[kind] = seconds(summing, *blocks_of(kind, n, d, device))
     return taken
@@ -209,15 +209,15 @@ def seconds(work: Callable[..., object], *arguments: object) -> float:
 
 def multiply_adds() -> int:
     """Do as many float32 multiply-adds on the CPU as this returns."""
-    in_threads(_multiply_adds, threads(), np.zeros(threads(), _F), _REPEATS_CPU)
-    return threads() * _REPEATS_CPU * _CHAINS
+    in_threads(_multiply_adds, torch.get_num_threads(), np.zeros(torch.get_num_threads(), _F), _REPEATS_CPU)
+    return torch.get_num_threads() * _REPEATS_CPU * _CHAINS
 
 
 def exponentials() -> int:
     """Do as many float32 exponentials on the CPU as this returns."""
-    values = np.full((threads(), 1024), -1.5, _F)
-    in_threads(_exponentials, threads(), values, np.empty_like(values), _REPEATS_CPU // 100)
-    return threads() * (_REPEATS_CPU // 100) * 1024
+    values = np.full((torch.get_num_threads(), 1024), -1.5, _F)
+    in_threads(_exponentials, torch.get_num_threads(), values, np.empty_like(values), _REPEATS_CPU // 100)
+    return torch.get_num_threads() * (_REPEATS_CPU // 100) * 1024
 
 
 @numba.njit(fastmath={"contract"}, nogil=True, cache=True)  # no more, or two steps of a chain become one

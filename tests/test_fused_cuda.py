@@ -263,15 +263,15 @@ def a_gpu_to_time(monkeypatch, tmp_path):
 
 
 def test_the_fastest_tile_is_timed_once(a_gpu_to_time, tmp_path):
-    chosen = [pairs_cuda.fastest(n, 900, 10, 1.0, True, torch.device("cuda")) for n in (1000, 1024, 800)]
+    chosen = [pairs_cuda.fastest_tile(n, 10, torch.device("cuda")) for n in (1000, 1024, 900)]
     candidates = kernels.candidates(10)
     assert a_gpu_to_time == [(1024, tile) for tile in candidates]
-    assert [mmd.tile for mmd in chosen] == 3 * [candidates[2]]
-    pairs_cuda.fastest(10**6, 10**6, 10, 1.0, True, torch.device("cuda"))
+    assert chosen == 3 * [candidates[2]]
+    pairs_cuda.fastest_tile(10**6, 10, torch.device("cuda"))
     assert a_gpu_to_time[-1][0] == 16_384
     for kept in tmp_path.iterdir():
         kept.write_text("[16, 3, 5, 1]")
-    pairs_cuda.fastest(1000, 900, 10, 1.0, True, torch.device("cuda"))
+    pairs_cuda.fastest_tile(1000, 10, torch.device("cuda"))
     assert len(a_gpu_to_time) == 3 * len(candidates)
 
 
@@ -289,10 +289,10 @@ def holding(most, monkeypatch):
 @pytest.mark.usefixtures("a_gpu_to_time")
 def test_tiles_that_the_gpu_cannot_hold_are_left_out(monkeypatch):
     holding(32, monkeypatch)
-    assert pairs_cuda.fastest(1000, 900, 64, 1.0, True, torch.device("cuda")).tile == kernels.candidates(64)[0]
+    assert pairs_cuda.fastest_tile(1000, 64, torch.device("cuda")) == kernels.candidates(64)[0]
     holding(0, monkeypatch)
     with pytest.raises(Unsupported, match=r"64 components .* need 90,112 bytes of shared memory, this GPU has 65,536"):
-        pairs_cuda.fastest(2000, 900, 64, 1.0, True, torch.device("cuda"))
+        pairs_cuda.fastest_tile(2000, 64, torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(compose, "_fourier", lambda n_x, n_y, settings, device, exact, ranks: exact)
     settings = Settings(n_components=64)
@@ -300,7 +300,7 @@ def test_tiles_that_the_gpu_cannot_hold_are_left_out(monkeypatch):
 
 
 def test_without_a_gpu_no_tile_is_timed():
-    assert pairs_cuda.fastest(1000, 900, 10, 1.0, True, torch.device("cpu")).tile == kernels.candidates(10)[0]
+    assert pairs_cuda.fastest_tile(1000, 10, torch.device("cpu")) == kernels.candidates(10)[0]
 
 
 @interpreted

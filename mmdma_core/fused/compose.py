@@ -94,9 +94,10 @@ def exact_mmd(n_x: int, n_y: int, settings: Settings, device: torch.device, rank
     """Return the exact MMD2, one pass over the pairs of points."""
     sizes = n_x, n_y, settings.n_components, settings.sigma, settings.unbiased
     if on_gpu(device):
-        from mmdma_core.fused.pairs_cuda import fastest  # imports Triton
+        from mmdma_core.fused import pairs_cuda  # imports Triton
 
-        return fastest(*sizes, device, ranks)
+        tile = pairs_cuda.fastest_tile(max(n_x, n_y), settings.n_components, device)
+        return pairs_cuda.FusedMMD(*sizes, ranks[0].broadcast(tile) if ranks else tile, ranks)
     from mmdma_core.fused.pairs_cpu import FusedMMD  # imports Numba
 
     return FusedMMD(*sizes, ranks)

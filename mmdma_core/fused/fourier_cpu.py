@@ -20,7 +20,7 @@ from numba.extending import overload
 
 from mmdma_core.fused.fourier import Clouds, Frequencies
 from mmdma_core.fused.tall_skinny import aligned_zeros
-from mmdma_core.fused.threads import in_threads, threads
+from mmdma_core.fused.threads import in_threads
 
 ROWS = 4
 PANEL = 256  # frequencies at a time
@@ -215,7 +215,7 @@ class CpuFrequencies(Frequencies):
 
     def __init__(self, d: int, count: int, sigma: float) -> None:
         super().__init__(d, count, sigma)
-        many, panels = threads(), -(-count // PANEL)
+        many, panels = torch.get_num_threads(), -(-count // PANEL)
         width = -(-count // panels)
         self._zeros = (_ZERO,) * _CHUNK, (_ZERO,) * (d % _CHUNK or _CHUNK)
         self._panels = aligned_zeros((panels, d, width))

@@ -27,7 +27,7 @@ import torch
 from mmdma_core.fused.pairs_tiles import ALL, APART, BOX, LANES, LOWEST, PANEL, PULLS, ROWS, all_pairs
 from mmdma_core.fused.run import PairsMMD
 from mmdma_core.fused.tall_skinny import aligned_zeros
-from mmdma_core.fused.threads import alone, in_threads, threads
+from mmdma_core.fused.threads import alone, in_threads
 from mmdma_core.inputs import Ranks
 from mmdma_core.objective import squared_mmd
 
@@ -52,7 +52,8 @@ class FusedMMD(PairsMMD):
         super().__init__(n_x, n_y, unbiased, ranks)
         self.sigma = sigma
         self._scale = _F(-0.5 * np.log2(np.e) / sigma)
-        many, apart = threads(), APART * threads()
+        many = torch.get_num_threads()
+        apart = APART * many
         panels_x, panels_y = -(-n_x // PANEL), -(-n_y // PANEL)
         panels = panels_x + panels_y
         self._first_y = panels_x

@@ -180,46 +180,11 @@ class FusedMMD(PairsMMD):
         return torch.stack(self._means(self._sums(sums))).amin().float()
 
 
-def fastest(
-    n_x: int,
-    n_y: int,
-    d: int,
-    sigma: float,
-    unbiased: bool,
-    device: torch.device,
-    ranks: tuple[Ranks, Ranks] | None = None,
-) -> FusedMMD:
-    """Return the pass over the pairs for a problem on a device, with the tile that is the fastest there; rank 0's.
+def fastest_tile(n: int, d: int, device: torch.device) -> Tile:
+    """Return the candidate that is the fastest for n points, timed now or before; the first one where there is no GPU.
 
-    Raises Unsupported if the device can hold no tile.
+    Raises Unsupported if the device can hold none.
     """
-    tile = _fastest_tile(max(n_x, n_y), d, device)
-    if ranks:
-        tile = Tile(*ranks[0].broadcast(tuple(tile)))
-    return FusedMMD(n_x, n_y, d, sigma, unbiased, tile, ranks)
-
-
-def milliseconds(n: int, d: int, tile: Tile, device: torch.device) -> float:
-    """Time MMD2 and its gradient for n and n points whose blocks are all compact: the median of a few runs.
-
-    Raises OutOfResources for a tile that the device cannot hold.
-    """
-    generator = torch.Generator().manual_seed(0)
-    x, y = ((_SPREAD * torch.randn(n, d, generator=generator)).to(device) for _ in "xy")
-    mmd, out_x, out_y = FusedMMD(n, n, d, 1.0, True, tile), torch.empty_like(x), torch.empty_like(y)
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    times = []
-    for _ in range(1 + _RUNS):  # the first compiles
-        wait()
-        begin = time.perf_counter()
-        mmd(x, y, out_x, out_y)
-        wait()
-        times.append(1000 * (time.perf_counter() - begin))
-    return median(times[1:])
-
-
-def _fastest_tile(n: int, d: int, device: torch.device) -> Tile:
-    """The fastest candidate, timed now or before; the first one where there is no GPU."""
     tiles = candidates(d)
     if device.type != "cuda" or not torch.cuda.is_available():
         return tiles[0]
@@ -248,6 +213,25 @@ def _fastest_tile(n: int, d: int, device: torch.device) -> Tile:
     with suppress(OSError), atomically(path) as part:  # else it is timed again next time
         part.write_text(json.dumps(best))
     return best
+
+
+def milliseconds(n: int, d: int, tile: Tile, device: torch.device) -> float:
+    """Time MMD2 and its gradient for n and n points whose blocks are all compact: the median of a few runs.
+
+    Raises OutOfResources for a tile that the device cannot hold.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, y = ((_SPREAD * torch.randn(n, d, generator=generator)).to(device) for _ in "xy")
+    mmd, out_x, out_y = FusedMMD(n, n, d, 1.0, True, tile), torch.empty_like(x), torch.empty_like(y)
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    times = []
+    for _ in range(1 + _RUNS):  # the first compiles
+        wait()
+        begin = time.perf_counter()
+        mmd(x, y, out_x, out_y)
+        wait()
+        times.append(1000 * (time.perf_counter() - begin))
+    return median(times[1:])
 
 
 def kd_order(points: torch.Tensor, leaf: int) -> torch.Tensor:

@@ -64,7 +64,7 @@ class GroupRanks(Ranks):
     def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
         whole = self.whole(rows)
         whole[self.first : self.first + self.own] = rows
-        self._for_each_rank(lambda rank, part: distributed.broadcast(part, **self._at("src", rank)), whole)
+        self._for_each_rank(distributed.broadcast, "group_src", whole)
         return whole
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
@@ -84,43 +84,36 @@ class GroupRanks(Ranks):
 
     def reduce_scatter(self, term: torch.Tensor, rows: torch.Tensor) -> None:
         whole = term.double()
-        self._for_each_rank(lambda rank, part: distributed.reduce(part, **self._at("dst", rank)), whole)
+        self._for_each_rank(distributed.reduce, "group_dst", whole)
         rows.copy_(whole[self.first : self.first + self.own])
 
     def others(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-        for rank in range(self.size):
-            of_rank = self._csr_of(rank, rows) if rows.layout == torch.sparse_csr else self._dense_of(rank, rows)
+        sparse = rows.layout == torch.sparse_csr
+        own = [rows.crow_indices(), rows.col_indices(), rows.values()] if sparse else [rows.contiguous()]
+        for rank, n in enumerate(self._counts):
+            shapes = [(n, rows.shape[1])]
+            if sparse:
+                count = torch.tensor([len(own[2])], device=rows.device)
+                self._broadcast_from(rank, count)
+                shapes = [(n + 1,), (int(count),), (int(count),)]
+            parts = own
+            if rank != self.rank:
+                parts = [part.new_empty(shape) for part, shape in zip(own, shapes, strict=True)]
+            for part in parts:
+                self._broadcast_from(rank, part)
             if rank != self.rank and (rank < self.rank) == ((rank + self.rank) % 2 == 0):
-                yield of_rank
-
-    def _dense_of(self, rank: int, rows: torch.Tensor) -> torch.Tensor:
-        of_rank = rows.contiguous() if rank == self.rank else rows.new_empty(self._counts[rank], rows.shape[1])
-        self._broadcast_from(rank, of_rank)
-        return of_rank
-
-    def _csr_of(self, rank: int, rows: torch.Tensor) -> torch.Tensor:
-        count = torch.tensor([len(rows.values())], device=rows.device)
-        self._broadcast_from(rank, count)
-        parts = [rows.crow_indices(), rows.col_indices(), rows.values()]
-        if rank != self.rank:
-            sizes = self._counts[rank] + 1, int(count), int(count)
-            parts = [part.new_empty(size) for part, size in zip(parts, sizes, strict=True)]
-        for part in parts:
-            self._broadcast_from(rank, part)
-        size = self._counts[rank], rows.shape[1]
-        return rows if rank == self.rank else torch.sparse_csr_tensor(*parts, size=size, check_invariants=False)
+                size = n, rows.shape[1]
+                yield torch.sparse_csr_tensor(*parts, size=size, check_invariants=False) if sparse else parts[0]
 
     def _broadcast_from(self, rank: int, tensor: torch.Tensor) -> None:
         with self._waiting():
             distributed.broadcast(tensor, group=self.group, group_src=rank)
 
-    def _at(self, end: str, rank: int) -> dict[str, Any]:
-        return {"group": self.group, f"group_{end}": rank, "async_op": True}
-
-    def _for_each_rank(self, begin: Callable[[int, torch.Tensor], Any], whole: torch.Tensor) -> None:
-        """Begin an operation on the rows of each rank, and wait for all."""
+    def _for_each_rank(self, operation: Callable[..., Any], end: str, whole: torch.Tensor) -> None:
+        """Begin an operation, from or to (`end`) each rank, on its rows of the whole, and wait for all."""
         with self._waiting():
-            works = [begin(rank, part) for rank, part in enumerate(whole.split(self._counts))]
+            parts = enumerate(whole.split(self._counts))
+            works = [operation(part, group=self.group, async_op=True, **{end: rank}) for rank, part in parts]
             for work in works:
                 work.wait()
 

@@ -22,11 +22,6 @@ Part = Callable[..., Any]
 _own = threading.local()  # the `workers` of each thread that calls, and the `process` in which they were started
 
 
-def threads() -> int:
-    """Return how many threads PyTorch uses."""
-    return torch.get_num_threads()
-
-
 @contextmanager
 def alone() -> Iterator[None]:
     """Compute without PyTorch's own threads, which would spin on while those of the passes want to run."""

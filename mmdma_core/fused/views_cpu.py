@@ -13,7 +13,6 @@ import torch
 
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.fused.tall_skinny import TallSkinnyProducts, add_product, inner
-from mmdma_core.fused.threads import threads
 from mmdma_core.inputs import Ranks
 from mmdma_core.settings import Settings
 
@@ -25,7 +24,7 @@ class _Cells:
     """Rows of X, with their products, their embedding and its gradient."""
 
     def __init__(self, x: np.ndarray, d: int) -> None:
-        self.x, self.products = x, TallSkinnyProducts(x, d, threads())
+        self.x, self.products = x, TallSkinnyProducts(x, d, torch.get_num_threads())
         self.e, self.d_e = torch.empty(len(x), d), torch.empty(len(x), d)
 
 
@@ -52,7 +51,7 @@ class CpuView:
         if self._through_gram:
             gram = self.ranks.sum(_gram(x))
             self._constant = _squared_norm(gram)
-            self._gram_products = TallSkinnyProducts(gram, d, threads())
+            self._gram_products = TallSkinnyProducts(gram, d, torch.get_num_threads())
             self._t_rows, self._g_t = np.empty((self.p, d)), np.empty((d, self.p))
         else:
             self._constant = _squared_kernel_norm(data, self.ranks)
