@@ -27,6 +27,7 @@ class GroupRanks(Ranks):
     waits = memoryview(mmap.mmap(-1, 16)).cast("q")
 
     def __init__(self, group: ProcessGroup, device: torch.device, own: int | None = None) -> None:
+        super().__init__(own)
         self.group, self._device = group, device
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
         if own is None:
@@ -34,7 +35,7 @@ class GroupRanks(Ranks):
         counts = torch.zeros(self.size, dtype=torch.int64, device=device)
         counts[self.rank] = own
         self._counts = self.sum(counts).tolist()
-        self.n, self.first, self.own = sum(self._counts), sum(self._counts[: self.rank]), own
+        self.n, self.first = sum(self._counts), sum(self._counts[: self.rank])
 
     def local(self, rows: np.ndarray) -> np.ndarray:
         low, high = np.searchsorted(rows, (self.first, self.first + self.own))
