@@ -113,8 +113,8 @@ def check_starting_values(name, device="cpu"):
     assert not all((p.detach().cpu().numpy() == 0.25).all() for p in run.parameters)
 
 
-def check_mmd(make, n_x, n_y, settings, spread, offset=0.0, rank=None):
-    """A fused MMD2 and its gradient, for points of mean squared norm `spread` around `offset`, both estimators.
+def check_mmd(make, n_x, n_y, settings, spread, offset=0.0, rank=None, estimators=(True, False)):
+    """A fused MMD2 and its gradient, for points of mean squared norm `spread` around `offset`, unbiased and biased.
 
     make(n_x, n_y, settings) gives a function that fills the gradient's two tensors. With `rank` the points lie in a
     subspace of that dimension, so that a wide cloud has near neighbours, too.
@@ -124,7 +124,7 @@ def check_mmd(make, n_x, n_y, settings, spread, offset=0.0, rank=None):
     generator = torch.Generator().manual_seed(0)
     axes = torch.linalg.qr(torch.randn(d, rank, generator=generator))[0].T * (spread / rank) ** 0.5
     x, y = (torch.randn(n, rank, generator=generator) @ axes + offset for n in (n_x, n_y))
-    for unbiased in (True, False):
+    for unbiased in estimators:
         settings = replace(settings, unbiased=unbiased)
         out_x, out_y = torch.empty_like(x), torch.empty_like(y)
         found = float(make(n_x, n_y, settings)(x, y, out_x, out_y))

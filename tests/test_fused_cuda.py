@@ -55,7 +55,8 @@ def test_every_tile_with_compact_and_other_blocks(tile):
     def tiled(n_x, n_y, settings):
         return kernels.FusedMMD(n_x, n_y, settings.n_components, settings.sigma, settings.unbiased, tile)
 
-    common.check_mmd(tiled, 300, 270, Settings(n_components=2), spread=40.0)
+    # The estimators differ in the weights of the sums, of which a tile knows nothing.
+    common.check_mmd(tiled, 300, 270, Settings(n_components=2), spread=40.0, estimators=(True,))
 
 
 @interpreted
