@@ -119,9 +119,10 @@ class Study:
 
     def known(self, variant: str, n: int, p: int) -> Record | None:
         """Return the record that answers what is asked at this point now, None if none does."""
-        record, asked = records.find(self.path(variant, n, p)), self.measurement(variant, n, p)
+        record = records.find(self.path(variant, n, p))
         if record is None:
             return None
+        asked = self.measurement(variant, n, p)
         if record.status == "skipped":
             return record if record.key == asked.key and self._still_skipped(record) else None
         return record if answers(record, asked) else None

@@ -71,10 +71,9 @@ def line(record: Record) -> str:
     point = f"{record.variant:<24} n = {record.n:<8} p = {record.p:<6} {record.status:<8}"
     if record.status != "ok":
         return f"{point} {record.last_words}"
-    held = record.peak_host_bytes if record.peak_device_bytes is None else record.peak_device_bytes
     how = "extrapolated" if record.extrapolated else "measured"
     return (
-        f"{point} {record.median_epoch_s:10.3e} s/epoch  {in_words(held):>10}"
+        f"{point} {record.median_epoch_s:10.3e} s/epoch  {in_words(record.peak_bytes):>10}"
         f"  {record.epochs} epochs: {record.runtime_s:9.3g} s ({how})"
     )
 

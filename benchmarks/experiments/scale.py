@@ -92,7 +92,6 @@ def _fit(study: Study, asked: Scale, method: str, batch_size: int | None, n: int
 def _row(record: Record) -> dict[str, Any]:
     """A record as a row of scale.csv; seconds without compilation, which stands beside."""
     found = record.metrics
-    held = record.peak_host_bytes if record.peak_device_bytes is None else record.peak_device_bytes
     return {
         "method": record.variant,
         "n": record.n,
@@ -109,8 +108,8 @@ def _row(record: Record) -> dict[str, Any]:
         "foscttm_high": found.get("foscttm_high"),
         "loss": found.get("loss"),
         "loss_is": "its own" if record.variant in PEERS else "exact" if record.n <= EXACT_UP_TO else "estimate",
-        "peak_gib": None if held is None else held / GIB,
-        "machine": record.machine["gpu"]["name"] if record.machine.get("gpu") else record.machine["cpu"],
+        "peak_gib": None if record.peak_bytes is None else record.peak_bytes / GIB,
+        "machine": machine.recorded_model(record.machine),
         "commit": record.machine["commit"],
     }
 

@@ -114,6 +114,11 @@ class Record:
         return median(self.epoch_s) if self.epoch_s else None
 
     @property
+    def peak_bytes(self) -> int | None:
+        """Peak of the memory that ends it: the GPU's, and on a CPU the host's."""
+        return self.peak_host_bytes if self.peak_device_bytes is None else self.peak_device_bytes
+
+    @property
     def others(self) -> float | None:
         """The larger of what others took of the cores and of the GPU; None where neither is known."""
         return max((share for share in (self.others_cpu, self.others_gpu) if share is not None), default=None)
