@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ import pandas as pd
 from mmdma_core.files.annotated import column_of_obs, listed
 from mmdma_core.files.formats import View, existing, opened, read_array, suffix
 from mmdma_core.files.names import agree_without
-from mmdma_core.files.tables import MISSING, counts, is_corner, is_name, is_number
+from mmdma_core.files.tables import MISSING, counts, is_corner, is_name, is_number, split
 
 _LOG = logging.getLogger("mmdma_core")
 _TEXT = (".csv", ".tsv", ".txt")
@@ -141,21 +140,16 @@ def _rows(path: Path, name: str) -> list[list[str]]:
     if kind not in _TEXT:
         raise ValueError(f"{path}: {name} must be a .npy, .txt, .csv or .tsv file")
     with opened(path, "text") as file:
-        lines = [line.rstrip("\r\n") for line in file]
-    held = [line for line in lines if line.strip()]
-    if any("\0" in line for line in held):
-        raise ValueError(f"{path} cannot be read as text: it holds NUL")
-    delimiter = "\t"
-    if kind == ".csv":
-        delimiter = ";" if all(";" in line and "," not in line for line in held) else ","
-    elif kind == ".txt" and not any("\t" in line for line in held):
-        if not all(line.startswith('"') for line in held):
-            return [[line.strip()] for line in lines]
-        delimiter = " "
-    try:
-        return [[field.strip() for field in row] for row in csv.reader(lines, delimiter=delimiter)]
-    except csv.Error as error:
-        raise ValueError(f"{path} cannot be read as text: {error}") from error
+        lines = [line.strip("\r\n") for line in file]
+        held = [line for line in lines if line.strip()]
+        separator = "\t"
+        if kind == ".csv":
+            separator = ";" if all(";" in line and "," not in line for line in held) else ","
+        elif kind == ".txt" and not any("\t" in line for line in held):
+            if not all(line.startswith('"') for line in held):
+                return [[line.strip()] for line in lines]
+            separator = " "
+        return [split(line, separator) for line in lines]
 
 
 def _divided(rows: list[list[str]], cells: Sequence[str] | None) -> list[list[str]]:
@@ -197,19 +191,18 @@ def _by_name(path: Path, rows: list[list[str]], n: int, cells: Sequence[str] | N
     if cells is None:
         _LOG.info("%s: the cells of the view have no names: labels are taken in the order of the file", path)
         return texts
-    index = pd.Index(names)
-    strangers = ~index.isin(held)
-    if strangers.all():
+    labels = pd.Series(texts, index=names, dtype=object)
+    known = labels[labels.index.isin(held)]
+    if known.empty:
         how, pairs = agree_without(cells, names)
         would = f" ({len(pairs)} would {how})" if pairs else ""
         raise ValueError(f"{path}: no label is for a cell of the view{would}: {names[0]!r} here, {cells[0]!r} there")
-    twice = index[index.duplicated() & ~strangers]
+    twice = known.index[known.index.duplicated()]
     if len(twice):
         raise ValueError(f"{path}: a cell must have one label, {twice[0]!r} has {names.count(twice[0])}")
-    if strangers.any():
-        _LOG.info("%s: %d of %d labels are for no cell of the view", path, strangers.sum(), len(names))
-    of_cell = dict(zip(names, texts, strict=True))
-    return [of_cell.get(cell, "") for cell in cells]
+    if len(known) < len(labels):
+        _LOG.info("%s: %d of %d labels are for no cell of the view", path, len(labels) - len(known), len(labels))
+    return known.reindex(list(cells), fill_value="").tolist()
 
 
 def _with_gaps(values: pd.Series, path: Path | None = None) -> np.ndarray:

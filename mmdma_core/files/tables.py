@@ -120,13 +120,13 @@ def _form(path: Path, file: TextIO, header: bool | None, index: bool | None) -> 
     for line in lines:
         _check_quotes(path, line)
     separator = _separator([line for _, line in lines[:2]])
-    while comments and _continues(_split(comments[-1][1], separator), _split(lines[0][1], separator)):
+    while comments and _continues(split(comments[-1][1], separator), split(lines[0][1], separator)):
         lines.insert(0, comments.pop())  # cells may be called #1, #2, ...
-    rows = [_split(line, separator) for _, line in lines]
+    rows = [split(line, separator) for _, line in lines]
     trailing = separator != " " and all(len(row) > 1 and row[-1] == "" for row in rows)
     if trailing:
         rows = [row[:-1] for row in rows]
-    above = _split(comments[-1][1].lstrip("# "), separator) if comments else []
+    above = split(comments[-1][1].lstrip("# "), separator) if comments else []
     named_above = len(above) > 1 and len(rows[0]) - len(above) in (0, 1) and all(map(is_name, above))
     if named_above and header is not False and not all(map(is_name, rows[0][1:])):
         lines.insert(0, comments[-1])
@@ -142,13 +142,14 @@ def _separator(lines: list[str]) -> str:
     bare = re.sub(r'"[^"]*"', "", lines[0])
     marks = [mark for mark in "\t;," if mark in bare]
     for mark in marks:
-        fields = [len(_split(line, mark)) for line in lines]
+        fields = [len(split(line, mark)) for line in lines]
         if fields[-1] - fields[0] in (0, 1):
             return mark
     return marks[0] if marks else " "
 
 
-def _split(line: str, separator: str) -> list[str]:
+def split(line: str, separator: str) -> list[str]:
+    """Return the fields of a line, without blanks around them."""
     row = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
     return [field.strip() for field in row if separator != " " or field.strip()]
 
@@ -206,7 +207,7 @@ def _parse_fields(path: Path, block: list[Line], form: _Form, done: int) -> tupl
     names, values = [], []
     for row, (number, line) in enumerate(block, done):
         _check_quotes(path, (number, line))
-        fields = _split(line, form.separator)
+        fields = split(line, form.separator)
         if form.trailing and fields[-1] == "":
             fields.pop()
         if len(fields) != form.width:
