@@ -103,11 +103,12 @@ class Problem:
 
     def obstacle(self, name: str) -> str | None:
         """Return why a variant cannot treat it here, in words, or None."""
-        known, needs = variant(name), self.needs_bytes(name)
+        known = variant(name)
         if self.form not in known.accepts:
             return f"takes no {self.form} views"
         if self.ranks > 1 and not known.several_ranks:
             return "runs in one process"
+        needs = self.needs_bytes(name)
         if needs is not None and needs > self.may_take():
             return f"needs {in_words(needs)} of {in_words(self.may_take())}"
         try:

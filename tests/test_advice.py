@@ -176,3 +176,9 @@ def test_the_laptop_study_is_complete():
     assert set(laptop.points()) == {(record.variant, record.p, record.n) for record in RECORDS}
     assert pd.read_csv(LAPTOP / "summary.csv").shape[0] == len(RECORDS)
     assert dataclasses.asdict(RECORDS[0])["machine"]
+
+
+def test_of_several_ranks_a_variant_of_one_process_is_left_out_before_its_memory_is_asked():
+    problem = advice.Problem(700, 20, 3, torch.device("cpu"), ranks=2)
+    assert advice.why_not("primal", problem) == "runs in one process"
+    assert advice.choose_for_fit(problem, 40).variant == "primal-fused"
