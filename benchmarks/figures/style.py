@@ -6,7 +6,7 @@ A figure is at most PAGE inches wide, and its type is that of a page: 9 to 10 po
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def legend_line(variant: str, apart: Collection[str] = ()) -> Line2D:
 
 def group(variant: str) -> str:
     """Return the heading under which a legend of many variants has this one."""
-    known = variant in mmdma_core.variants() and mmdma_core.variant(variant)
+    known = mmdma_core.variant(variant) if variant in mmdma_core.variants() else None
     if known and not known.exact:
         return "another objective" if known.objective else "approximate"
     if variant in PAPER_VARIANTS:
@@ -150,7 +150,11 @@ def in_groups(variants: Sequence[str], marks: Sequence[Line2D], apart: Collectio
         groups[group(variant)].append(line)
     groups["marks"] = list(marks)
     blocks = [[heading(name), *lines] for name, lines in groups.items() if lines]
-    return min(_in_three(blocks), key=lambda found: max(map(len, found)))
+    cuts = itertools.combinations_with_replacement(range(len(blocks) + 1), 2)
+    ways = ((blocks[:first], blocks[first:second], blocks[second:]) for first, second in cuts)
+    return min(
+        ([list(itertools.chain(*part)) for part in parts] for parts in ways), key=lambda found: max(map(len, found))
+    )
 
 
 def above_legend(height: float, columns: Sequence[Sequence[Patch | Line2D]]) -> tuple[Figure, SubFigure]:
@@ -175,13 +179,6 @@ def halves(handles: Sequence[Patch | Line2D]) -> list[Sequence[Patch | Line2D]]:
     """Return two columns of a legend."""
     middle = (len(handles) + 1) // 2
     return [handles[:middle], handles[middle:]]
-
-
-def _in_three(blocks: Sequence[list[Line2D]]) -> Iterator[list[list[Line2D]]]:
-    """Yield every way to put the blocks into three columns in their order."""
-    for first, second in itertools.combinations_with_replacement(range(len(blocks) + 1), 2):
-        parts = (blocks[:first], blocks[first:second], blocks[second:])
-        yield [list(itertools.chain(*part)) for part in parts]
 
 
 def legend(parent: Axes | Figure | SubFigure, handles: Sequence[Artist], **place: object) -> Legend:

@@ -35,12 +35,12 @@ SECTIONS: list[Callable[[Evidence], Section | None]] = [
 
 
 def path(study: Study) -> Path:
-    """The file that `write` writes."""
+    """Return the file that `write` writes."""
     return study.root / "report.html"
 
 
 def write(study: Study) -> Path:
-    """Write the page from the records and figures of results/MACHINE; returns its path.
+    """Write the page from the records and figures of results/MACHINE; return its path.
 
     What cannot be shown is named in the page. Raises ValueError if there is no such folder, OSError if it cannot be
     written to.
