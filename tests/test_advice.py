@@ -91,6 +91,13 @@ def test_where_no_exact_variant_fits_the_one_linear_in_n_is_taken():
     assert "no exact variant is left" in str(choice)
 
 
+def test_ranks_are_given_to_a_variant_that_can_share_and_to_no_other():
+    problem = Problem(10_000, 100, 10, CPU, PLENTY, ranks=2)
+    assert advice.why_not("dual-fused", problem) == "runs in one process"
+    assert advice.choose(problem).variant == "primal-fused"
+    assert mmdma_core.variant(advice.choose_for_fit(problem, 1).variant).several_ranks
+
+
 def test_a_gpu_need_not_be_here():
     assert advice.choose(Problem(10_000, 10, 10, None, PLENTY)).variant == "primal-fused"
 
