@@ -16,7 +16,7 @@ from benchmarks import config as configuration
 from benchmarks import study
 from benchmarks.config import ConfigError
 from benchmarks.experiments import gpu_check
-from benchmarks.experiments.gpu_check_steps import FULL
+from benchmarks.experiments.gpu_check import FULL
 from mmdma_core import Settings
 
 CONFIG = own_config()

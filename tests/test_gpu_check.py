@@ -17,7 +17,7 @@ from conftest import ROOT, heed_interrupts, own_config
 from test_faults import wait_until
 
 from benchmarks import study
-from benchmarks.experiments import checks, gpu_check
+from benchmarks.experiments import gpu_check
 from benchmarks.experiments.correctness import Deviation
 from benchmarks.measuring import guard, records
 from benchmarks.study import known_at
@@ -156,13 +156,13 @@ def test_without_a_gpu_the_command_says_what_is_missing(command):
 def test_which_checks_are_known(tmp_path, status, known, retried):
     config = own_config()
     base = study.load(config | {"device": "cpu", "study": "smoke", "results": str(tmp_path), "machine": "here"})
-    asked = checks.check(base, "correctness", "primal", 90)
+    asked = gpu_check.Check.of(base, "correctness", "primal", gpu_check.SMALL)
     path = tmp_path / "primal.json"
     assert known_at(path, asked)[0] is None
     records.write(guard.new_record(asked, status, "", {}), path)
     assert (known_at(path, asked)[0] is not None) == known
     assert (known_at(path, asked, ["error", "timeout"])[0] is not None) == retried
-    assert known_at(path, checks.check(base, "lacks", "primal", 90))[0] is None
+    assert known_at(path, gpu_check.Check.of(base, "lacks", "primal", gpu_check.SMALL))[0] is None
     path.write_text("{")
     assert known_at(path, asked)[0] is None
     assert path.with_suffix(".unreadable").exists()
