@@ -75,7 +75,7 @@ class Case:
     shift: float | None = 0.0  # of the second view; None: it is the first one, a little moved
 
     def views(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """x (n_x, p_x) and y (n_y, p_y)."""
+        """Draw x (n_x, p_x) and y (n_y, p_y)."""
         x, y, _ = simulate("branch", max(self.n_x, self.n_y), self.p_x, p_y=self.p_y)
         x = x[: self.n_x]
         return x, (x + 0.01 if self.shift is None else y[: self.n_y] + self.shift)
@@ -106,7 +106,7 @@ class Deviation(NamedTuple):
 
     @property
     def within(self) -> bool:
-        """Not of a NaN."""
+        """Whether it is no further off than allowed; of a NaN it is not."""
         return self.off <= self.allowed
 
     def __str__(self) -> str:
@@ -114,7 +114,7 @@ class Deviation(NamedTuple):
 
 
 def deviations(name: str, case: Case, device: str) -> Iterator[Deviation]:
-    """Of a variant's terms, gradients and embeddings in a case, at the same parameters; see the module's docstring.
+    """Yield those of a variant's terms, gradients and embeddings in a case, at the same parameters: see the module.
 
     Raises ValueError for a variant of another objective.
     """
@@ -142,7 +142,7 @@ def deviations(name: str, case: Case, device: str) -> Iterator[Deviation]:
 
 
 def from_reference(run: Run, problem: Problem) -> Iterator[Deviation]:
-    """Of a run's terms and gradients from those of the reference for the problem."""
+    """Yield those of a run's terms and gradients from the reference's for the problem."""
     settings, found, allowed = problem[-1], run.loss(), tolerances(*problem)
     expected = reference_loss(*problem)
     for term in ("mmd", "pen_x", "pen_y", "dis_x", "dis_y"):
@@ -153,7 +153,7 @@ def from_reference(run: Run, problem: Problem) -> Iterator[Deviation]:
 
 
 def on_average(name: str, problem: Problem, device: str) -> Iterator[Deviation]:
-    """Of an approximation's terms and gradients from those of the reference, over seeds and orders of the cells."""
+    """Yield those of an approximation's terms and gradients from the reference's, over seeds and orders of cells."""
     expected, allowed, known = reference_loss(*problem), tolerances(*problem), variant(name)
     drawn = [_drawn(name, problem, device, seed) for seed in range(DRAWS)]
     for term in ("mmd", "pen_x", "pen_y", "dis_x", "dis_y"):
@@ -200,7 +200,7 @@ def _of_gradients(run: Run, expected: Sequence[torch.Tensor], allowed: Sequence[
 def informative_parameters(
     formulation: str, x: torch.Tensor, y: torch.Tensor, rows: Sequence[int], settings: Settings
 ) -> tuple[torch.Tensor, ...]:
-    """Random parameters whose embeddings have squared norms of about sigma, where kernel values are neither 0 nor 1."""
+    """Draw parameters whose embeddings have squared norms of about sigma, where kernel values are neither 0 nor 1."""
     generator = torch.Generator().manual_seed(0)
     raw = [torch.randn(row, settings.n_components, generator=generator) for row in rows]
     if torch.equal(x + 0.01, y):
@@ -219,7 +219,7 @@ def tolerances(
     theta_y: torch.Tensor,
     settings: Settings,
 ) -> dict[str, Any]:
-    """The absolute tolerance of each term and of each gradient's norm, see the module's docstring."""
+    """Return the absolute tolerance of each term and of each gradient's norm, see the module's docstring."""
     thetas = [theta.double().requires_grad_() for theta in (theta_x, theta_y)]
     views = [view.double() for view in (x, y)]
     each = [objective._VIEWS[formulation](view, theta) for view, theta in zip(views, thetas, strict=True)]
@@ -240,7 +240,7 @@ def tolerances(
 
 
 def trained(name: str, device: str) -> tuple[float, float, Deviation]:
-    """The loss before 30 epochs, that of float64 Adam on the reference after as many, and how far a run is from it."""
+    """Return the loss before 30 epochs, that of float64 Adam on the reference after them, and how far a run is off."""
     settings = variant(name).taken(Settings(lambda1=0.1, lambda2=0.1, learning_rate=1e-3, n_components=2))
     x, y, _ = simulate("branch", 60, 15, p_y=15 if name in ONE_P else 12)
     run = start(name, x, y, settings, device)
@@ -266,6 +266,6 @@ def trained(name: str, device: str) -> tuple[float, float, Deviation]:
 
 
 def formulation_of(run: Run, x: torch.Tensor) -> str:
-    """'primal' or 'dual', from the rows of the parameters."""
+    """Tell 'primal' or 'dual' from the rows of the parameters."""
     rows = {x.shape[1]: "primal", x.shape[0]: "dual"}
     return rows[run.parameters[0].shape[0]]

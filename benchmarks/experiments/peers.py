@@ -61,12 +61,12 @@ class Peer:
 
 
 def absent(peer: Peer) -> tuple[str, ...]:
-    """The modules that `peer.fit` requires and that cannot be imported here."""
+    """Return the modules that `peer.fit` requires and that cannot be imported here."""
     return tuple(module for module in peer.requires if importlib.util.find_spec(module) is None)
 
 
 def missing(peer: Peer) -> str | None:
-    """What to install before `peer.fit` can run, None where nothing is missing; the detail of missing_dependency."""
+    """Say what to install before `peer.fit` can run: the detail of missing_dependency; None where all is there."""
     modules = absent(peer)
     if not modules:
         return None
@@ -124,7 +124,7 @@ def _parts(view: np.ndarray, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def blocks(plan: np.ndarray, parts_x: list[np.ndarray], parts_y: list[np.ndarray]) -> Iterator[Block]:
-    """The plan between cells, one coupled pair of parts after the other.
+    """Yield the plan between cells, one coupled pair of parts after the other.
 
     plan     (k_x, k_y), between parts
     parts_*  of each part its cells, nearest to the centre first: 1-D transport by this distance keeps the order
@@ -147,7 +147,7 @@ def _in_order(m: int, l: int) -> csr_matrix:  # noqa: E741
 
 
 def projected(plan: Iterable[Block], y: np.ndarray, n_x: int) -> np.ndarray:
-    """Barycentric projection (n_x, p_y) by a plan in blocks; memory O(n p), one block at a time."""
+    """Project y on the n_x cells of x, (n_x, p_y), by a plan in blocks; memory O(n p), one block at a time."""
     e_x, weights = np.zeros((n_x, y.shape[1])), np.zeros(n_x)
     for cells_x, cells_y, block in plan:
         e_x[cells_x] += block @ y[cells_y]
@@ -194,7 +194,7 @@ def _low_rank(x: np.ndarray, y: np.ndarray, seed: int) -> Match:
 
 
 def projected_by_factors(q: np.ndarray, r: np.ndarray, g: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Barycentric projection (n_x, p_y) by the plan q diag(1 / g) r^T; memory O(n p)."""
+    """Project y on the cells of x, (n_x, p_y), by the plan q diag(1 / g) r^T; memory O(n p)."""
     q = q / g
     e_x = q @ (r.T @ y)
     e_x /= (q @ r.sum(0))[:, None]

@@ -89,7 +89,7 @@ class Published:
 
     @classmethod
     def of_folder(cls, folder: Path, dataset: str) -> Published:
-        """The data set below a folder. Raises ConfigError if one of its files is absent."""
+        """Describe the data set below a folder. Raises ConfigError if one of its files is absent."""
         files = _files(folder, dataset)
         for file in files:
             if not file.exists():
@@ -101,7 +101,7 @@ class Published:
         return cls(folder, dataset, content, *views.read_view(files[0]).matrix.shape)
 
     def views(self, n: int, p: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All cells, which lie in the same order, whatever is asked."""
+        """Read all cells, which lie in the same order, whatever is asked."""
         x, y = (views.read_view(file).matrix for file in _files(self._folder, self.dataset))
         return x, y, np.arange(self.cells)
 
@@ -111,7 +111,7 @@ def _files(folder: Path, dataset: str) -> tuple[Path, Path]:
 
 
 def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
-    """Fit what is not known (with retry, errors again), write the tables and the figure; the table in words.
+    """Fit what is not known (with retry, errors again), write the tables and the figure; return the table in words.
 
     What lacks something here is a row with the status missing_dependency. Raises ConfigError for keys under `quality`
     that cannot be or if a file of the data is absent, RuntimeError if no setting of the grid comes to an end.
@@ -144,7 +144,7 @@ class _Starts:
     retry: bool
 
     def of_all(self, variants: Sequence[str]) -> pd.DataFrame:
-        """The grid with the first of the variants, then its best setting with the others, then the peers."""
+        """Fit the grid with the first of the variants, then its best setting with the others, then the peers."""
         grid = pd.concat([self._of(variants[0], setting) for setting in _grid(self.asked.grid)], ignore_index=True)
         best = _best_setting(grid)
         others = [self._of(variant, best) for variant in variants[1:]]

@@ -36,7 +36,7 @@ _JUDGE = "primal-fourier"  # whose loss all variants are compared by: exact up t
 
 
 def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
-    """Fit what is not known (with retry, errors again), write scale.csv and the figure; the table in words.
+    """Fit what is not known (with retry, errors again), write scale.csv and the figure; return the table in words.
 
     Raises ConfigError for keys under `scale` that cannot be.
     """
@@ -125,7 +125,7 @@ def _in_words(rows: pd.DataFrame) -> str:
 
 
 def draw(table: pd.DataFrame, study: Study, asked: Scale, looks: dict[str, Style]) -> Figure:
-    """FOSCTTM of each start against its seconds, a panel for each n; filled: the start of the lowest loss."""
+    """Draw FOSCTTM of each start against its seconds, a panel for each n; filled: the start of the lowest loss."""
     ns = sorted(table["n"].unique())
     down = -(-len(ns) // 2)
     figure, upper = above_legend(0.7 + 2.1 * down, _legend(looks, _apart(table)))
@@ -137,10 +137,9 @@ def draw(table: pd.DataFrame, study: Study, asked: Scale, looks: dict[str, Style
     panels[0, 0].set_ylim(-0.03, 0.75)
     upper.supylabel("FOSCTTM (0 is best)")
     upper.supxlabel("seconds of a start, data in memory, without compilation")
-    row = table.iloc[0]
-    machine = shortened(row["machine"], 40)
+    name = shortened(table["machine"].iloc[0], 40)
     upper.suptitle(
-        f"{asked.n_epochs} epochs on {study.shape} data, p = {row['p']}: {machine}, {study.threads} threads\n"
+        f"{asked.n_epochs} epochs on {study.shape} data, p = {asked.p}: {name}, {study.threads} threads\n"
         "every start; filled: the one of the lowest loss, which a user without the truth takes",
         x=0.01, ha="left",
     )  # fmt: skip
