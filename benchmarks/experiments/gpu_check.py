@@ -85,7 +85,7 @@ SMALL = Sizes(
     },
     overview="smoke",
     cases=2,
-    timed_n=256,
+    timed_n=128,
 )
 
 

@@ -154,17 +154,10 @@ def _apart(table: pd.DataFrame) -> set[str]:
 
 def _legend(looks: dict[str, Style], apart: set[str]) -> list[list[Line2D]]:
     """Two columns: the variants, and the peers under a heading that says what they are."""
-    lines = {
-        method: Line2D(
-            [],
-            [],
-            color=look.color,
-            marker=look.marker,
-            linestyle="none",
-            label=UNLIKE * (method in apart) + look.label,
-        )
-        for method, look in looks.items()
-    }
+    lines = {}
+    for method, look in looks.items():
+        text = UNLIKE * (method in apart) + look.label
+        lines[method] = Line2D([], [], color=look.color, marker=look.marker, linestyle="none", label=text)
     peers = [line for method, line in lines.items() if method in PEERS]
     variants = [line for method, line in lines.items() if method not in PEERS]
     variants += key_of_unlike(looks, apart, "a match")
