@@ -61,7 +61,9 @@ def variant_fingerprint(variant: Variant) -> str:
 
 def variant_reaches(variant: Variant) -> set[Key]:
     """Return the definitions that count for a variant, as (module, name)."""
-    return set(_Walk(variant.module, _of_variant(variant)).graph)
+    reached = set(_Walk(variant.module, _of_variant(variant)).graph)
+    binding = ((module, statement) for module, name in reached for statement in _module(module).binds.get(name, ()))
+    return reached | {(module, statement.name) for module, statement in binding if hasattr(statement, "name")}
 
 
 def fingerprint_of(*what: object, module: str) -> str:
