@@ -233,7 +233,8 @@ def ends(gib: float) -> pd.DataFrame:
     for name, last in ORIGINALS_PUBLISHED.items():
         model = mmdma_core.variant(name).memory_model
         rows += [(name, p, last_fit(model, _THOUSANDS, p, limit), None, last) for p in ps]
-    return pd.DataFrame(rows, columns=["variant", "p", "ours", "package", "published"])
+    table = pd.DataFrame(rows, columns=["variant", "p", "ours", "package", "published"])
+    return table.astype({"ours": float, "package": float, "published": float})
 
 
 def last_fit(model: MemoryModel, ns: Sequence[int], p: int, limit: float) -> int | None:
