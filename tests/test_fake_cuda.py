@@ -10,7 +10,7 @@ import pytest
 
 from mmdma_core import host, variant, variants
 
-# Each epoch of these waits by itself: the terms of the loss come to the host, see mmdma_core.families.
+# Each epoch of these waits by itself: the terms of the loss come to the host, see mmdma_core.compositions.
 WAITING = ("original-2020", "published")
 NAMES = [name for name in variants() if "tensorflow" not in variant(name).requires and not variant(name).absent()]
 SHAPES = [(60, 20), (20, 60)]

@@ -29,7 +29,7 @@ NAMES = (
 )
 SEVERAL = "scaling"  # drawn where there are records of several devices; so no output that is waited for
 
-_PANELS = 4  # p up to which runtimes_all has all, else those of figure_1b
+_PANELS = 4  # p up to which runtimes_all has a panel for each, else those of figure_1b
 
 
 def paths(study: Study) -> list[Path]:
