@@ -3,7 +3,6 @@
 import fcntl
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -76,12 +75,14 @@ def test_every_gpu_of_a_cell_is_held_and_nobody_waits_for_ever(hold, gpu):
     waits = [other.stderr.readline() for other in others]
     assert waits == [f"another sweep is measuring on {name}: waiting for it to end\n" for name in (one, two, one, one)]
     both.kill()
-    for _ in range(2):  # whoever comes first, the one with both waits for one with one, and so on to the last
-        for other in others:
-            if select.select([other.stdout], [], [], 20)[0] and other.stdout.readline() == "held\n":
-                other.kill()
-                other.wait()
-    assert [other.wait(20) for other in others] == [-signal.SIGKILL] * 4
+    while others:  # whoever comes first, all come in the end
+        holders = select.select([other.stdout for other in others], [], [], 20)[0]
+        assert holders
+        for other in [other for other in others if other.stdout in holders]:
+            assert other.stdout.readline() == "held\n"
+            other.kill()
+            other.wait()
+            others.remove(other)
 
 
 def test_gpus_that_differ_measure_no_cell_together(gpu, tmp_path, monkeypatch):

@@ -451,7 +451,9 @@ def test_each_variant_reaches_its_kernels_and_no_model():
         assert not [module for module, _ in reached if module.startswith("mmdma_core.models")]
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.tensorflow if name == "original-2019" else ()) for name in OWN]
+)
 def test_whatever_runs_is_reached(name):
     """Every function of the core that a run on the CPU calls, as Python itself sees it."""
     variant = mmdma_core.variant(name)
