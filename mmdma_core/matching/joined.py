@@ -72,7 +72,7 @@ def joined(use_gpu: bool) -> Iterator[Ranks]:
         distributed.destroy_process_group()
     except BaseException as error:
         in_a_sum = watcher.end()
-        if store is not None and not _is_first(store, f"rank {rank}: {type(error).__name__} {error}", in_a_sum):
+        if store is not None and not _is_first(store, in_a_sum):
             sys.exit(2)  # another rank has said why
         raise
     watcher.end()
@@ -104,8 +104,8 @@ def _unreached(patience_s: float) -> str:
     return f"cannot reach the others at {address} within {patience_s:.0f} s"
 
 
-def _is_first(store: distributed.Store, fault: str, in_a_sum: bool = False) -> bool:
-    """Write a fault into the store, unless there is one; tell whether this is the one that is there.
+def _is_first(store: distributed.Store, in_a_sum: bool = False) -> bool:
+    """Tell all ranks that there is a fault, and tell whether no other one has done so before.
 
     in_a_sum  the fault may follow from another one at the other end of the sum, which has some time to say so
     """
@@ -113,7 +113,8 @@ def _is_first(store: distributed.Store, fault: str, in_a_sum: bool = False) -> b
         if in_a_sum:
             with suppress(RuntimeError):
                 store.wait(["fault"], _REASON)
-        return store.compare_set("fault", "", fault).decode() == fault
+        own = os.urandom(8).hex()
+        return store.compare_set("fault", "", own).decode() == own
     except RuntimeError:
         return True
 
@@ -182,7 +183,7 @@ class _Watching:
         stderr = os.fdopen(os.dup(2), "w")  # what torch says of lost connections is nobody's reason
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         fault = self._watch()
-        if fault and (self._store is None or _is_first(self._store, fault)):
+        if fault and (self._store is None or _is_first(self._store)):
             print(f"error: {fault}", file=stderr, flush=True)
         if fault is not None:
             with suppress(psutil.NoSuchProcess):
