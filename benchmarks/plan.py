@@ -30,9 +30,9 @@ from mmdma_core.files.atomic import is_partial
 from mmdma_core.models import NOMINAL, Rates
 
 _LATE_S = 60.0  # beyond its time limit a measurement that is still told has died with its node
-# What the harness adds to a measurement, on two cores 0.37 s on average; on CUDA its context and what opens it on import
+# What the harness adds to a measurement, on two cores a third of a second on average; on CUDA its context and what opens it on import
 # are assumed.
-_OVERHEAD_S = {"cpu": 0.4, "cuda": 3.0}
+_OVERHEAD_S = {"cpu": 0.33, "cuda": 3.0}
 # Numbers of the views that are made in a second: on two cores of an AMD EPYC, by NumPy and by counter; on CUDA assumed.
 _DRAWN = {"exact": 3.5e7, "cpu": 8e7, "cuda": 1e10}
 _JOB_OVERHEAD_S = 4.0  # what Snakemake's job and the imports take, on two cores

@@ -127,7 +127,7 @@ def test_a_sweep_runs_as_it_was_forecast(tmp_path, monkeypatch, stop, sweep_s, t
 
     def measured(cell, who, left):
         fits = planned.fits("dual", 10, cell.n)
-        takes = planned._measurement_seconds("dual", 10, cell.n) if fits else 0.7
+        takes = planned._measurement_seconds("dual", 10, cell.n) if fits else plan._OVERHEAD_S["cpu"]
         late = takes > min(left, timeout_s)
         clock.now += min(takes, left, timeout_s)
         status = "skipped" if late and left < timeout_s else "timeout" if late else "ok" if fits else "oom"
