@@ -70,7 +70,7 @@ def joined(use_gpu: bool) -> Iterator[Ranks]:
         if rank == 0:  # which may keep the store, and leaves last
             store.wait([f"left/{other}" for other in range(size)], timedelta(seconds=PATIENCE_S))
         distributed.destroy_process_group()
-    except BaseException as error:
+    except BaseException:
         in_a_sum = watcher.end()
         if store is not None and not _is_first(store, in_a_sum):
             sys.exit(2)  # another rank has said why
