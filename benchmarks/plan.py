@@ -30,8 +30,8 @@ from mmdma_core.files.atomic import is_partial
 from mmdma_core.models import NOMINAL, Rates
 
 _LATE_S = 60.0  # beyond its time limit a measurement that is still told has died with its node
-# What the harness adds to a measurement, on two cores a third of a second on average; on CUDA its context and what opens
-# it on import are assumed.
+# What the harness adds to a measurement, on two cores a third of a second on average; on CUDA its context and what
+# opens it on import are assumed.
 _OVERHEAD_S = {"cpu": 0.33, "cuda": 3.0}
 # Numbers of the views that are made in a second: on two cores of an AMD EPYC, by NumPy and by counter; on CUDA assumed.
 _DRAWN = {"exact": 3.5e7, "cpu": 8e7, "cuda": 1e10}
