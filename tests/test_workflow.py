@@ -76,11 +76,12 @@ def test_the_study_measures_every_cell_and_draws_every_figure(smoke):
 
 
 def test_the_smoke_study_measures_every_variant_that_is_here(command, project):
-    command("sweep", "--set", "study=smoke", "--set", "machine=here", "--set", "device=cpu", "--p", "10")
-    found = {(record.variant, record.n): record.status for record in records.read_all(project / "results" / "here")}
+    command("sweep", "--set", "study=smoke", "--set", "machine=here", "--set", "device=cpu")
+    known = records.read_all(project / "results" / "here")
+    found = {(record.variant, record.p, record.n): record.status for record in known}
     here = {name for name in mmdma_core.variants() if not mmdma_core.variant(name).absent()}
     expected = {name: "ok" if name in here else "missing_dependency" for name in mmdma_core.variants()}
-    assert found == {(name, n): status for name, status in expected.items() for n in (100, 200)}
+    assert found == {(name, p, n): status for name, status in expected.items() for p in (10, 150) for n in (100, 200)}
 
 
 @pytest.mark.alone
