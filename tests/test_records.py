@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from conftest import own_config
 
+import benchmarks.plan
 import mmdma_core
 from benchmarks import study
 from benchmarks.analysis import table
@@ -166,12 +167,13 @@ def test_the_plan_counts_and_estimates(small, monkeypatch):
     known(small, "dual", 100, 10, "oom")
     plan = Plan(small)
     assert len(plan.remaining()) == total - 2
+    overhead = benchmarks.plan._OVERHEAD_S["cpu"]
     # n = 200 after n = 100: an epoch about four times as long; one of the first start, one to warm up, 5 timed ones
-    assert plan.forecasts()["primal", 10].seconds == pytest.approx(7 * 0.04 + 0.7, rel=0.01)
+    assert plan.forecasts()["primal", 10].seconds == pytest.approx(7 * 0.04 + overhead, rel=0.01)
     assert plan.forecasts()["dual", 10].seconds == 0
     costless = dataclasses.replace(mmdma_core.variant("dual"), cost_model=None)
     monkeypatch.setitem(mmdma_core.registry._VARIANTS, "dual", costless)
-    assert plan.forecasts()["dual", 150].seconds == pytest.approx(2 * (small.cell_budget_s + 0.7), rel=0.01)
+    assert plan.forecasts()["dual", 150].seconds == pytest.approx(2 * (small.cell_budget_s + overhead), rel=0.01)
     assert f"{total} measurements, 2 known, {total - 2} to run" in describe(small)
 
 
