@@ -13,12 +13,12 @@ pytestmark = pytest.mark.slow
 SMALL = 200  # cells of the measurement that is subtracted: beside its arrays a process takes some 40 MiB
 # What the larger measurement takes more, at least: against this the rest is small. Numba takes up to 60 MiB to load
 # what it has compiled, and gives them back before the arrays of a large problem are there.
-LARGE, LARGE_WITH_NUMBA = 100 * 2**20, 500 * 2**20
-# For n > p and for n <= p, points (n, p) of which the first is taken where a variant's arrays are large, or the last,
-# where those of the small measurement hide what Numba takes.
+LARGE, LARGE_WITH_NUMBA = 70 * 2**20, 200 * 2**20
+# For n > p and for n <= p, points (n, p), the quickest first, of which the first is taken where a variant's arrays are
+# large, or the last, where those of the small measurement hide what Numba takes.
 BRANCHES = {
-    "n > p": [(750, 650), (1300, 1200), (1600, 1400), (2000, 1900), (2300, 2200), (4000, 3800)],
-    "n <= p": [(750, 850), (1300, 1400), (1600, 1900), (1100, 15_000), (1000, 30_000)],
+    "n > p": [(600, 550), (1000, 900), (1300, 1200), (1600, 1500), (1800, 1700), (2600, 2500)],
+    "n <= p": [(600, 650), (1000, 1100), (1300, 1400), (800, 15_000), (500, 20_000)],
 }
 MODELLED = [
     name for name in variants() if variant(name).memory_model and not variant(name).missing(torch.device("cpu"))
