@@ -143,7 +143,10 @@ def project(tmp_path):
 
 @contextmanager
 def commands(output, preloaded=(), **environment):
-    """A function that runs `python -m benchmarks ...` in a folder, each in a fork of one process, see commands.py."""
+    """A function that runs `python -m benchmarks ...` in a folder, each in a fork of one process, see commands.py.
+
+    program  'benchmarks', 'mmdma', or 'python' with a script
+    """
     server = subprocess.Popen(
         [sys.executable, Path(__file__).with_name("commands.py"), *preloaded],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
@@ -152,8 +155,9 @@ def commands(output, preloaded=(), **environment):
         text=True,
     )
 
-    def run(folder, *arguments, status=0, seconds=300):
-        request = {"folder": str(folder), "arguments": [str(a) for a in arguments], "output": str(output)}
+    def run(folder, *arguments, program="benchmarks", status=0, seconds=300):
+        request = {"program": program, "folder": str(folder), "output": str(output)}
+        request |= {"arguments": [str(argument) for argument in arguments]}
         print(json.dumps(request), file=server.stdin, flush=True)
         assert select.select([server.stdout], [], [], seconds)[0], f"{arguments} took more than {seconds} s"
         assert int(server.stdout.readline()) == status, output.read_text()

@@ -1,5 +1,6 @@
 """README and docs/: their commands and their Python run, their links lead somewhere, no generated page is stale."""
 
+import itertools
 import os
 import re
 import runpy
@@ -55,23 +56,32 @@ def run(folder, *command):
     assert done.returncode == 0, done.stdout
 
 
+FORKED = {"python -m benchmarks ": "benchmarks", "mmdma ": "mmdma"}  # how a line begins: the program that it runs
+
+
+def forked(line):
+    """How the line begins, of those that run in a fork, which spares it its imports; None of another line."""
+    return next((words for words in FORKED if line.startswith(words)), None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("code", to_run("sh"))
 def test_the_commands_run(checkout, in_folder, code):
-    """A page that has no others than those of the harness runs them in forks, which spares each its imports."""
-    lines = code.replace("\\\n", " ").split("\n")
-    if all(line.startswith("python -m benchmarks ") for line in lines if line):
-        for line in filter(None, lines):
-            in_folder(checkout, *shlex.split(line)[3:])
-    else:
-        run(checkout, "bash", "-euxo", "pipefail", "-c", code)
+    lines = filter(None, code.replace("\\\n", " ").split("\n"))
+    for words, group in itertools.groupby(lines, forked):
+        if words is None:
+            run(checkout, "bash", "-euxo", "pipefail", "-c", "\n".join(group))
+            continue
+        for line in group:
+            arguments = shlex.split(line.removeprefix(words), comments=True)
+            in_folder(checkout, *arguments, program=FORKED[words])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", to_run("python"))
-def test_the_python_runs(checkout, tmp_path, code):
+def test_the_python_runs(checkout, in_folder, tmp_path, code):
     (tmp_path / "page.py").write_text(code)
-    run(checkout, sys.executable, str(tmp_path / "page.py"))
+    in_folder(checkout, tmp_path / "page.py", program="python")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
