@@ -24,6 +24,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: its logic then runs in NumPy
+    import quick_triton  # noqa: F401
 
 import mmdma_core.compositions  # noqa: F401  (some tests look into the registry)
 from mmdma_core import host

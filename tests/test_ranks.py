@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import quick_triton  # noqa: F401  (in each rank)
 import scipy.sparse
 import torch
 from groups import in_group, shares
@@ -21,7 +22,7 @@ from mmdma_core.matching.preprocess import digest
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 50
+EPOCHS = 30
 SETTINGS = Settings(n_components=3, learning_rate=5e-3, lambda1=1e-2, lambda2=0.3)
 CPU = torch.device("cpu")
 # Own rows of x in each rank but the last, which has the rest; of y all ranks have about as many.
