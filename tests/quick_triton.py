@@ -31,4 +31,3 @@ def _known_by(function):
 
 
 interpreter._patch_lang = _replace_once
-interpreter._get_np_dtype = functools.cache(interpreter._get_np_dtype)
