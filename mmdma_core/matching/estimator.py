@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.preprocessing import normalize
 from sklearn.utils._set_output import _wrap_data_with_container
 from sklearn.utils.validation import check_is_fitted
 
@@ -25,14 +27,18 @@ from mmdma_core.matching.preprocess import (
     centred,
     check_features,
     check_parameters,
+    column_means,
     is_annotated,
-    rows_to_fit,
+    scale_of,
     take,
     take_both,
 )
+from mmdma_core.matching.symmetries import rows_of_one_length
 from mmdma_core.matching.training import Callback
 from mmdma_core.objective import LossTerms
 from mmdma_core.settings import plain
+
+_LOG = logging.getLogger("mmdma_core")
 
 if TYPE_CHECKING:
     from sklearn.utils import Tags  # from scikit-learn 1.6 on
@@ -63,10 +69,9 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     learning_rate : float
         Of Adam.
     n_epochs : int
-        Epochs of each start.
+        Epochs of each start; 0: none, the starting values are refined as they are.
     n_starts : int
-        Starts from different seeds, of which the lowest loss wins. Single starts often end in a mirrored or rotated
-        match, so take several.
+        Random starts, from different seeds. Single ones often end in a mirrored or rotated match, so take several.
     init : tuple or str
         How starting values are drawn: uniform,low,high; normal,mean,std; xavier_uniform,gain; xavier_normal,gain.
     unbiased : bool
@@ -75,10 +80,22 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Adam divides by the largest second moment so far.
     kernel : {'linear', 'precomputed'}
         "linear", or "precomputed": X (n_x, n_x) and Y (n_y, n_y) are kernel matrices, for a dual variant.
-    l2_normalize : bool
-        Scale each row (cell) to unit length first.
+    scale : bool
+        Divide each view by one number first, so that the mean square of its rows' lengths is 1: `sigma` then has the
+        same meaning for all data. Of rows of unit length it is so already.
+    l2_normalize : bool or 'auto'
+        Scale each row (cell) to unit length first. It takes depth and outliers away, and with them the lengths, which
+        both views may share. "auto": whichever lets the principal axes of both views match better.
     center : bool
         Then subtract each column's mean; makes a sparse view dense.
+    starts : {'both', 'random', 'symmetries'}
+        Where training begins: from random values, as in the paper; from the principal axes of the views, laid upon
+        each other in the three ways that fit best; or from both.
+    refine : bool
+        After training map the second embedding onto the first by the affine map of the lowest MMD2, and choose among
+        the starts by what is left of it. False: the lowest loss is chosen, as in the paper.
+    keep_starts : bool
+        Keep the embeddings of all starts, as they were trained.
     batch_size : int or 'auto', optional
         Cells of each view that an update of primal-fourier takes, for dense views with fewer features than cells:
         drawn afresh each time, while the learning rate falls along a cosine; the last tenth of the updates takes all.
@@ -107,17 +124,33 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     embedding_x_, embedding_y_ : numpy.ndarray
         (n_x, d), (n_y, d).
     weights_x_, weights_y_ : numpy.ndarray
-        (p, d), the embedding is X W; with kernels (n, d), the embedding is K alpha.
+        (p, d), the embedding is X W, of Y with `intercept_y_` added; with kernels (n, d), the embedding is K alpha.
+    intercept_y_ : numpy.ndarray
+        (d,), added to the second embedding; 0 without `refine`.
+    trained_weights_ : tuple of numpy.ndarray
+        Both weights as the chosen start was trained, before it was refined.
     loss_history_ : pandas.DataFrame
-        Of the winning start: epoch, total, mmd, pen_x, pen_y, dis_x, dis_y.
+        Of the chosen start, as MMD-MA trained it: epoch, total, mmd, pen_x, pen_y, dis_x, dis_y.
     starts_ : pandas.DataFrame
-        Of all starts: seed, loss, n_epochs, seconds, stopped ("converged", "interrupted", "diverged" or None).
+        Of all starts: from ("random" or "symmetries"), seed, loss, n_epochs, seconds, stopped ("converged",
+        "interrupted", "diverged" or None), chosen. With `refine` also discrepancy_before and discrepancy, the MMD2 in
+        units of the embedding before and after it was refined, and match: starts of one number pair the same cells.
+    ambiguous_ : bool
+        Whether the data do not tell the match from another one that is refined as well; see `alternatives_`.
+    errors_ : float or None
+        By how many standard errors the next match is worse; None if no other comes near, or without `refine`.
+    alternatives_ : list
+        The other matches that come near, the best first, each with start, weights, intercept, embeddings, discrepancy.
+    start_embeddings_ : list of tuple
+        With `keep_starts` both embeddings of each start; None of one that diverged.
     n_iter_ : int
-        Epochs of the winning start.
+        Epochs of the chosen start.
     interrupted_ : bool
         Whether Ctrl-C ended it.
     sigma_, variant_, device_ : float, str, torch.device
         What was used.
+    l2_normalize_, scale_x_, scale_y_ : bool, float, float
+        Whether rows have unit length, and what the views were divided by.
     mean_x_, mean_y_ : numpy.ndarray or None
         What was subtracted from each column, None without `center`.
     n_features_in_, n_features_y_ : int
@@ -161,8 +194,12 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     unbiased: bool = True
     amsgrad: bool = False
     kernel: Literal["linear", "precomputed"] = "linear"
-    l2_normalize: bool = False
+    scale: bool = True
+    l2_normalize: bool | Literal["auto"] = "auto"
     center: bool = False
+    starts: Literal["both", "random", "symmetries"] = "both"
+    refine: bool = True
+    keep_starts: bool = False
     batch_size: int | Literal["auto"] | None = "auto"
     loss_every: int = 50
     window: int = 0
@@ -201,23 +238,34 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_parameters(self)
         starts.settings_of(self, 1.0 if self.sigma == "median" else self.sigma)
         if self.checkpoint is not None and world().rank == 0:  # which writes it for all
-            check_writable({starts.checkpoint_path(self, k): 0 for k in range(plain(self.n_starts))})
+            check_writable({starts.checkpoint_path(self, k): 0 for k in range(starts.most_starts(self))})
         taken = take_both(X, Y, use_rep, layer)
-        how = self.l2_normalize, self.center
-        (x, self.mean_x_), (y, self.mean_y_) = (
-            rows_to_fit(view.matrix, name, *how) for name, view in zip("XY", taken, strict=True)
-        )
+        rows = [as_rows(view.matrix, name, 2) for name, view in zip("XY", taken, strict=True)]
+        self.l2_normalize_ = self._rows_of_one_length(*rows)
+        kernel = self.kernel == "precomputed"
+        scaled = self.scale and not self.l2_normalize_
+        self.scale_x_, self.scale_y_ = (scale_of(of_view, kernel) if scaled else 1.0 for of_view in rows)
+        rows = [self._of_length(*of_view) for of_view in zip(rows, (self.scale_x_, self.scale_y_), strict=True)]
+        self.mean_x_, self.mean_y_ = (column_means(of_view) if self.center else None for of_view in rows)
+        x, y = (centred(*of_view) for of_view in zip(rows, "XY", (self.mean_x_, self.mean_y_), strict=True))
         self.n_features_in_, self.n_features_y_ = x.shape[1], y.shape[1]
         self.feature_names_x_, self.feature_names_y_ = (view.features for view in taken)
         self.representation_x_, self.representation_y_ = (view.representation for view in taken)
         problem = starts.Problem(self, [x, y])
-        best, self.starts_, self.interrupted_ = problem.solve()
+        found = problem.solve()
+        self.starts_, self.interrupted_, self.ambiguous_ = found.starts, found.interrupted, found.ambiguous
+        self.alternatives_, self.errors_ = found.others, found.errors
         self.variant_, self.device_, self.sigma_ = problem.variant, problem.device, problem.sigma
-        self.embedding_x_, self.embedding_y_ = best.embeddings
-        self.weights_x_, self.weights_y_ = best.weights
-        self.loss_history_ = pd.DataFrame(best.history.losses, columns=LossTerms._fields)
-        self.loss_history_.insert(0, "epoch", best.history.epochs)
-        self.n_iter_ = best.history.epochs[-1]
+        self.embedding_x_, self.embedding_y_ = found.chosen.embeddings
+        self.weights_x_, self.weights_y_ = found.chosen.weights
+        self.intercept_y_ = found.chosen.intercept
+        trained = found.results[found.chosen.start]
+        self.trained_weights_ = trained.weights
+        self.loss_history_ = pd.DataFrame(trained.history.losses, columns=LossTerms._fields)
+        self.loss_history_.insert(0, "epoch", trained.history.epochs)
+        self.n_iter_ = trained.history.epochs[-1]
+        if self.keep_starts:
+            self.start_embeddings_ = [result and problem.embeddings(result.weights) for result in found.results]
         return self
 
     def fit_transform(self, X: Any, Y: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -267,12 +315,14 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self, "embedding_x_")
         if view not in ("x", "y"):
             raise ValueError(f"view must be 'x' or 'y', got {view!r}")
-        return np.asarray(self._taken(X, "X", view, use_rep, layer) @ getattr(self, f"weights_{view}_"))
+        embedding = np.asarray(self._taken(X, "X", view, use_rep, layer) @ getattr(self, f"weights_{view}_"))
+        return embedding + self.intercept_y_ if view == "y" else embedding
 
     def score(self, X: Any, Y: Any) -> float:
         """Return the negative loss of cells, new or not, with the weights of `fit`: the higher, the better.
 
-        The loss is that of `LossTerms`, of these cells alone, computed exactly whatever the variant. So GridSearchCV
+        The loss is that of `LossTerms`, of these cells alone, computed exactly whatever the variant, with the weights as
+        they were trained, before a refinement. So GridSearchCV
         and cross_val_score need no other scoring; they split both views by the same rows, though which cells match is
         not used. Scores of different `sigma`, `lambda1`, `lambda2` or `unbiased` are of different losses and cannot be
         compared: choose these by a metric of `mmdma_core.metrics`.
@@ -293,7 +343,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             For what `transform` refuses, for fewer than 2 cells, and for kernels of new cells.
         """
         check_is_fitted(self, "embedding_x_")
-        views, weights = [self._taken(X, "X", "x"), self._taken(Y, "Y", "y")], [self.weights_x_, self.weights_y_]
+        views, weights = [self._taken(X, "X", "x"), self._taken(Y, "Y", "y")], self.trained_weights_
         name = "primal-fused"
         if self.kernel == "precomputed":
             name = "dual-fused"
@@ -358,6 +408,22 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         return model_file.load(cls(), Path(path))
 
+    def _rows_of_one_length(self, x: Matrix, y: Matrix) -> bool:
+        """Whether rows are to have length 1, which "auto" lets the data decide."""
+        if self.l2_normalize != "auto":
+            return bool(self.l2_normalize)
+        if self.kernel == "precomputed":
+            return False
+        unit = rows_of_one_length(x, y, plain(self.n_components), starts.device_of(self))
+        _LOG.info("cells %s, which matches better", "have length 1" if unit else "keep their lengths")
+        return world().broadcast(unit)
+
+    def _of_length(self, rows: Matrix, scale: float) -> Matrix:
+        """Rows of length 1, or of a view divided by its scale."""
+        if self.l2_normalize_:
+            return normalize(rows)
+        return rows if scale == 1 else rows / np.float32(scale)
+
     def _taken(
         self, given: Any, name: str, view: Literal["x", "y"], use_rep: str | None = None, layer: str | None = None
     ) -> Matrix:
@@ -367,7 +433,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         taken = take(given, name, use_rep, layer)
         where = f"view {view!r}" if taken.path is None else str(taken.path)
         check_features(where, taken.features, getattr(self, f"feature_names_{view}_"))
-        rows = as_rows(taken.matrix, view.upper(), 1, self.l2_normalize)
+        rows = self._of_length(as_rows(taken.matrix, view.upper(), 1), getattr(self, f"scale_{view}_"))
         columns = len(getattr(self, f"weights_{view}_"))
         if rows.shape[1] != columns:
             raise ValueError(f"view {view!r} was fitted with {columns} columns, got {rows.shape[1]}")

@@ -20,7 +20,6 @@ import scipy.sparse
 import torch
 from pyarrow.interchange import from_dataframe
 from sklearn.base import BaseEstimator
-from sklearn.preprocessing import normalize
 from sklearn.utils import check_array
 
 from mmdma_core.files.annotated import Keys, chosen
@@ -35,18 +34,21 @@ Matrix = np.ndarray | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 _LOG = logging.getLogger("mmdma_core")
 
 
-def rows_to_fit(view: Any, name: str, unit: bool, center: bool) -> tuple[Matrix, np.ndarray | None]:
-    """Return the rows of a view as they are fitted, and the mean of each column that has been subtracted, if any."""
-    rows = as_rows(view, name, 2, unit)
-    mean = column_means(rows) if center else None
-    return centred(rows, name, mean), mean
+def scale_of(rows: Matrix, kernel: bool) -> float:
+    """Return the number that divides a view so that the mean square of its rows' lengths is 1; 1 for rows of zeros.
 
-
-def as_rows(view: Any, name: str, least: int, unit: bool = False) -> Matrix:
-    """Return the matrix as float32, dense or CSR, with at least so many rows. Raises ValueError of one line.
-
-    unit  scale each row to unit length
+    A kernel has the squares on its diagonal.
     """
+    ranks = world(rows.shape[0])
+    if kernel:
+        return float(np.diagonal(rows).mean(dtype=np.float64)) or 1.0
+    values = rows.data if scipy.sparse.issparse(rows) else rows
+    square = sum(float(np.vdot(part, part)) for part in np.array_split(values, max(1, len(values) // 4096)))
+    return float(np.sqrt(ranks.sum(np.array([square]))[0] / ranks.n)) or 1.0
+
+
+def as_rows(view: Any, name: str, least: int) -> Matrix:
+    """Return the matrix as float32, dense or CSR, with at least so many rows. Raises ValueError of one line."""
     shape = getattr(view, "shape", ())
     if len(shape) == 1:
         hint = ": one cell is a matrix with one row, such as X[:1]" if least == 1 else ": rows are cells"
@@ -63,7 +65,7 @@ def as_rows(view: Any, name: str, least: int, unit: bool = False) -> Matrix:
             raise ValueError(f"Input {name} contains NaN: {remedy}") from None
         of_one_line = str(error).partition("\n")[0]
         raise (TypeError if isinstance(error, TypeError) else ValueError)(of_one_line) from None
-    return normalize(rows) if unit else rows
+    return rows
 
 
 def centred(rows: Matrix, name: str, mean: np.ndarray | None) -> Matrix:
@@ -216,10 +218,14 @@ def _from_frame(matrix: Any, name: str) -> Any:
 
 def check_parameters(model: BaseEstimator) -> None:
     """Raise ValueError for the first parameter that cannot be, those that are Settings' own aside."""
-    for name in ("n_epochs", "n_starts", "loss_every"):
+    ways = ("both", "random", "symmetries")
+    if model.starts not in ways:
+        raise ValueError(f"starts must be one of {', '.join(map(repr, ways))}, got {model.starts!r}")
+    from_axes = model.starts != "random"  # which are matched even if nothing is trained
+    for name, least in (("n_epochs", 1 - from_axes), ("n_starts", 1 - from_axes), ("loss_every", 1)):
         value = plain(getattr(model, name))
-        if not is_whole(value) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if not is_whole(value) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     check_batch_size(plain(model.batch_size))
     for name in ("window", "tolerance"):
         value = plain(getattr(model, name))
@@ -229,7 +235,9 @@ def check_parameters(model: BaseEstimator) -> None:
         raise ValueError(f"window must be 0 or at least loss_every = {model.loss_every}, got {model.window!r}")
     if model.kernel not in ("linear", "precomputed"):
         raise ValueError(f"kernel must be 'linear' or 'precomputed', got {model.kernel!r}")
-    if model.kernel == "precomputed" and (model.center or model.l2_normalize):
+    if model.l2_normalize not in (True, False, "auto"):
+        raise ValueError(f"l2_normalize must be True, False or 'auto', got {model.l2_normalize!r}")
+    if model.kernel == "precomputed" and (model.center or model.l2_normalize is True):
         raise ValueError("center and l2_normalize are for features, not for kernel='precomputed'")
     if isinstance(model.sigma, str) and model.sigma != "median":
         raise ValueError(f"sigma must be a positive number or 'median', got {model.sigma!r}")

@@ -1,4 +1,4 @@
-"""A fit as several starts of one problem, of which the lowest loss wins; their variant, seeds and sigma."""
+"""A fit as several starts of one problem, and the choice among them; their variant, seeds and sigma."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,29 +26,87 @@ from mmdma_core.fused.ranks import world
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.fused.threads import brief_waits
 from mmdma_core.inputs import Kernel, as_device
+from mmdma_core.matching.choice import Candidate, candidate, choose
 from mmdma_core.matching.preprocess import Matrix, digest
+from mmdma_core.matching.refinement import Clouds, Flat
+from mmdma_core.matching.symmetries import Axes, starting_values
 from mmdma_core.matching.training import Checkpoint, History, Stopping, train
 from mmdma_core.run import AdamRun, Run
 from mmdma_core.settings import Settings, plain
 
 _SETTINGS = ("n_components", "lambda1", "lambda2", "learning_rate", "unbiased", "init", "amsgrad")
+KEPT = 3  # starts from symmetries
 _LOG = logging.getLogger("mmdma_core")
 
 Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where training begins.
+
+    seed        of the starting values, or of what else a variant draws
+    parameters  starting values (theta_x, theta_y); None: random ones
+    """
+
+    seed: int
+    parameters: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def source(self) -> str:
+        """What the starting values are."""
+        return "random" if self.parameters is None else "symmetries"
+
+
+@dataclass(frozen=True)
 class Result:
     """What a start has found.
 
-    embeddings  (n_x, d) and (n_y, d)
-    weights     (p_x, d) and (p_y, d), the embedding is X W; of kernels (n_x, d) and (n_y, d), it is K alpha
-    history     of its loss
+    weights  (p_x, d) and (p_y, d), the embedding is X W; of kernels (n_x, d) and (n_y, d), it is K alpha
+    history  of its loss
     """
 
-    embeddings: tuple[np.ndarray, np.ndarray]
     weights: tuple[np.ndarray, np.ndarray]
     history: History
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two embeddings that lie upon each other, and what makes them of cells.
+
+    start        the number of the start that it comes from
+    weights      (p_x, d) and (p_y, d), of kernels (n_x, d) and (n_y, d)
+    intercept    (d,), added to the second embedding: 0 where it is as it was trained
+    embeddings   (n_x, d) and (n_y, d), of the rows that are here
+    discrepancy  MMD2 after the refinement; None without
+    """
+
+    start: int
+    weights: tuple[np.ndarray, np.ndarray]
+    intercept: np.ndarray
+    embeddings: tuple[np.ndarray, np.ndarray]
+    discrepancy: float | None = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a fit has found.
+
+    chosen, others  the match that is chosen, and those that come near it
+    errors          how many standard errors the next match is behind; None where no other one comes near
+    ambiguous       whether these are too few to tell
+    results         of each start; None of one that diverged
+    starts          a row for each start
+    interrupted     whether Ctrl-C ended them
+    """
+
+    chosen: Match
+    others: list[Match]
+    errors: float | None
+    ambiguous: bool
+    results: list[Result | None]
+    starts: pd.DataFrame
+    interrupted: bool
 
 
 class Problem:
@@ -58,21 +117,78 @@ class Problem:
 
     def __init__(self, model: BaseEstimator, views: Sequence[Matrix]) -> None:
         self._model, self._views = model, views
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = as_device(name if model.device == "auto" else model.device)
+        self.device = device_of(model)
         self.variant = choose_variant(model, self.device, *views)
         self.sigma = 1.0 if model.sigma == "median" else float(model.sigma)
         self._n_epochs = plain(model.n_epochs)
 
-    def solve(self) -> tuple[Result, pd.DataFrame, bool]:
-        """Run all starts, see `run_starts`: the best one, a row for each, and whether Ctrl-C ended them."""
-        seeds = draw_seeds(plain(self._model.random_state), plain(self._model.n_starts))
+    def solve(self) -> Solution:
+        """Run all starts, see `run_starts`, and choose among them: by their loss, or once they are refined."""
         with compilers.explained(), brief_waits():
+            planned = self._planned()
             if self._model.sigma == "median":
-                self.sigma = median_sigma(*(e.cpu().numpy() for e in self.begin(seeds[0]).embeddings()))
-            return run_starts(seeds, self.begin, self.train, self.result)
+                self.sigma = median_sigma(*(e.cpu().numpy() for e in self.begin(planned[0]).embeddings()))
+            results, rows, interrupted = run_starts(planned, self.begin, self.train, self.result)
+            if self._model.refine and not interrupted:
+                with suppress(Flat):
+                    return self._refined(results, rows)
+        best = int(rows["loss"].idxmin())
+        rows["chosen"] = rows.index == best
+        return Solution(self._match(best, results[best]), [], None, False, results, rows, interrupted)
 
-    def begin(self, seed: int) -> Run:
+    def embeddings(self, weights: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return both embeddings that weights give, of the rows that are here."""
+        return tuple(np.asarray(view @ of_view) for view, of_view in zip(self._views, weights, strict=True))
+
+    def _planned(self) -> list[Start]:
+        """The starts: random ones, then those from the symmetries of the principal axes."""
+        model, wanted = self._model, plain(self._model.n_starts)
+        seeds = draw_seeds(plain(model.random_state), wanted + KEPT)
+        random = [Start(seed) for seed in seeds[: wanted * (model.starts != "symmetries")]]
+        if model.starts == "random":
+            return random
+        kernel = model.kernel == "precomputed"
+        axes = [Axes.of(view, plain(model.n_components), kernel) for view in self._views]
+        if registry.variant(self.variant).formulation == "dual" and not kernel:
+            axes = [of.of_dual() for of in axes]
+        try:
+            found = starting_values(*axes, self.device, KEPT, seeds[0])
+        except Flat:
+            return random or [Start(seeds[0])]
+        return [*random, *(Start(seed, parameters) for seed, parameters in zip(seeds[wanted:], found))]
+
+    def _refined(self, results: list[Result | None], rows: pd.DataFrame) -> Solution:
+        """Refine the starts, and choose among their matches, see mmdma_core.matching.choice."""
+        candidates = []
+        for k, result in enumerate(results):
+            if result:
+                e_x, e_y = self.embeddings(result.weights)
+                clouds = Clouds.of(e_x, e_y, (world(len(e_x)), world(len(e_y))), self.device)
+                candidates.append(candidate(k, clouds))
+        choice = choose(candidates)
+        of_start = {one.start: one for one in choice.candidates}
+        for name, of in (("discrepancy_before", lambda one: one.before), ("match", lambda one: one.match)):
+            rows[name] = [of(of_start[k]) if k in of_start else None for k in rows.index]
+        rows.insert(
+            len(rows.columns) - 1,
+            "discrepancy",
+            [of_start[k].found.discrepancy if k in of_start else None for k in rows.index],
+        )
+        rows["chosen"] = rows.index == choice.chosen.start
+        chosen, *others = (self._match(one.start, results[one.start], one) for one in (choice.chosen, *choice.others))
+        return Solution(chosen, others, choice.errors, choice.ambiguous, results, rows, False)
+
+    def _match(self, k: int, result: Result, found: Candidate | None = None) -> Match:
+        """The match of a start, as it was trained or refined."""
+        w_x, w_y = result.weights
+        intercept = np.zeros(w_y.shape[1], np.float32)
+        if found:
+            A, intercept = found.clouds.of_embeddings(found.found.theta)
+            w_y, intercept = (w_y @ A).astype(np.float32), intercept.astype(np.float32)
+        e_x, e_y = self.embeddings((w_x, w_y))
+        return Match(k, (w_x, w_y), intercept, (e_x, e_y + intercept), found and found.found.discrepancy)
+
+    def begin(self, start: Start) -> Run:
         """Make the run of a start."""
         views = [Kernel(view) for view in self._views] if self._model.kernel == "precomputed" else self._views
         return registry.start(
@@ -80,13 +196,14 @@ class Problem:
             *views,
             self._settings(),
             self.device,
-            seed,
+            start.seed,
+            start.parameters,
             group=world().group,
             batch_size=plain(self._model.batch_size),
             n_updates=self._n_epochs,
         )
 
-    def train(self, run: Run, seed: int, k: int) -> History:
+    def train(self, run: Run, start: Start, k: int) -> History:
         """Train start k."""
         model = self._model
         return train(
@@ -96,27 +213,33 @@ class Problem:
             stopping=Stopping(plain(model.window), plain(model.tolerance)),
             callbacks=model.callbacks,
             progress=model.verbose,
-            checkpoint=None if model.checkpoint is None else self._checkpoint(run, seed, k),
-            description=f"{self.variant}, start {k + 1} of {model.n_starts}",
+            checkpoint=None if model.checkpoint is None else self._checkpoint(run, start, k),
+            description=f"{self.variant}, start {k + 1}",
         )
 
     def result(self, run: Run, history: History) -> Result:
         """Copy what the run has come to."""
-        embeddings = tuple(e.cpu().numpy().copy() for e in run.embeddings())
         weights = tuple(theta.detach().cpu().numpy().copy() for theta in run.parameters)
         if registry.variant(self.variant).formulation == "dual" and self._model.kernel == "linear":
             weights = tuple(np.asarray(view.T @ alpha) for view, alpha in zip(self._views, weights, strict=True))
-        return Result(embeddings, weights, history)
+        return Result(weights, history)
 
     def _settings(self) -> Settings:
         return settings_of(self._model, self.sigma)
 
-    def _checkpoint(self, run: Run, seed: int, k: int) -> Checkpoint:
+    def _checkpoint(self, run: Run, start: Start, k: int) -> Checkpoint:
         if not isinstance(run, AdamRun):
             raise ValueError(f"variant {self.variant!r} cannot be resumed: no checkpoint for it")
         settings, batches = asdict(self._settings()), run.batch_size and [run.batch_size, self._n_epochs]
-        question = digest([self.variant, self._model.kernel, seed, settings, batches], self._views)
+        asked = [self.variant, self._model.kernel, start.seed, settings, batches]
+        question = digest([*asked, start.source] if start.parameters else asked, self._views)
         return Checkpoint(checkpoint_path(self._model, k), question)
+
+
+def device_of(model: BaseEstimator) -> torch.device:
+    """Return the device of a fit. Raises ValueError for one that is not there."""
+    name = "cuda" if torch.cuda.is_available() else "cpu"
+    return as_device(name if model.device == "auto" else model.device)
 
 
 def settings_of(model: BaseEstimator, sigma: float) -> Settings:
@@ -127,60 +250,76 @@ def settings_of(model: BaseEstimator, sigma: float) -> Settings:
 def checkpoint_path(model: BaseEstimator, k: int) -> Path:
     """Return the file of start k."""
     path = Path(model.checkpoint)
-    return path if model.n_starts == 1 else path.with_name(f"{path.stem}-start{k}{path.suffix}")
+    return path if most_starts(model) == 1 else path.with_name(f"{path.stem}-start{k}{path.suffix}")
+
+
+def most_starts(model: BaseEstimator) -> int:
+    """Return the most starts that a fit may have."""
+    random = plain(model.n_starts) * (model.starts != "symmetries")
+    return random + KEPT * (model.starts != "random")
 
 
 def run_starts(
-    seeds: Sequence[int],
-    begin: Callable[[int], Run],
-    train: Callable[[Run, int, int], History],
+    starts: Sequence[Start],
+    begin: Callable[[Start], Run],
+    train: Callable[[Run, Start, int], History],
     result: Callable[[Run, History], Kept],
-) -> tuple[Kept, pd.DataFrame, bool]:
-    """Train a start from each seed; return the result of the best, a row for each, and whether Ctrl-C ended them.
+) -> tuple[list[Kept | None], pd.DataFrame, bool]:
+    """Train all starts; return the result of each, a row for each, and whether Ctrl-C ended them.
 
-    begin(seed) makes a run, train(run, seed, k) trains start k, result(run, history) is what is kept of the best so
-    far. Ctrl-C passes through where there is nothing to keep. Raises FloatingPointError if every start diverged.
+    begin(start) makes a run, train(run, start, k) trains start k, result(run, history) is what is kept of it; None of a
+    start that diverged. Ctrl-C passes through where there is nothing to keep. Raises FloatingPointError if every start
+    diverged.
     """
     run: Run | None = None
-    rows, lowest, best, interrupted = [], math.inf, None, False
+    rows, results, interrupted = [], [], False
     diverged: FloatingPointError | None = None
     try:
-        for k, seed in enumerate(seeds):
+        for k, start in enumerate(starts):
             since = time.perf_counter()
             if isinstance(run, AdamRun):
-                run.restart(seed)
+                _begin_again(run, start)
             else:
                 run = None  # let go of what it holds first
-                run = begin(seed)
+                run = begin(start)
             if isinstance(run, FusedRun):
                 run.takes_up_loss = run.parameters[0].device.type == "cpu"
             try:
-                history = train(run, seed, k)
+                history = train(run, start, k)
             except FloatingPointError as error:
                 diverged = error
-                rows.append((seed, math.inf, run.epoch, time.perf_counter() - since, "diverged"))
+                rows.append((start.source, start.seed, math.inf, run.epoch, time.perf_counter() - since, "diverged"))
+                results.append(None)
                 continue
             loss = _loss_of_kept_parameters(run, history)
-            if loss < lowest:
-                lowest, best = loss, result(run, history)
-            rows.append((seed, loss, history.epochs[-1], time.perf_counter() - since, history.stopped))
+            results.append(result(run, history))
+            seconds = time.perf_counter() - since
+            rows.append((start.source, start.seed, loss, history.epochs[-1], seconds, history.stopped))
             if history.stopped == "interrupted":
                 raise KeyboardInterrupt
-            if len(rows) < len(seeds):
-                _LOG.info("start %d of %d: loss %.4g; %s", len(rows), len(seeds), loss, _time_left(rows, len(seeds)))
+            if len(rows) < len(starts):
+                _LOG.info("start %d of %d: loss %.4g; %s", len(rows), len(starts), loss, _time_left(rows, len(starts)))
     except KeyboardInterrupt:
-        if best is None:
+        if not any(results):
             raise
         interrupted = True
-        _LOG.warning("interrupted: the best parameters so far are kept (start %d of %d)", len(rows), len(seeds))
-    if best is None:
+        _LOG.warning("interrupted: the best parameters so far are kept (start %d of %d)", len(rows), len(starts))
+    if not any(results):
         raise diverged
-    return best, pd.DataFrame(rows, columns=["seed", "loss", "n_epochs", "seconds", "stopped"]), interrupted
+    return results, pd.DataFrame(rows, columns=["from", "seed", "loss", "n_epochs", "seconds", "stopped"]), interrupted
+
+
+@torch.no_grad()
+def _begin_again(run: AdamRun, start: Start) -> None:
+    """Begin a run again from other starting values; what was formed from the data stays."""
+    run.restart(start.seed)
+    for own, given in zip(run.parameters, start.parameters or run.parameters, strict=True):
+        own.copy_(torch.as_tensor(given))
 
 
 def _time_left(rows: list[tuple], n_starts: int) -> str:
     """Say how long the starts that remain take, if they take as long as those so far did on average."""
-    seconds = fmean(seconds for _, _, _, seconds, _ in rows) * (n_starts - len(rows))
+    seconds = fmean(seconds for *_, seconds, _ in rows) * (n_starts - len(rows))
     return f"about {tqdm.format_interval(seconds)} left for the other {n_starts - len(rows)}"
 
 
@@ -204,7 +343,7 @@ def choose_variant(model: BaseEstimator, device: torch.device, x: Matrix, y: Mat
     n, p = max(of_view.n for of_view in ranks), max(x.shape[1], y.shape[1])
     sparse = scipy.sparse.issparse(x) or scipy.sparse.issparse(y)
     form = "kernel" if model.kernel == "precomputed" else "sparse" if sparse else "dense"
-    epochs = plain(model.n_epochs) * plain(model.n_starts)
+    epochs = max(1, plain(model.n_epochs) * most_starts(model))
     problem = advice.Problem(n, p, plain(model.n_components), device, form=form, ranks=ranks[0].size)
     choice = advice.choose_for_fit(problem, epochs)
     _LOG.info("variant: %s", choice)

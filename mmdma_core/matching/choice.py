@@ -1,0 +1,160 @@
+"""Choose among the matches that several starts have found, and tell whether the data can tell them apart.
+
+Every start is refined (mmdma_core.matching.refinement), so that its own stretch no longer counts; then MMD2 at the
+width FINE, in units in which the total variance is 1, is comparable between starts. Starts that pair the same cells are
+one match. The match of the lowest MMD2 on all cells is chosen, and compared with the best of the other matches.
+
+The comparison allows for the cells being a sample. Let w be the difference of the two clouds' mean kernels, a function
+of the place, for either match. The difference of the two MMD2, D, changes with the cells by 2 (w - w') at each of them,
+so that its standard error is 2 sqrt(var_y / n_y + var_x / n_x), with the variances of w - w' over the same cells of y
+and of x: it is paired. A mirrored match of the very same cells has a D of the order of 1 / n, and so has its error,
+yet D is the larger one the finer the width. Hence widths are taken from coarse to fine, and the first at which |D| is
+_DECISIVE errors decides. Where none does, the data do not tell which of the two matches is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+
+from mmdma_core.fused.threads import alone
+from mmdma_core.matching.refinement import COARSE, FINE, MANY, Clouds, Discrepancy, Map, Refined, on_all_cells, refined
+
+_WIDTHS = (FINE, 0.1, 0.03, 0.01)
+_DECISIVE = 3.0
+_PAIRED = 1_000  # cells of x whose partners are compared, among as many of y as are in a sample
+_OTHER = 0.5  # mean squared distance of two partners of a cell above which matches differ; of random ones it is 2
+_WITHIN = 8.0  # matches whose MMD2 in a sample of m cells is within so many m are refined on all cells
+_KEPT = 3  # matches that are
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A start as the choice sees it.
+
+    start        its number
+    clouds       its embeddings in units of their own
+    found        the map of y that refines it, and MMD2 there: in a sample, then on all cells
+    before       MMD2 at FINE as it was trained, in the sample
+    match        the number of its match: 0 is the one of the lowest MMD2 in the sample
+    """
+
+    start: int
+    clouds: Clouds
+    found: Refined
+    before: float
+    match: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen candidate, the best of each other match that might have been, and what tells them apart.
+
+    errors  D of the chosen and the next match in standard errors, at the width that decides, or at the finest; None
+            where no other match comes near
+    """
+
+    candidates: list[Candidate]
+    chosen: Candidate
+    others: list[Candidate]
+    errors: float | None
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether the data do not tell the chosen match from another."""
+        return self.errors is not None and self.errors < _DECISIVE
+
+
+def candidate(start: int, clouds: Clouds) -> Candidate:
+    """Refine a start in a sample of its cells: the same ones of every start."""
+    sample = clouds.sample(MANY, np.random.default_rng(0))
+    as_it_is = clouds.as_they_are()
+    with alone():
+        before = Discrepancy(sample, FINE).value(as_it_is)
+    return Candidate(start, clouds, refined(sample, [as_it_is], FINE)[0], before)
+
+
+def choose(candidates: Sequence[Candidate]) -> Choice:
+    """Number the matches, refine the best of those that come near the best one on all cells, and choose."""
+    numbered = _numbered(sorted(candidates, key=lambda one: one.found.discrepancy))
+    best_of_each = [next(one for one in numbered if one.match == k) for k in range(numbered[-1].match + 1)]
+    near = _WITHIN * sum(1 / min(n, MANY) for n in best_of_each[0].clouds.sizes) / 2
+    limit = best_of_each[0].found.discrepancy + near
+    best = [_whole(one) for one in best_of_each[:_KEPT] if one.found.discrepancy <= limit]
+    best.sort(key=lambda one: one.found.discrepancy)
+    errors = None
+    if len(best) > 1:
+        errors = difference(*best[:2])
+        if errors < 0:  # a finer width has decided for the other one
+            best[:2], errors = best[1::-1], -errors
+    settled = [replace(one, found=on_all_cells(one.clouds, [one.found], COARSE)[0]) for one in best]
+    of_start = {one.start: one for one in (*numbered, *settled)}
+    return Choice([of_start[k] for k in sorted(of_start)], settled[0], settled[1:], errors)
+
+
+def _whole(one: Candidate) -> Candidate:
+    return replace(one, found=on_all_cells(one.clouds, [one.found], FINE)[0])
+
+
+def _numbered(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Number the matches in the order of the candidates: one that pairs the cells as an earlier one has its number."""
+    firsts, numbered = [], []
+    for one in candidates:
+        pairing = _Pairing.of(one)
+        match = next((k for k, first in enumerate(firsts) if pairing.apart(first) < _OTHER), len(firsts))
+        if match == len(firsts):
+            firsts.append(pairing)
+        numbered.append(replace(one, match=match))
+    return numbered
+
+
+@dataclass(frozen=True)
+class _Pairing:
+    """Of some cells of x the nearest of some cells of y, and where all of these lie."""
+
+    q: np.ndarray
+    partners: np.ndarray
+
+    @classmethod
+    def of(cls, one: Candidate) -> _Pairing:
+        sample = one.clouds.sample(MANY, np.random.default_rng(1))
+        a, q = sample.a.cpu().numpy(), sample.moved(one.found.theta).cpu().numpy()
+        return cls(q, KDTree(q).query(a[:: -(-len(a) // _PAIRED)])[1])
+
+    def apart(self, other: _Pairing) -> float:
+        """Return the mean squared distance between both partners of a cell, in the units of either."""
+        between = [e[self.partners] - e[other.partners] for e in (self.q, other.q)]
+        return float(np.mean([(d**2).sum(1).mean() for d in between]))
+
+
+def difference(one: Candidate, other: Candidate) -> float:
+    """Return by how many standard errors MMD2 of the other is above that of the first, at the width that decides."""
+    for sigma in _WIDTHS:
+        (value, at_q, at_a), (other_value, other_at_q, other_at_a) = (
+            _with_witness(each.clouds, each.found.theta, sigma) for each in (one, other)
+        )
+        n_x, n_y = one.clouds.sizes
+        variance = (at_q - other_at_q).var() / n_y + (at_a - other_at_a).var() / n_x
+        errors = (other_value - value) / max(2 * np.sqrt(variance), np.finfo(np.float32).tiny)
+        if abs(errors) >= _DECISIVE:
+            break
+    return float(errors)
+
+
+def _with_witness(clouds: Clouds, theta: Map, sigma: float) -> tuple[float, np.ndarray, np.ndarray]:
+    """MMD2 at a width, and the difference of the mean kernels of both clouds at a sample of either."""
+    with alone():
+        discrepancy = Discrepancy(clouds, sigma)
+        value = discrepancy.value(theta)
+    waves, means = discrepancy.spectrum(theta)
+    c, s = means[1] - means[0]
+    sample = clouds.sample(MANY, np.random.default_rng(2))
+    witness = []
+    for points in (sample.moved(theta), sample.a):
+        phases = points.cpu().double() @ torch.from_numpy(waves)
+        witness.append(((phases.cos() @ torch.from_numpy(c) + phases.sin() @ torch.from_numpy(s)) / len(c)).numpy())
+    return value, *witness
