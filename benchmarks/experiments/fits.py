@@ -170,6 +170,10 @@ def _fitted(fit: Fit, x: np.ndarray, y: np.ndarray, updates: int) -> MMDMA:
         loss_every=updates,
         device=fit.device,
         random_state=fit.seed,
+        scale=False,
+        l2_normalize=False,
+        starts="random",
+        refine=False,
     ).fit(x, y)
 
 

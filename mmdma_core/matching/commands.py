@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -281,19 +281,32 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
     outputs.write("loss.csv", lambda path: _write_table(model.loss_history_, path))
     found = _metrics(*embeddings, truth, options)
     fitted = {"loss": about["loss"], "n_epochs": model.n_iter_, "seconds": round(seconds, 3)}
+    fitted |= {"ambiguous": model.ambiguous_, "errors": model.errors_, "l2_normalize": model.l2_normalize_}
     text = json.dumps(_written(found) | {"fit": fitted | {"parameters": about["params"]}}, indent=1)
     outputs.write("metrics.json", lambda path: _write_text(text, path))
     if found.overlap is not None:
         outputs.write("overlap.csv", lambda path: _write_table(_overlap(found), path))
     outputs.draw("loss.png", lambda path: pictures.draw_loss(model.loss_history_, model.starts_, path))
     labels = truth.labels_x, truth.labels_y
-    outputs.draw("embedding.png", lambda path: pictures.draw_embedding(*embeddings, *labels, path))
+    verdict = model_file.verdict(model)
+    outputs.draw("embedding.png", lambda path: pictures.draw_embedding(*embeddings, *labels, path, verdict))
+    for name, pair in _further_embeddings(model):
+        for of, embedding in zip("xy", pair, strict=True):
+            outputs.write(f"{name}_{of}.npy", lambda path, embedding=embedding: io.write_array(embedding, path))
     sources = {path: of[0][0].path for path, of in of_path.items() if path not in arrays}
     for path in sorted(sources, key=lambda path: (sources[path].exists() and sources[path].stat().st_size, path)):
         outputs.write(path.name, lambda path: _write_embeddings(of_path[path], path, about))
     _report_fit(model, found)
     outputs.check()
     print(out)
+
+
+def _further_embeddings(model: MMDMA) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    """The embeddings of other matches, where the data do not tell which is right, and of starts that are kept."""
+    if model.ambiguous_:
+        yield from ((f"alternative{k}", one.embeddings) for k, one in enumerate(model.alternatives_, 1))
+    if model.keep_starts:
+        yield from ((f"start{k}", pair) for k, pair in enumerate(model.start_embeddings_) if pair)
 
 
 def _write_embeddings(of: list[tuple[io.View, np.ndarray]], path: Path, about: dict[str, Any]) -> None:
@@ -308,6 +321,8 @@ def _write_embeddings(of: list[tuple[io.View, np.ndarray]], path: Path, about: d
 
 def _report_fit(model: MMDMA, found: metrics.Evaluation) -> None:
     _LOG.info(model_file.summary(model))
+    if model.ambiguous_:
+        _LOG.warning(model_file.verdict(model))
     for name, value in found.values.items():
         _LOG.info("%s: %.4g%s", name, value, _sample(found, name))
     for name, reason in found.left_out.items():

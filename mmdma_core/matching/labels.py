@@ -77,6 +77,9 @@ def transfer_accuracy(
         accuracies.append(np.mean(predicted == codes[j][sampled[j]]))
         shared += tied
     value, notes = float(np.mean(accuracies)), []
+    shares = [np.bincount(of, minlength=1 + max(map(max, codes))) / len(of) for of in codes]
+    if value < (chance := float(shares[0] @ shares[1])):
+        notes.append(f"label transfer is below chance ({value:.2g}, {chance:.2g}): the match has exchanged the labels")
     if 2 * n_neighbors > smaller:
         notes.append(f"n_neighbors = {n_neighbors} is more than half of the {smaller} cells of the smaller view")
     if shared:

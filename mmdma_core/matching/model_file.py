@@ -15,12 +15,16 @@ from sklearn.base import BaseEstimator
 
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import DAMAGED, check_is_itself
+from mmdma_core.matching.starts import Match
 from mmdma_core.settings import plain
 
 _ARRAYS = ("embedding_x_", "embedding_y_", "weights_x_", "weights_y_")
 _MEANS = ("mean_x_", "mean_y_")  # None without `center`
+_TRAINED = ("trained_x", "trained_y")
 _SCALARS = ("feature_names_x_", "feature_names_y_", "n_features_in_", "n_features_y_", "n_iter_", "sigma_", "variant_")
 _REPRESENTATIONS = ("representation_x_", "representation_y_")  # None in files from before there was AnnData
+_SINCE_REFINED = {"l2_normalize_": None, "scale_x_": 1.0, "scale_y_": 1.0, "ambiguous_": False, "errors_": None}
+_OF_MATCH = ("weights_x", "weights_y", "intercept", "embedding_x", "embedding_y")
 _TABLES = ("loss_history_", "starts_")
 _NOT_SAVED = ("callbacks", "checkpoint")
 
@@ -31,12 +35,17 @@ def save(model: BaseEstimator, path: Path) -> None:
     parameters |= {"random_state": int(model.starts_["seed"][0]), "device": str(parameters["device"])}
     content = {
         "parameters": parameters,
-        "scalars": {name: getattr(model, name) for name in (*_SCALARS, *_REPRESENTATIONS)},
+        "scalars": {name: getattr(model, name) for name in (*_SCALARS, *_REPRESENTATIONS, *_SINCE_REFINED)},
+        "alternatives": [{"start": one.start, "discrepancy": one.discrepancy} for one in model.alternatives_],
         "device": str(model.device_),
         "tables": {name: _as_json(getattr(model, name)) for name in _TABLES},
     }
     arrays = {name: getattr(model, name) for name in _ARRAYS}
     arrays |= {name: getattr(model, name) for name in _MEANS if getattr(model, name) is not None}
+    arrays |= {"intercept_y_": model.intercept_y_} | dict(zip(_TRAINED, model.trained_weights_, strict=True))
+    for k, one in enumerate(model.alternatives_):
+        parts = (*one.weights, one.intercept, *one.embeddings)
+        arrays |= {f"alternative{k}_{name}": part for name, part in zip(_OF_MATCH, parts, strict=True)}
     archive = BytesIO()  # the archive of a file that cannot be written would complain when it is let go
     np.savez(archive, mmdma=json.dumps(content, default=_plain), **arrays)
     with atomically(path) as part:
@@ -50,8 +59,10 @@ def load(model: BaseEstimator, path: Path) -> BaseEstimator:
     try:
         with np.load(path, allow_pickle=False) as file:
             content = json.loads(str(file["mmdma"]))
-            arrays = {name: file[name] for name in (*_ARRAYS, *_MEANS) if name in file.files}
+            arrays = {name: file[name] for name in file.files if name != "mmdma"}
             parameters = content["parameters"]
+            if "refine" not in parameters:  # a file from before there was one
+                parameters |= {"refine": False, "starts": "random", "scale": False}
             if isinstance(parameters["init"], list):  # JSON has no tuples
                 parameters["init"] = tuple(parameters["init"])
             model.set_params(**parameters)
@@ -62,6 +73,16 @@ def load(model: BaseEstimator, path: Path) -> BaseEstimator:
                 setattr(model, name, arrays.get(name))
             for name in _SCALARS:
                 setattr(model, name, tuple(scalars[name]) if isinstance(scalars[name], list) else scalars[name])
+            for name, before in (_SINCE_REFINED | {"l2_normalize_": parameters["l2_normalize"]}).items():
+                setattr(model, name, scalars.get(name, before))
+            model.intercept_y_ = arrays.get("intercept_y_", np.zeros(arrays["weights_y_"].shape[1], np.float32))
+            model.trained_weights_ = tuple(
+                arrays.get(name, arrays[after]) for name, after in zip(_TRAINED, _ARRAYS[2:], strict=True)
+            )
+            model.alternatives_ = []
+            for k, one in enumerate(content.get("alternatives", [])):
+                w_x, w_y, intercept, e_x, e_y = (arrays[f"alternative{k}_{name}"] for name in _OF_MATCH)
+                model.alternatives_.append(Match(one["start"], (w_x, w_y), intercept, (e_x, e_y), one["discrepancy"]))
             for name in _REPRESENTATIONS:
                 setattr(model, name, tuple(scalars.get(name) or ()) or None)
             for name in _TABLES:
@@ -81,12 +102,25 @@ def described(model: BaseEstimator) -> dict[str, Any]:
         version = importlib.metadata.version("mmdma-benchmark")
     except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
         version = "unknown"
-    return {"params": params, "loss": float(model.starts_["loss"].min()), "version": version}
+    return {"params": params, "loss": _loss(model), "version": version}
 
 
 def summary(model: BaseEstimator) -> str:
     """Say how a fit ended, in one line."""
-    return f"{model.variant_}: loss {model.starts_['loss'].min():.4g} after {model.n_iter_} epochs"
+    return f"{model.variant_}: loss {_loss(model):.4g} after {model.n_iter_} epochs"
+
+
+def verdict(model: BaseEstimator) -> str | None:
+    """Say, if the data do not tell the match from another one, that they do not; in one line."""
+    if not model.ambiguous_:
+        return None
+    errors = f"{model.errors_:.1f} standard error{'' if round(model.errors_, 1) == 1 else 's'}"
+    return f"ambiguous: another match of the cells fits as well, {errors} apart; both are kept, see alternatives_"
+
+
+def _loss(model: BaseEstimator) -> float:
+    """The loss of the chosen start, as MMD-MA trained it."""
+    return float(model.loss_history_["total"].iloc[-1])
 
 
 def _as_json(table: pd.DataFrame) -> str:

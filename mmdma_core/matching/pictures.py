@@ -157,7 +157,7 @@ def _can_draw(file: str, characters: Iterable[str]) -> bool:
 
 @as_it_stands()
 def draw_loss(history: pd.DataFrame, starts: pd.DataFrame, path: Path) -> None:
-    """Draw the terms of the winning start's loss over epochs, and the final losses of all starts."""
+    """Draw the terms of the chosen start's loss over epochs, and the final losses of all starts."""
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     panels = figure.subplots(1, 4)
     for axes, title, columns in (
@@ -169,8 +169,8 @@ def draw_loss(history: pd.DataFrame, starts: pd.DataFrame, path: Path) -> None:
             axes.plot(history["epoch"], history[column], color=color, label=_NAMES[column])
         _label_axes(axes, title, "epoch")
         axes.legend(frameon=False, fontsize=8)
-    lowest = starts["loss"] == starts["loss"].min()
-    panels[3].scatter(np.arange(len(starts)), starts["loss"], color=np.where(lowest, _VIEW_COLORS[1], "0.6"))
+    colors = np.where(starts["chosen"], _VIEW_COLORS[1], "0.6")
+    panels[3].scatter(np.arange(len(starts)), starts["loss"], color=colors)
     panels[3].xaxis.set_major_locator(MaxNLocator(integer=True))
     _label_axes(panels[3], "final loss of each start", "start")
     save(figure, path, dpi=160)
@@ -178,12 +178,19 @@ def draw_loss(history: pd.DataFrame, starts: pd.DataFrame, path: Path) -> None:
 
 @as_it_stands()
 def draw_embedding(
-    e_x: np.ndarray, e_y: np.ndarray, labels_x: np.ndarray | None, labels_y: np.ndarray | None, path: Path
+    e_x: np.ndarray,
+    e_y: np.ndarray,
+    labels_x: np.ndarray | None,
+    labels_y: np.ndarray | None,
+    path: Path,
+    verdict: str | None = None,
 ) -> None:
     """Draw both views in the first two principal components of all points, by view, and by label if given.
 
     A dot for each cell, or how many cells lie where, from DENSITY_FROM cells of the larger view on. Cells of label
     None or NaN are not among those by label; those of all but the 20 most frequent labels are grey there.
+
+    verdict  a line above all
     """
     mean, axes_of, share = _principal(e_x, e_y)
     parts = tuple((e - mean) @ axes_of for e in (e_x, e_y))
@@ -195,6 +202,8 @@ def draw_embedding(
     for axes, title in panels:
         _label_axes(axes, title, f"PC1 ({share[0]:.0%})")
         axes.set_ylabel(f"PC2 ({share[1]:.0%})")
+    if verdict:
+        figure.suptitle(verdict, fontsize=8, color=_VIEW_COLORS[1])
     save(figure, path, dpi=160)
 
 

@@ -77,6 +77,8 @@ def match(
         view.obsm["X_mmdma"] = embedding
         view.uns["mmdma"] = as_stored("uns", about | {"params": params})
     _LOG.info(model_file.summary(model))
+    if model.ambiguous_:
+        _LOG.warning(model_file.verdict(model))
     return data if other is None else (data, other)
 
 

@@ -155,7 +155,10 @@ class Problem:
             found = starting_values(*axes, self.device, KEPT, seeds[0])
         except Flat:
             return random or [Start(seeds[0])]
-        return [*random, *(Start(seed, parameters) for seed, parameters in zip(seeds[wanted:], found))]
+        return [
+            *random,
+            *(Start(seed, parameters) for seed, parameters in zip(seeds[wanted:], found, strict=False)),
+        ]  # fewer may differ
 
     def _refined(self, results: list[Result | None], rows: pd.DataFrame) -> Solution:
         """Refine the starts, and choose among their matches, see mmdma_core.matching.choice."""
