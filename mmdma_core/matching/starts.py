@@ -203,7 +203,7 @@ class Problem:
             start.parameters,
             group=world().group,
             batch_size=plain(self._model.batch_size),
-            n_updates=self._n_epochs,
+            n_updates=max(1, self._n_epochs),
         )
 
     def train(self, run: Run, start: Start, k: int) -> History:
