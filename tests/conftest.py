@@ -94,12 +94,15 @@ OPTIONAL = {
 }
 
 
-# What takes longest begins first, so that no process is left alone with it at the end.
+# What takes longest begins first, so that no process is left alone with it at the end. The smoke study of the workflow
+# compiles the formulas of KeOps that most others need.
 LONGEST = [
     f"test_{name}.py"
     for name in (
-        *("docs", "cluster", "workflow", "fused_cuda", "gpu_check", "faults", "fourier_fits", "ranks", "joined"),
-        *("published", "views_cuda", "fused", "variants", "groups_of_cells", "fake_cuda", "toolkit", "batches"),
+        *("workflow", "cluster", "variants", "memory", "fused_cuda", "joined", "docs", "gpu_check", "scale"),
+        *("fourier_fits", "fused", "quality", "published", "views_cuda", "toolkit", "ranks", "batches", "fake_cuda"),
+        *("rights", "streams", "memory_models", "faults", "threads", "fingerprint", "citeseq", "approximations"),
+        *("tensor_cores", "fourier", "commands", "examples", "asked_again", "compiler", "pictures", "groups_of_cells"),
     )
 ]
 

@@ -120,6 +120,6 @@ def test_a_fit_in_batches_ends_where_one_of_all_cells_ends():
     views = unit_rows(x), unit_rows(y)
     losses = []
     for size in ("auto", None):
-        model = MMDMA("primal-fourier", n_epochs=300, n_starts=1, random_state=0, loss_every=300, batch_size=size)
+        model = MMDMA("primal-fourier", n_epochs=150, n_starts=1, random_state=0, loss_every=150, batch_size=size)
         losses.append(model.fit(*views).starts_["loss"][0])
     assert losses[0] < 1.1 * losses[1]
