@@ -4,9 +4,9 @@
 
 Reads requests, a JSON object {program, folder, arguments, output} a line, runs each in a process of its own in that
 folder, with both streams in the file `output`, and answers with its exit status. The program is `benchmarks`, `mmdma`,
-or `python`, of a script. The modules that a file `stand_ins` in the folder names are imported before, with stand-ins
-for a driver and its GPUs. Like a sweep, which forks its cells, the one
-process has imported PyTorch, and what the variants named require, and never computed with it.
+`snakemake`, or `python`, of a script. The modules that a file `stand_ins` in the folder names are imported before, with
+stand-ins for a driver and its GPUs. Like a sweep, which forks its cells, the one process has imported PyTorch, and what
+the variants named require, and never computed with it.
 """
 
 import importlib
@@ -21,7 +21,11 @@ from pathlib import Path
 from benchmarks.analysis import table  # noqa: F401
 from benchmarks.measuring import guard, others
 
-MODULES = {"benchmarks": "benchmarks.__main__", "mmdma": "mmdma_core.matching.command_line"}
+MODULES = {
+    "benchmarks": "benchmarks.__main__",
+    "mmdma": "mmdma_core.matching.command_line",
+    "snakemake": "snakemake.cli",
+}
 
 
 def run(program: str, folder: str, arguments: list[str], output: str) -> None:
@@ -33,6 +37,9 @@ def run(program: str, folder: str, arguments: list[str], output: str) -> None:
     names = Path("stand_ins")
     for module in names.read_text().split() if names.exists() else ():
         importlib.import_module(module)
+    if program == "snakemake":  # whose jobs are of the folder's project
+        del os.environ["PYTHONPATH"]
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if program == "python":
         runpy.run_path(arguments[0], run_name="__main__")
     else:

@@ -149,7 +149,7 @@ def project(tmp_path):
 def commands(output, preloaded=(), **environment):
     """A function that runs `python -m benchmarks ...` in a folder, each in a fork of one process, see commands.py.
 
-    program  'benchmarks', 'mmdma', or 'python' with a script
+    program  'benchmarks', 'mmdma', 'snakemake', or 'python' with a script
     """
     server = subprocess.Popen(
         [sys.executable, Path(__file__).with_name("commands.py"), *preloaded],
