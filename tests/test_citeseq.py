@@ -1,10 +1,7 @@
 """The CITE-seq experiment: the stand-in has shape, sparsity and match, a file is read as it is, and all is named."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -331,22 +328,12 @@ def test_everything_about_the_stand_in_says_stand_in(command, project):
 
 
 @pytest.mark.slow
-def test_a_file_is_measured_through_snakemake_and_extrapolation_is_said(h5ad, project):
+def test_a_file_is_measured_through_snakemake_and_extrapolation_is_said(h5ad, command, project):
     root = citeseq_of(project, path=h5ad(), cpu_fraction=1, variants=["primal"], epochs=10_000, cell_budget_s=0.01)
-    binaries = Path(sys.executable).parent
-    done = subprocess.run(
-        [binaries / "snakemake", "citeseq", "--cores", "1", "--resources", "gpu=1"],
-        cwd=project,
-        env=os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "CITE-seq, cite.h5ad, all 30 cells, 20 genes against 5 proteins" in done.stdout
-    assert "stand-in" not in done.stdout
-    assert re.search(r"primal \(real, 30 cells\): 10,000 epochs in .* \(extrapolated from \d+ epochs\)", done.stdout)
+    said = command("citeseq", "--cores", "1", "--resources", "gpu=1", program="snakemake")
+    assert "CITE-seq, cite.h5ad, all 30 cells, 20 genes against 5 proteins" in said
+    assert "stand-in" not in said
+    assert re.search(r"primal \(real, 30 cells\): 10,000 epochs in .* \(extrapolated from \d+ epochs\)", said)
     assert re.search(r"extrapolated from \d+ epochs", (root / "real" / "citeseq.svg").read_text())
     row = pd.read_csv(root / "real" / "citeseq.csv").iloc[0]
     assert row["data"] == "real"

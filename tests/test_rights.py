@@ -1,5 +1,6 @@
 """A folder that a group shares: what is written has the rights that umask and folder give, so that all go on in it."""
 
+import json
 import os
 import re
 import stat
@@ -22,12 +23,22 @@ _COLLEAGUE = [
 
 
 def run(folder, commands, before=()):
-    script = "\n".join(["set -e", "umask 002", *(f"{sys.executable} -m {command} > said.txt" for command in commands)])
+    """The commands, of `benchmarks` and `mmdma`, in forks of one process whose umask is 002, see commands.py."""
+    said, requests = folder.parent / "said.txt", []
+    for program, *arguments in map(str.split, commands):
+        asked = {"program": program, "folder": str(folder), "arguments": arguments, "output": str(said)}
+        requests.append(json.dumps(asked))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MMDMA_LOCK": "rights"}
+    server = [sys.executable, ROOT / "tests" / "commands.py"]
     done = subprocess.run(
-        [*before, "bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [*before, "bash", "-c", 'umask 002; exec "$@"', "bash", *server],
+        input="\n".join(requests),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0"] * len(requests), said.read_text() + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,7 @@ def shared(tmp_path_factory, config_file):
         [
             f"benchmarks sweep {config} {_SWEEP} 100",
             *(f"benchmarks {command} {config} {_STUDY}" for command in ("table", "figures", "report")),
-            f"mmdma_core fit --x x.h5ad --y y.h5ad {_FIT} fitted",
+            f"mmdma fit --x x.h5ad --y y.h5ad {_FIT} fitted",
         ],
     )
     return folder
@@ -76,7 +87,7 @@ def test_a_colleague_goes_on_in_the_folder(shared, config_file):
         [
             f"benchmarks sweep {config} {_SWEEP} 200",
             f"benchmarks table {config} {_STUDY}",
-            f"mmdma_core fit --x x.h5ad --y y.h5ad {_FIT} fitted --overwrite",
+            f"mmdma fit --x x.h5ad --y y.h5ad {_FIT} fitted --overwrite",
         ],
         _COLLEAGUE,
     )
