@@ -148,7 +148,7 @@ def test_a_rank_that_the_others_do_not_reach_ends(data, tmp_path):
     environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731"}
     begun = time.monotonic()
     done = subprocess.run(
-        [sys.executable, *map(str, arguments(data, tmp_path / "out", program=(IMPATIENT, "PATIENCE_S=6")))],
+        [sys.executable, *map(str, arguments(data, tmp_path / "out", program=(IMPATIENT, "PATIENCE_S=3")))],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -157,7 +157,7 @@ def test_a_rank_that_the_others_do_not_reach_ends(data, tmp_path):
     assert time.monotonic() - begun < MINUTE
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert lines == [
-        "error: rank 0 of 2: cannot reach the others at 127.0.0.1:29731 within 6 s: not there is rank 1"
+        "error: rank 0 of 2: cannot reach the others at 127.0.0.1:29731 within 3 s: not there is rank 1"
     ], done.stderr
 
 
@@ -166,9 +166,9 @@ def test_a_rank_may_work_on_in_silence_when_the_others_have_left(tmp_path):
     script.write_text(
         "import time\n"
         "from mmdma_core.matching import joined\n"
-        "joined.HANGING_S = 4.0\n"
+        "joined.HANGING_S = 2.5\n"
         "with joined.joined(use_gpu=False) as ranks:\n"
-        "    time.sleep(2.5 if ranks.rank else 9)\n"
+        "    time.sleep(1.5 if ranks.rank else 6)\n"
         "    print(f'done {ranks.rank}', flush=True)\n"
     )
     done = subprocess.run([TORCHRUN, "--nproc-per-node", "2", script], capture_output=True, text=True, timeout=MINUTE)
