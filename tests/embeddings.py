@@ -1,6 +1,10 @@
-"""Random embeddings and matches for the tests of metrics."""
+"""Random embeddings and matches for the tests of metrics, and the parameters of a fit that trains and no more."""
 
 import numpy as np
+
+# What the paper does, which tests of training rest on: views as they are, random starts, the lowest loss is chosen.
+PLAIN = {"scale": False, "l2_normalize": False, "starts": "random", "refine": False}
+PLAIN_OPTIONS = ("--no-scale", "--l2-normalize", "False", "--starts", "random", "--no-refine")
 
 
 def random_views(n_x, n_y, d=3, seed=0):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from embeddings import PLAIN
 from test_fourier_fits import unit_rows
 
 from mmdma_core import MMDMA, Settings, Unsupported, simulate, start
@@ -106,7 +107,7 @@ def test_a_bad_batch_size_is_named(size):
 def test_what_cannot_take_samples_says_so():
     x, y, _ = simulate("branch", 300, 20)
     with pytest.raises(Unsupported, match="batch_size is for primal-fourier, on dense views with fewer features than"):
-        MMDMA("primal-fused", batch_size=100, n_epochs=1, n_starts=1).fit(x, y)
+        MMDMA("primal-fused", batch_size=100, n_epochs=1, n_starts=1, **PLAIN).fit(x, y)
     with pytest.raises(Unsupported, match="batch_size is for primal-fourier, on dense views with fewer features than"):
         start("primal-fourier", *simulate("branch", 300, 310)[:2], SETTINGS, batch_size=100, n_updates=1)
     with pytest.raises(ValueError, match="n_updates must be at least 1 with batch_size, got 0"):
@@ -120,6 +121,8 @@ def test_a_fit_in_batches_ends_where_one_of_all_cells_ends():
     views = unit_rows(x), unit_rows(y)
     losses = []
     for size in ("auto", None):
-        model = MMDMA("primal-fourier", n_epochs=150, n_starts=1, random_state=0, loss_every=150, batch_size=size)
+        model = MMDMA(
+            "primal-fourier", n_epochs=150, n_starts=1, random_state=0, loss_every=150, batch_size=size, **PLAIN
+        )
         losses.append(model.fit(*views).starts_["loss"][0])
     assert losses[0] < 1.1 * losses[1]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from embeddings import PLAIN_OPTIONS
 
 from mmdma_core import MMDMA, simulate
 from mmdma_core.matching import match_ranks
@@ -45,11 +46,14 @@ def run(*arguments, status=0):
 
 
 def fit(*arguments, status=0):
-    run("fit", *QUICK, "--quiet", "--out", "out", *arguments, status=status)
+    """As the paper has it: what is written and said of it costs no more than that."""
+    run("fit", *QUICK, *PLAIN_OPTIONS, "--quiet", "--out", "out", *arguments, status=status)
 
 
 def test_fit_writes_embeddings_model_history_metrics_and_pictures(folder):
-    fit("--x", "x.npy", "--y", "y.npy", "--match", "match.txt", "--labels", "labels.txt")
+    """With the parameters' defaults."""
+    truth = "--match", "match.txt", "--labels", "labels.txt"
+    run("fit", *QUICK, "--quiet", "--out", "out", "--x", "x.npy", "--y", "y.npy", *truth)
     out = folder / "out"
     names = "embedding.png embedding_x.npy embedding_y.npy loss.csv loss.png metrics.json model.npz"
     assert sorted(path.name for path in out.iterdir()) == [*names.split(), "overlap.csv", "starts.csv"]

@@ -21,7 +21,7 @@ from mmdma_core import Settings, Unsupported, simulate, start, variant
 from mmdma_core.fused import compose, pair_kernels, pairs_cuda, views_cuda
 from mmdma_core.fused import pairs_cuda as kernels
 from mmdma_core.fused.pairs_cuda import kd_order
-from mmdma_core.matching.starts import run_starts
+from mmdma_core.matching.starts import Start, run_starts
 from mmdma_core.matching.training import train
 
 pytestmark = pytest.mark.slow
@@ -232,13 +232,15 @@ def test_a_start_that_diverges_between_two_losses_ends_alone(as_on_cuda, monkeyp
     x, y, _ = simulate("branch", 300, 20)
     run = start("primal-fused", x, y, Settings(learning_rate=1e-3))
 
-    def train_one(run, seed, _):
-        run._adam.learning_rate = 1e30 if seed == 1 else 1e-3
+    def train_one(run, start, _):
+        run._adam.learning_rate = 1e30 if start.seed == 1 else 1e-3
         return train(run, 60, loss_every=60)
 
-    loss, rows, _ = run_starts([1, 2], lambda seed: run, train_one, lambda run, history: history.losses[-1].total)
+    both = [Start(1), Start(2)]
+    losses, rows, _ = run_starts(both, lambda start: run, train_one, lambda run, history: history.losses[-1].total)
     assert rows["stopped"].tolist() == ["diverged", None]
-    assert math.isfinite(loss)
+    assert losses[0] is None
+    assert math.isfinite(losses[1])
 
 
 @interpreted

@@ -14,6 +14,7 @@ import pyarrow
 import pytest
 import scipy.sparse
 import torch
+from embeddings import PLAIN
 
 from benchmarks.config import read
 from benchmarks.study import load
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in b
 
 def model(**more):
     given = {"n_components": 2, "n_epochs": 5, "n_starts": 1, "random_state": 0, "device": "cpu"}
-    return MMDMA("primal", **given | {"l2_normalize": True} | more)
+    return MMDMA("primal", **PLAIN | given | {"l2_normalize": True} | more)
 
 
 def scipy_of(form, kind="array"):
@@ -297,7 +298,7 @@ def test_a_number_may_be_a_scalar_of_numpy_or_torch(kind, tmp_path):
     numbers |= {"loss_every": 2, "window": 2, "tolerance": 0.5, "random_state": 3, "batch_size": 100}
     scalars = {name: of(value) for name, value in numbers.items()}
     found = [
-        MMDMA("primal-fourier", device="cpu", checkpoint=tmp_path / f"{k}.npz", **given).fit(X, Y)
+        MMDMA("primal-fourier", device="cpu", checkpoint=tmp_path / f"{k}.npz", **PLAIN | given).fit(X, Y)
         for k, given in enumerate((numbers, scalars))
     ]
     np.testing.assert_array_equal(found[0].embedding_x_, found[1].embedding_x_)

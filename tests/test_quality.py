@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import REAL_DATA, ROOT, own_config
+from embeddings import PLAIN
 
 from benchmarks import study
 from benchmarks.config import ConfigError
@@ -195,7 +196,7 @@ def test_a_fit_is_that_of_the_estimator_with_all_settings_and_its_own_loss(metho
     facts = facts_of(method, settings, n=40)
     x, y, _ = simulate("branch", 40, 3, 0)
     same = dict(n_components=2, lambda1=0.01, lambda2=0.3, sigma=0.7, learning_rate=0.01, unbiased=unbiased)
-    model = MMDMA(method, **same, n_epochs=3, n_starts=1, l2_normalize=True, random_state=0)
+    model = MMDMA(method, **PLAIN | same | {"l2_normalize": True}, n_epochs=3, n_starts=1, random_state=0)
     assert facts["metrics"]["loss"] == pytest.approx(model.fit(x, y).loss_history_["total"].iloc[-1], rel=1e-5)
 
 
@@ -211,5 +212,6 @@ def test_scgem_is_matched_as_well_as_published():
         "learning_rate": 0.005,
         "unbiased": False,
     }
-    model = MMDMA("primal-fused", **setting, n_epochs=1000, n_starts=3, l2_normalize=True, random_state=0).fit(x, y)
+    setting |= PLAIN | {"l2_normalize": True}
+    model = MMDMA("primal-fused", **setting, n_epochs=1000, n_starts=3, random_state=0).fit(x, y)
     assert quality.metrics.foscttm(model.embedding_x_, model.embedding_y_, match) < 0.24

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import zarr
+from embeddings import PLAIN
 from refusals import refused
 
 from mmdma_core import MMDMA, match
@@ -26,7 +27,14 @@ N = 40
 rng = np.random.default_rng(0)
 COUNTS = scipy.sparse.csr_array(rng.poisson(1.0, (N, 8)))  # integers
 OTHER = rng.normal(size=(N, 5)).astype(np.float32)
-QUICK = {"variant": "primal", "n_components": 2, "n_epochs": 5, "n_starts": 1, "loss_every": 5, "random_state": 0}
+QUICK = {
+    "variant": "primal",
+    "n_components": 2,
+    "n_epochs": 5,
+    "n_starts": 1,
+    "loss_every": 5,
+    "random_state": 0,
+} | PLAIN
 NAMES = tuple(f"g{i}" for i in range(8))
 
 

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from embeddings import PLAIN
 
 from mmdma_core import MMDMA, Settings, host, simulate, start
 from mmdma_core.fused.threads import in_threads
@@ -114,7 +115,7 @@ def test_a_fit_after_a_fit_in_a_fork_answers(variant):
 
     def fit():
         x, y, _ = simulate("branch", 2000, 100)
-        return MMDMA(variant, n_epochs=2, n_starts=1, random_state=0, device="cpu").fit(x, y).starts_.loss[0]
+        return MMDMA(variant, n_epochs=2, n_starts=1, random_state=0, device="cpu", **PLAIN).fit(x, y).starts_.loss[0]
 
     assert in_a_fork(fit) == pytest.approx(fit(), rel=1e-5)
     assert in_a_fork(fit) == pytest.approx(fit(), rel=1e-5)

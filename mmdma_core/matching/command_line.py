@@ -19,6 +19,7 @@ from mmdma_core.matching.estimator import MMDMA  # noqa: E402
 
 _VIEWS = ("x", "y")
 _TEXTS = ("variant", "device", "checkpoint")
+_FLAGS = ("l2_normalize",)  # which may stand without a value: True
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -145,7 +146,8 @@ def _add_parameters(group: argparse._ArgumentGroup) -> None:
                 shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
                 kind = str if name in _TEXTS else _value
                 text = f"{text} (default: {shown})"
-                group.add_argument(option, type=kind, default=default, metavar="VALUE", help=text)
+                alone = {"nargs": "?", "const": True} if name in _FLAGS else {}
+                group.add_argument(option, type=kind, default=default, metavar="VALUE", help=text, **alone)
 
 
 def _described(docstring: str) -> dict[str, str]:
@@ -156,9 +158,11 @@ def _described(docstring: str) -> dict[str, str]:
 
 
 def _value(text: str) -> object:
-    """Read a number, or several between commas with a name (uniform,0,0.1), else the text."""
+    """Read a number, or several between commas with a name (uniform,0,0.1), True or False, else the text."""
     if "," in text:
         return tuple(_value(part) for part in text.split(","))
+    if text in ("True", "False"):
+        return text == "True"
     for kind in (int, float):
         try:
             return kind(text)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.preprocessing import normalize
 from sklearn.utils._set_output import _wrap_data_with_container
@@ -18,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from mmdma_core import registry
 from mmdma_core.files.atomic import check_writable
 from mmdma_core.fused.ranks import world
-from mmdma_core.inputs import Kernel
+from mmdma_core.inputs import Kernel, as_views
 from mmdma_core.matching import model_file, starts
 from mmdma_core.matching.preprocess import (
     Matrix,
@@ -241,8 +242,10 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             check_writable({starts.checkpoint_path(self, k): 0 for k in range(starts.most_starts(self))})
         taken = take_both(X, Y, use_rep, layer)
         rows = [as_rows(view.matrix, name, 2) for name, view in zip("XY", taken, strict=True)]
-        self.l2_normalize_ = self._rows_of_one_length(*rows)
         kernel = self.kernel == "precomputed"
+        if kernel:
+            as_views(*map(Kernel, rows), torch.device("cpu"))  # which refuses what is none
+        self.l2_normalize_ = self._rows_of_one_length(*rows)
         scaled = self.scale and not self.l2_normalize_
         self.scale_x_, self.scale_y_ = (scale_of(of_view, kernel) if scaled else 1.0 for of_view in rows)
         rows = [self._of_length(*of_view) for of_view in zip(rows, (self.scale_x_, self.scale_y_), strict=True)]
