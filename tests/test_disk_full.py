@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import anndata
 import numpy as np
 import pytest
+from embeddings import PLAIN_OPTIONS
 
 from mmdma_core import MMDMA
 from mmdma_core.files import io
@@ -16,7 +17,8 @@ from mmdma_core.files.atomic import Unwritten, atomically
 from mmdma_core.matching.command_line import main
 
 N = 40
-FIT = "fit --variant primal --n-epochs 2 --n-starts 1 --loss-every 1 --random-state 0 --same-cells --quiet --out out"
+FIT = "fit --variant primal --n-epochs 2 --n-starts 1 --loss-every 1 --random-state 0 --same-cells --quiet --out out "
+FIT += " ".join(PLAIN_OPTIONS)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from embeddings import PLAIN
 
 from mmdma_core import MMDMA, simulate
 from mmdma_core.matching.command_line import main
@@ -33,7 +34,7 @@ def test_notes_are_printed(tmp_path, monkeypatch, caplog, command):
 @pytest.mark.parametrize("method", ["fit", "fit_transform"])
 def test_a_warning_names_the_line_of_the_caller(method):
     x, y, _ = simulate("branch", 30, 3)
-    model = MMDMA("primal", n_components=4, n_epochs=2, n_starts=2, random_state=0)
+    model = MMDMA("primal", n_components=4, n_epochs=2, n_starts=2, random_state=0, **PLAIN)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         getattr(model, method)(x, y)

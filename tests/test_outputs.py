@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from embeddings import PLAIN, PLAIN_OPTIONS
 
 from mmdma_core import MMDMA
 from mmdma_core.files.atomic import Unwritten, atomically, check_writable
 from mmdma_core.matching.command_line import main
 
 N = 40
-FIT = "fit --variant primal --n-epochs 2 --n-starts 1 --random-state 0 --n-components 2 --device cpu --quiet"
+FIT = "fit --variant primal --n-epochs 2 --n-starts 1 --random-state 0 --n-components 2 --device cpu --quiet "
+FIT += " ".join(PLAIN_OPTIONS)
 READ = "--x x.npy --y y.npy"
 LONG = "n" * 256
 
@@ -29,7 +31,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "results/loss.png").mkdir(parents=True)
     (tmp_path / "taken.npy").mkdir()
-    MMDMA("primal", n_components=2, n_epochs=1, n_starts=1, random_state=0, device="cpu").fit(
+    MMDMA("primal", n_components=2, n_epochs=1, n_starts=1, random_state=0, device="cpu", **PLAIN).fit(
         np.load("x.npy"), np.load("y.npy")
     ).save("model.npz")
     return tmp_path

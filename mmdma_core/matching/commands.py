@@ -242,7 +242,8 @@ def _sizes(out: Path, views: list[io.View], model: MMDMA) -> dict[Path, int]:
         n, p = view.n_cells, view.matrix.shape[1]
         of_copy = view.path.stat().st_size if view.copied and path not in sizes else 0
         sizes[path] = sizes.get(path, of_copy) + n * of_number
-        sizes[out / "model.npz"] += (n + (n if model.kernel == "precomputed" else p)) * of_number
+        weights = n if model.kernel == "precomputed" else p
+        sizes[out / "model.npz"] += (n + 2 * weights) * of_number  # as they were trained, and refined
     return sizes
 
 

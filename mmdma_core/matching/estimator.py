@@ -37,7 +37,7 @@ from mmdma_core.matching.preprocess import (
 from mmdma_core.matching.symmetries import rows_of_one_length
 from mmdma_core.matching.training import Callback
 from mmdma_core.objective import LossTerms
-from mmdma_core.settings import plain
+from mmdma_core.settings import own_state, plain
 
 _LOG = logging.getLogger("mmdma_core")
 
@@ -416,7 +416,9 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return bool(self.l2_normalize)
         if self.kernel == "precomputed":
             return False
-        unit = rows_of_one_length(x, y, plain(self.n_components), starts.device_of(self))
+        device = starts.device_of(self)
+        with own_state(device):
+            unit = rows_of_one_length(x, y, plain(self.n_components), device)
         _LOG.info("cells %s, which matches better", "have length 1" if unit else "keep their lengths")
         return world().broadcast(unit)
 
@@ -424,7 +426,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Rows of length 1, or of a view divided by its scale."""
         if self.l2_normalize_:
             return normalize(rows)
-        return rows if scale == 1 else rows / np.float32(scale)
+        return rows if scale == 1 else rows * np.float32(1 / scale)  # a quotient of a sparse one would be of float64
 
     def _taken(
         self, given: Any, name: str, view: Literal["x", "y"], use_rep: str | None = None, layer: str | None = None

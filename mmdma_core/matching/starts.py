@@ -32,7 +32,7 @@ from mmdma_core.matching.refinement import Clouds, Flat
 from mmdma_core.matching.symmetries import Axes, starting_values
 from mmdma_core.matching.training import Checkpoint, History, Stopping, train
 from mmdma_core.run import AdamRun, Run
-from mmdma_core.settings import Settings, plain
+from mmdma_core.settings import Settings, own_state, plain
 
 _SETTINGS = ("n_components", "lambda1", "lambda2", "learning_rate", "unbiased", "init", "amsgrad")
 KEPT = 3  # starts from symmetries
@@ -125,12 +125,13 @@ class Problem:
     def solve(self) -> Solution:
         """Run all starts, see `run_starts`, and choose among them: by their loss, or once they are refined."""
         with compilers.explained(), brief_waits():
-            planned = self._planned()
+            with own_state(self.device):
+                planned = self._planned()
             if self._model.sigma == "median":
                 self.sigma = median_sigma(*(e.cpu().numpy() for e in self.begin(planned[0]).embeddings()))
             results, rows, interrupted = run_starts(planned, self.begin, self.train, self.result)
             if self._model.refine and not interrupted:
-                with suppress(Flat):
+                with suppress(Flat), own_state(self.device):
                     return self._refined(results, rows)
         best = int(rows["loss"].idxmin())
         rows["chosen"] = rows.index == best
@@ -316,8 +317,9 @@ def run_starts(
 def _begin_again(run: AdamRun, start: Start) -> None:
     """Begin a run again from other starting values; what was formed from the data stays."""
     run.restart(start.seed)
-    for own, given in zip(run.parameters, start.parameters or run.parameters, strict=True):
-        own.copy_(torch.as_tensor(given))
+    if start.parameters:
+        for own, given in zip(run.parameters, start.parameters, strict=True):
+            own.copy_(torch.from_numpy(given))
 
 
 def _time_left(rows: list[tuple], n_starts: int) -> str:
