@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmdma_core import MMDMA, LossTerms, Run, io, metrics
+from mmdma_core import MMDMA, io, metrics
 
 folder = Path(sys.argv[1]) / "snareseq"
 x, y = (io.read_view(folder / f"SNAREseq_{name}_feat.npy").matrix for name in ("atac", "rna"))
@@ -17,24 +17,25 @@ types_x, types_y = (io.read_vector(folder / f"SNAREseq_{name}_types.txt", "types
 truth = np.arange(len(x))
 print(f"accessibility {x.shape}, expression {y.shape}")
 
-of_each_start = []
-
-
-def watch(run: Run, terms: LossTerms) -> None:
-    """Called whenever the loss is recorded, here at the end of each start."""
-    of_each_start.append(metrics.foscttm(*run.embeddings(), truth))
-
-
-model = MMDMA(l2_normalize=True, n_starts=4, random_state=0, loss_every=1000, callbacks=[watch])
+model = MMDMA(n_starts=4, random_state=0, loss_every=1000, keep_starts=True)
 e_x, e_y = model.fit_transform(x, y)
 
 print(f"variant: {model.variant_}")
-print("\nEach start, its loss, and the fraction of cells closer than the true match (FOSCTTM):")
-for start, foscttm in zip(model.starts_.itertuples(), of_each_start, strict=True):
-    print(f"  seed {start.seed}: loss {start.loss:.4f}, FOSCTTM {foscttm:.2f}")
-print("A start that found a mirrored or rotated match has a FOSCTTM near or above 0.5. The lowest loss is kept.")
+print(f"rows of one length: {model.l2_normalize_}")
+print(
+    "\nEach start, its loss, the fraction of cells closer than the true match (FOSCTTM), and, once it is refined, the"
+)
+print("discrepancy of both views. Starts of one match pair the same cells.")
+for start, pair in zip(model.starts_.to_dict("records"), model.start_embeddings_, strict=True):
+    trained, refined = f"loss {start['loss']:.4f}", f"discrepancy {start['discrepancy']:.4f}"
+    foscttm = metrics.foscttm(*pair, truth)
+    print(
+        f"  seed {start['seed']}, {start['from']}: {trained}, FOSCTTM {foscttm:.2f}, {refined}, match {start['match']}"
+    )
+print(f"chosen: seed {model.starts_['seed'][model.starts_['chosen']].item()}")
+print(f"ambiguous: {model.ambiguous_}")
 
 found = metrics.evaluate(e_x, e_y, truth, types_x, types_y)
-print("\nThe one that is kept:")
+print("\nThe one that is chosen, refined:")
 for name, value in found.values.items():
     print(f"  {name}: {value:.2f}")
