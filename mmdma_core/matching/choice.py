@@ -37,6 +37,7 @@ class Candidate:
     """A start as the choice sees it.
 
     start        its number
+    loss         of MMD-MA, as it was trained
     clouds       its embeddings in units of their own
     found        the map of y that refines it, and MMD2 there: in a sample, then on all cells
     before       MMD2 at FINE as it was trained, in the sample
@@ -44,6 +45,7 @@ class Candidate:
     """
 
     start: int
+    loss: float
     clouds: Clouds
     found: Refined
     before: float
@@ -69,21 +71,24 @@ class Choice:
         return self.errors is not None and self.errors < _DECISIVE
 
 
-def candidate(start: int, clouds: Clouds) -> Candidate:
+def candidate(start: int, loss: float, clouds: Clouds) -> Candidate:
     """Refine a start in a sample of its cells: the same ones of every start."""
     sample = clouds.sample(MANY, np.random.default_rng(0))
     as_it_is = clouds.as_they_are()
+    centred = np.vstack([as_it_is[:-1], 0 * as_it_is[-1:]])
     with alone():
-        before = Discrepancy(sample, FINE).value(as_it_is)
-    return Candidate(start, clouds, refined(sample, [as_it_is], FINE)[0], before)
+        value = Discrepancy(sample, FINE).value
+        before = value(as_it_is)
+        nearer = as_it_is if before <= value(centred) else centred
+    return Candidate(start, loss, clouds, refined(sample, [nearer], FINE)[0], before)
 
 
 def choose(candidates: Sequence[Candidate]) -> Choice:
     """Number the matches, refine the best of those that come near the best one on all cells, and choose."""
     numbered = _numbered(sorted(candidates, key=lambda one: one.found.discrepancy))
-    best_of_each = [next(one for one in numbered if one.match == k) for k in range(numbered[-1].match + 1)]
-    near = _WITHIN * sum(1 / min(n, MANY) for n in best_of_each[0].clouds.sizes) / 2
-    limit = best_of_each[0].found.discrepancy + near
+    near = _WITHIN * sum(1 / min(n, MANY) for n in numbered[0].clouds.sizes) / 2
+    best_of_each = [_best(numbered, k, near) for k in range(1 + max(one.match for one in numbered))]
+    limit = numbered[0].found.discrepancy + near
     best = [_whole(one) for one in best_of_each[:_KEPT] if one.found.discrepancy <= limit]
     best.sort(key=lambda one: one.found.discrepancy)
     errors = None
@@ -96,7 +101,18 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
     return Choice([of_start[k] for k in sorted(of_start)], settled[0], settled[1:], errors)
 
 
+def _best(candidates: Sequence[Candidate], match: int, near: float) -> Candidate:
+    """Of the candidates of a match that fit about as well, sorted by how well, the one of the lowest loss."""
+    own = [one for one in candidates if one.match == match]
+    return min(
+        (one for one in own if one.found.discrepancy <= own[0].found.discrepancy + near), key=lambda one: one.loss
+    )
+
+
 def _whole(one: Candidate) -> Candidate:
+    """The candidate refined on all cells, if these are more than its sample."""
+    if max(one.clouds.sizes) <= MANY:
+        return one
     return replace(one, found=on_all_cells(one.clouds, [one.found], FINE)[0])
 
 

@@ -16,13 +16,14 @@ one axis and every exchange of two, until nothing is better. The widths go from 
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeWarning, minimize
 
 from mmdma_core.errors import Unsupported
 from mmdma_core.fused.compose import EXACT_UP_TO, exact_mmd, fourier_mmd, missing_for_exact
@@ -40,9 +41,8 @@ _STEPS = (10, 10, 20, 40)  # iterations: of all, of the best and of neighbours o
 _KEPT = (24, 8, 8)  # maps after each of the first three
 _ROUNDS = 3  # of flips and exchanges
 _FREQUENCIES = 256
-_BLOCK, _ENOUGH = 2**15, 2**18  # rows of phases at a time, and of a curvature
-_NEWTON_STEPS = 5
-_LEAST_VARIANCE = 1e-6  # of an axis, in shares of the largest: no cloud is blown up along what is rounding
+_FEW_STEPS = 5  # of all cells, if they are many
+_LEAST_VARIANCE = 1e-6  # of an axis, in shares of the largest: none is blown up along what is rounding
 
 Map = np.ndarray  # (d + 1, d): B, and t in the last row
 
@@ -52,12 +52,22 @@ class Flat(ValueError):
 
 
 @dataclass(frozen=True)
+class Refined:
+    """A map, MMD2 there, and about the inverse of its second derivatives."""
+
+    theta: Map
+    discrepancy: float
+    inverse: np.ndarray
+
+
+@dataclass(frozen=True)
 class Clouds:
     """Both embeddings of a match in units of their own.
 
-    a, b    (n_x, d) and (n_y, d), float32: E_x along its axes, and E_y whitened; of ranks the rows that are here
-    spread  (d,), the standard deviations of a
-    units   what leads back to the embeddings: the mean of E_x, its axes times its scale, the mean of E_y, its whitening
+    a, b    (n_x, d) and (n_y, d), float32, of ranks the rows that are here. (Were b white, axes along which it has but
+            noise would be as easily moved as any other, and MMD2 hardly tells how far these are.)
+    spread  (2, d), the standard deviations of a and of b
+    units   what leads back to the embeddings: the mean of E_x and its axes times its scale, the same of E_y
     ranks   of the rows of either cloud
     """
 
@@ -75,13 +85,13 @@ class Clouds:
         )
         if not min(variances_x[0], variances_y[0]) > 0:
             raise Flat("all points of an embedding coincide")
-        scale = np.sqrt(variances_x.sum())
-        whitening = axes_y / np.sqrt(np.maximum(variances_y, _LEAST_VARIANCE * variances_y[0]))
-        a, b = (e_x - mean_x) @ (axes_x / scale), (e_y - mean_y) @ whitening
-        spread = np.sqrt(np.maximum(variances_x, _LEAST_VARIANCE * variances_x[0])) / scale
+        scale_x, scale_y = np.sqrt(variances_x.sum()), np.sqrt(variances_y[0])
+        a, b = (e_x - mean_x) @ (axes_x / scale_x), (e_y - mean_y) @ (axes_y / scale_y)
+        variances = np.array([variances_x / scale_x**2, variances_y / scale_y**2])
+        spread = np.sqrt(np.maximum(variances, _LEAST_VARIANCE * variances[:, :1]))
         where = _where(device)
         placed = (torch.from_numpy(np.ascontiguousarray(cloud, np.float32)).to(where) for cloud in (a, b))
-        return cls(*placed, spread, (mean_x, axes_x * scale, mean_y, whitening), ranks)
+        return cls(*placed, spread, (mean_x, axes_x * scale_x, mean_y, axes_y * scale_y), ranks)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -98,18 +108,21 @@ class Clouds:
         theta = torch.as_tensor(theta, dtype=torch.float32, device=self.b.device)
         return torch.addmm(theta[-1], self.b, theta[:-1])
 
+    def apart(self, theta: Map, other: Map) -> float:
+        """Return the mean of |q - q'|^2 over b for two maps."""
+        return float((((theta - other) * np.append(self.spread[1], 1)[:, None]) ** 2).sum())
+
     def as_they_are(self) -> Map:
         """Return the map that moves nothing: b B + t is E_y, in the units of a."""
-        mean_x, axes, mean_y, whitening = self.units
-        inverse = np.linalg.inv(whitening)
-        of_x = axes / (axes**2).sum(0)
-        return np.vstack([inverse @ of_x, (mean_y - mean_x) @ of_x])
+        mean_x, axes_x, mean_y, axes_y = self.units
+        into = axes_x / (axes_x**2).sum(0)
+        return np.vstack([axes_y.T @ into, (mean_y - mean_x) @ into])
 
     def of_embeddings(self, theta: Map) -> tuple[np.ndarray, np.ndarray]:
         """Return A (d, d) and c (d,), such that E_y A + c is where the map takes E_y."""
-        mean_x, axes, mean_y, whitening = self.units
-        back = whitening @ theta[:-1] @ axes.T
-        return back, theta[-1] @ axes.T + mean_x - mean_y @ back
+        mean_x, axes_x, mean_y, axes_y = self.units
+        back = axes_y / (axes_y**2).sum(0) @ theta[:-1] @ axes_x.T
+        return back, theta[-1] @ axes_x.T + mean_x - mean_y @ back
 
 
 def _axes(e: np.ndarray, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -148,7 +161,7 @@ class Discrepancy:
 
     def __init__(self, clouds: Clouds, sigma: float) -> None:
         self.clouds, self._sigma = clouds, sigma
-        settings = Settings(n_components=len(clouds.spread), sigma=sigma, unbiased=True)
+        settings = Settings(n_components=clouds.a.shape[1], sigma=sigma, unbiased=True)
         self._of_a, self._of_q = torch.empty_like(clouds.a), torch.empty_like(clouds.b)
         if max(clouds.sizes) <= EXACT_UP_TO:
             self._pairs, self._frequencies = exact_mmd(*clouds.sizes, settings, clouds.a.device, clouds.ranks), None
@@ -159,7 +172,7 @@ class Discrepancy:
     def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
         """Return MMD2 and its gradient (d (d + 1),) at a map, given as it is or as one row."""
         clouds, ranks = self.clouds, self.clouds.ranks[1]
-        q = clouds.moved(theta.reshape(-1, len(clouds.spread)))
+        q = clouds.moved(theta.reshape(-1, clouds.a.shape[1]))
         value = self._pairs(clouds.a, q, self._of_a, self._of_q) if self._pairs else self._from_frequencies(q)
         gradient = torch.cat([clouds.b.T @ self._of_q, self._of_q.sum(0, keepdim=True)]).double().cpu().numpy()
         return ranks.broadcast((float(value), ranks.sum(gradient).ravel()))
@@ -168,37 +181,16 @@ class Discrepancy:
         """Return MMD2 at a map."""
         return self(theta)[0]
 
-    def minimised(self, theta: Map, steps: int = _STEPS[3]) -> Map:
-        """Return a map of lower MMD2, after at most so many iterations of BFGS."""
-        options = {"maxiter": steps, "gtol": 1e-7}
-        return minimize(self, theta.ravel(), jac=True, method="BFGS", options=options).x.reshape(theta.shape)
+    def minimised(self, theta: Map, steps: int, inverse: np.ndarray | None = None) -> Refined:
+        """Return a map of lower MMD2, after at most so many iterations of BFGS.
 
-    def curvature(self, theta: Map) -> np.ndarray:
-        """Return the second derivatives at a map where the clouds almost coincide, (d (d + 1), d (d + 1)).
-
-        By Gauss and Newton: MMD2 is the mean of |phi_a - phi_q|^2 over frequencies w, and phi_q, the mean of
-        exp(i w.q) with q = b B + t, has the derivatives i w_l mean(b_k exp(i w.q)) with respect to B_kl.
+        inverse  of the second derivatives, where something is known of it: then few iterations are enough
         """
-        frequencies = self._frequencies or _frequencies(self.clouds, self._sigma)
-        clouds = self.clouds.sample(_ENOUGH, np.random.default_rng(0))
-        waves = torch.from_numpy(2 * np.pi * frequencies.turns).to(clouds.b)
-        sums = np.zeros((2, len(theta), waves.shape[1]))
-        q = clouds.moved(theta)
-        for low in range(0, len(q), _BLOCK):
-            phases = q[low : low + _BLOCK] @ waves
-            points = torch.nn.functional.pad(clouds.b[low : low + _BLOCK], (0, 1), value=1.0).T
-            sums += torch.stack([points @ phases.cos(), points @ phases.sin()]).double().cpu().numpy()
-        means = sums / clouds.sizes[1]
-        slopes = means[:, :, None] * waves.double().cpu().numpy()  # (2, d + 1, d, D)
-        slopes = slopes.reshape(2, theta.size, -1)
-        return 2 / waves.shape[1] * (slopes @ slopes.transpose(0, 2, 1)).sum(0)
-
-    def near(self, theta: Map) -> Map:
-        """Return a map of lower MMD2 near one that is almost the best, in few passes."""
-        curvature = self.curvature(theta)
-        options = {"maxiter": _NEWTON_STEPS, "initial_trust_radius": 0.1, "gtol": 1e-9}
-        found = minimize(self, theta.ravel(), jac=True, hess=lambda _: curvature, method="trust-exact", options=options)
-        return found.x.reshape(theta.shape)
+        options = {"maxiter": steps, "gtol": 1e-7 if inverse is None else 0.0, "hess_inv0": inverse}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OptimizeWarning)
+            found = minimize(self, theta.ravel(), jac=True, method="BFGS", options=options)
+        return Refined(found.x.reshape(theta.shape), float(found.fun), found.hess_inv)
 
     def spectrum(self, theta: Map) -> tuple[np.ndarray, np.ndarray]:
         """Return the frequencies (d, D), and of a and of b B + t the means of cosines and of sines, (2, 2, D)."""
@@ -228,18 +220,10 @@ def _means(frequencies: Frequencies, cloud: torch.Tensor, ranks: Ranks) -> tuple
 
 def _frequencies(clouds: Clouds, sigma: float) -> Frequencies:
     """The same frequencies in every run and for all maps, so that these can be compared."""
-    settings = Settings(n_components=len(clouds.spread), sigma=sigma, n_frequencies=_FREQUENCIES)
+    settings = Settings(n_components=clouds.a.shape[1], sigma=sigma, n_frequencies=_FREQUENCIES)
     frequencies = fourier_mmd(*clouds.sizes, settings, clouds.a.device).fresh
     frequencies.draw(0, 0)
     return frequencies
-
-
-@dataclass(frozen=True)
-class Refined:
-    """A map, and MMD2 there at the width FINE."""
-
-    theta: Map
-    discrepancy: float
 
 
 def refined(
@@ -248,25 +232,19 @@ def refined(
     """Minimise MMD2 from each map; return the best few that differ, the best one first."""
     with alone():
         discrepancy = Discrepancy(clouds, sigma)
-        found = [discrepancy.minimised(theta, steps) for theta in thetas]
-        return distinct(clouds, [Refined(theta, discrepancy.value(theta)) for theta in found], keep)
+        return distinct(clouds, [discrepancy.minimised(theta, steps) for theta in thetas], keep)
 
 
 def distinct(clouds: Clouds, found: Iterable[Refined], keep: int) -> list[Refined]:
     """Return the best few of maps that take b to other places, the best one first."""
     kept: list[Refined] = []
     for one in sorted(found, key=lambda one: one.discrepancy):
-        if len(kept) < keep and all(apart(one.theta, other.theta) > _SAME for other in kept):
+        if len(kept) < keep and all(clouds.apart(one.theta, other.theta) > _SAME for other in kept):
             kept.append(one)
     return kept
 
 
 _SAME = 0.05  # mean |q - q'|^2 of two maps up to which they are one match; the total variance is 1
-
-
-def apart(theta: Map, other: Map) -> float:
-    """Return the mean of |q - q'|^2 over b, which is white: the sum of squares of the difference."""
-    return float(((theta - other) ** 2).sum())
 
 
 def search(clouds: Clouds, keep: int, rng: np.random.Generator) -> list[Refined]:
@@ -277,29 +255,30 @@ def search(clouds: Clouds, keep: int, rng: np.random.Generator) -> list[Refined]
     some, lowest = clouds.sample(_SOME, rng), np.inf
     for _ in range(_ROUNDS):
         few = clouds.sample(_FEW, rng)
-        around = [near for one in found[:2] for near in _neighbours(one.theta, clouds.spread)]
+        around = [near for one in found[:2] for near in _neighbours(one.theta, clouds.spread[0])]
         nearby = refined(few, around, FINE, _STEPS[1], _KEPT[1] // 2)
         found = refined(some, [one.theta for one in (*found, *nearby)], FINE, _STEPS[2], _KEPT[2])
         if not found[0].discrepancy < lowest - 1e-5:
             break
         lowest = found[0].discrepancy
-    return refined(clouds.sample(MANY, rng), [one.theta for one in found], FINE, _STEPS[3], keep)
+    return found[:keep]
 
 
 def _symmetries(spread: np.ndarray, rng: np.random.Generator) -> list[Map]:
     """Maps of the axes of b onto those of a: the leading ones in every order with every sign, the others in order."""
-    d, leading = len(spread), min(_LEADING, len(spread))
+    of_a, of_b = spread
+    d, leading = len(of_a), min(_LEADING, len(of_a))
     turns = []
     for order in itertools.permutations(range(leading)):
         for signs in itertools.product((1, -1), repeat=leading):
             turns.append(np.eye(leading)[list(order)] * signs)
-    if leading > 1 and (spread[: leading - 1] < np.sqrt(_ALIKE) * spread[1:leading]).any():
+    if (spread[:, : leading - 1] < np.sqrt(_ALIKE) * spread[:, 1:leading]).any():
         turns += [np.linalg.qr(rng.standard_normal((leading, leading)))[0] for _ in range(_ROTATIONS)]
     maps = []
     for turn in turns:
         whole = np.eye(d)
         whole[:leading, :leading] = turn
-        maps.append(np.vstack([whole * spread, np.zeros(d)]))
+        maps.append(np.vstack([whole / of_b[:, None] * of_a, np.zeros(d)]))
     return maps
 
 
@@ -320,13 +299,20 @@ def _neighbours(theta: Map, spread: np.ndarray) -> list[Map]:
 
 
 def on_all_cells(clouds: Clouds, found: Sequence[Refined], sigma: float) -> list[Refined]:
-    """Refine maps that are almost the best on all cells at a width; return them in their order, MMD2 at FINE with them.
+    """Refine maps of a sample on all cells at a width; return them in their order, with MMD2 at FINE.
 
-    Of many cells each pass takes long, so that the steps are Newton's.
+    Of many cells a pass takes long: there the sample tells the second derivatives, and few iterations are enough.
     """
     with alone():
-        whole = Discrepancy(clouds, sigma)
-        many = max(clouds.sizes) > MANY
-        best = [(whole.near if many else whole.minimised)(one.theta) for one in found]
+        whole, sample = Discrepancy(clouds, sigma), None
+        if max(clouds.sizes) > MANY:
+            sample = Discrepancy(clouds.sample(MANY, np.random.default_rng(0)), sigma)
+        best = []
+        for one in found:
+            if sample is None:
+                best.append(whole.minimised(one.theta, _STEPS[3]))
+            else:
+                inverse = one.inverse if sigma == FINE else sample.minimised(one.theta, _STEPS[3]).inverse
+                best.append(whole.minimised(one.theta, _FEW_STEPS, (inverse + inverse.T) / 2))
         fine = whole if sigma == FINE else Discrepancy(clouds, FINE)
-        return [Refined(theta, fine.value(theta)) for theta in best]
+        return [replace(one, discrepancy=fine.value(one.theta)) for one in best]

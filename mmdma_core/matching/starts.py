@@ -168,7 +168,7 @@ class Problem:
             if result:
                 e_x, e_y = self.embeddings(result.weights)
                 clouds = Clouds.of(e_x, e_y, (world(len(e_x)), world(len(e_y))), self.device)
-                candidates.append(candidate(k, clouds))
+                candidates.append(candidate(k, rows["loss"][k], clouds))
         choice = choose(candidates)
         of_start = {one.start: one for one in choice.candidates}
         for name, of in (("discrepancy_before", lambda one: one.before), ("match", lambda one: one.match)):

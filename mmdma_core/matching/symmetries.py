@@ -22,6 +22,7 @@ from mmdma_core.matching.refinement import MANY, Clouds, Flat, Map, search
 
 _GRAM_UP_TO = 2_000  # columns of a dense view up to which its p x p matrix is formed
 _BLOCK = 2**15  # rows at a time
+_CONSTANT = 0.9  # share of a constant that a view has to explain
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,18 @@ class Axes:
         return replace(self, weights=alpha.astype(np.float32), constant=np.full((n, 1), 1 / n, np.float32))
 
     def placed(self, A: np.ndarray, c: np.ndarray) -> np.ndarray:
-        """Return weights whose embedding is nearest to embedding @ A + c: a linear map has no constant of its own."""
+        """Return weights whose embedding is embedding @ A + c, or without c where no linear map has a constant.
+
+        Uncentred data have one in their mean; of others it would be made of noise.
+        """
         ranks = world(len(self.embedding))
         basis = np.hstack([self.embedding, self.level]).astype(np.float64)
-        gram, wanted = ranks.sum(basis.T @ basis), ranks.sum(basis.T @ (self.embedding @ A + c))
-        found = np.linalg.lstsq(gram, wanted, rcond=1e-9)[0]
-        return (np.hstack([self.weights, self.constant]) @ found).astype(np.float32)
+        of_one = np.linalg.lstsq(ranks.sum(basis.T @ basis), ranks.sum(basis.sum(0)), rcond=1e-9)[0]
+        share = ranks.sum((basis @ of_one).sum(keepdims=True))[0] / ranks.n  # of a constant's square that is explained
+        weights = self.weights @ A
+        if share > _CONSTANT:
+            weights = weights + np.hstack([self.weights, self.constant]) @ of_one[:, None] * c
+        return weights.astype(np.float32)
 
 
 def starting_values(
@@ -82,7 +89,7 @@ def starting_values(
     Raises refinement.Flat for a view whose cells coincide.
     """
     clouds = Clouds.of(x.embedding, y.embedding, tuple(world(len(of.embedding)) for of in (x, y)), device)
-    weights_x = x.placed(np.eye(len(clouds.spread)), -clouds.units[0])
+    weights_x = x.placed(np.eye(clouds.a.shape[1]), -clouds.units[0])
     found = search(clouds, keep, np.random.default_rng(seed))
     return [(weights_x, y.placed(*_about(clouds, one.theta))) for one in found]
 
