@@ -40,7 +40,8 @@ def test_match_snareseq_runs_on_a_small_stand_in(tmp_path):
         np.savetxt(folder / f"SNAREseq_{name}_types.txt", np.arange(40) % 3, fmt="%d")
     output = printed("examples/match_snareseq.py", str(tmp_path))
     assert "accessibility (40, 8), expression (40, 6)" in output
-    assert output.count(", random: ") == 4 and ", symmetries: " in output
+    assert output.count(", random: ") == 4
+    assert ", symmetries: " in output
     assert "label_transfer_accuracy: " in output
 
 
