@@ -270,6 +270,17 @@ class Quality(_Keys):
     seed: Natural
     peers: Peers
     fit_timeout_s: Positive
+    refined: bool = True
+
+
+class RefinedSeeds(_Keys):
+    """Refined matches over seeds of the simulated data."""
+
+    n: Cells
+    shapes: Annotated[
+        list[Annotated[str, _one_of("branch", "triangle")]], Field(min_length=1), AfterValidator(_distinct)
+    ]
+    data_seeds: Annotated[list[Natural], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Scale(_Keys):
@@ -285,6 +296,7 @@ class Scale(_Keys):
     n_starts: Count
     seed: Natural
     fit_timeout_s: Positive
+    refined: RefinedSeeds | None = None
 
 
 class Citeseq(_Keys):

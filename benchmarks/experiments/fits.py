@@ -25,8 +25,11 @@ from benchmarks.measuring.measurement import Measurement, Report, few
 from benchmarks.measuring.records import Record
 from benchmarks.study import known_at
 from mmdma_core import MMDMA, MissingDependency, Settings
+from mmdma_core.matching.starts import Problem
+from mmdma_core.matching.symmetries import rows_of_one_length
 from mmdma_core.registry import LEAST_BATCH
 
+REFINED = "refined"  # of the name of a method whose starts are refined and chosen from
 _SAMPLE = 1_000  # cells of each view that FOSCTTM is of, where it is not of all
 _PEER_STYLES = (("#D62728", "X", ":"), ("#7F7F7F", "P", ":"))
 
@@ -42,6 +45,8 @@ class Fit(Measurement):
     batch_size  cells of each view that an update takes, see mmdma_core.MMDMA; None: all
     data_seed   of the data
     judge       the variant of the primal whose loss of the found weights stands for the fit's; None: the fit's own
+    whole       parameters of MMDMA, other than these, of a fit of several starts that are refined and chosen from, on
+                views as they are; none: one start, as the paper trains it, of rows of unit length
     ties        what a tie counts in FOSCTTM, see mmdma_core.metrics.foscttm
     """
 
@@ -51,6 +56,7 @@ class Fit(Measurement):
     data_seed: int = 0
     judge: str | None = None
     ties: float = 0.5
+    whole: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of(cls, method: str, batch_size: int | None = None, **asked: Any) -> Fit:
@@ -66,6 +72,9 @@ class Fit(Measurement):
         else:
             variant = mmdma_core.variant(method)
             source, lacks = variant_fingerprint(variant), variant.absent()
+            if asked.get("whole"):
+                name = f"{method} {REFINED}"
+                source += fingerprint_of(Problem, MMDMA.fit, rows_of_one_length, module=Problem.__module__)
         asked |= {"method": method, "batch_size": batch_size, "epochs": 1}  # it is timed as a whole
         return cls(variant=name, source=source, absent=lacks, **asked)
 
@@ -137,16 +146,28 @@ def fit_and_evaluate(fit: Fit, report: Report) -> None:
         e_x, e_y, loss = model.embedding_x_, model.embedding_y_, _loss(fit, x, y, model)
     report({"prepare_s": times[0], "epoch_s": [times[1]], "stage": "metrics"})
     report({"peak_host_bytes": max(0, memory.host_peak_bytes() - before)})
-    quality = _quality(e_x, e_y, match, fit.ties)
-    report({"metrics": quality | {"loss": loss, "compile_s": compile_s}, "status": "ok"})
+    found = _quality(e_x, e_y, match, fit.ties) | {"loss": loss, "compile_s": compile_s}
+    if fit.whole:
+        found |= {"ambiguous": model.ambiguous_, "errors": model.errors_, "l2_normalize": model.l2_normalize_}
+        found |= {"starts": _of_starts(model, match, fit.ties)}
+    report({"metrics": found, "status": "ok"})
+
+
+def _of_starts(model: MMDMA, match: np.ndarray, ties: float) -> list[dict[str, Any]]:
+    """A row for each start, with FOSCTTM as it was trained."""
+    rows = model.starts_.drop(columns=["seconds", "stopped"]).replace({np.nan: None}).to_dict("records")
+    embeddings = zip(rows, model.start_embeddings_, strict=True)
+    return [row | {"foscttm": pair and _quality(*pair, match, ties)["foscttm"]} for row, pair in embeddings]
 
 
 def _views(fit: Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both views with rows of unit length, and the match."""
+    """Both views, with rows of unit length for a fit of one start, and the match."""
     if fit.data is not None:
         x, y, match = fit.data.views(fit.n, fit.p, fit.data_seed)
     else:
         x, y, match = mmdma_core.simulate(fit.shape, fit.n, fit.p, fit.data_seed, noise=fit.data_mode)
+    if fit.whole:
+        return *(np.asarray(view, np.float32) for view in (x, y)), match
     return *(torch.nn.functional.normalize(torch.as_tensor(view), dim=1).numpy() for view in (x, y)), match
 
 
@@ -161,15 +182,19 @@ def _fit_few(fit: Fit) -> None:
 
 def _fitted(fit: Fit, x: np.ndarray, y: np.ndarray, updates: int) -> MMDMA:
     taken = ("n_components", "sigma", "lambda1", "lambda2", "learning_rate", "unbiased")
+    parameters = {name: getattr(fit.settings, name) for name in taken} | {
+        "random_state": fit.seed,
+        "device": fit.device,
+    }
+    if fit.whole:
+        return MMDMA(fit.method, **parameters | dict(fit.whole), keep_starts=True).fit(x, y)
     return MMDMA(
         fit.method,
-        **{name: getattr(fit.settings, name) for name in taken},
+        **parameters,
         n_epochs=updates,
         n_starts=1,
         batch_size=fit.batch_size if len(x) > (fit.batch_size or 0) else None,
         loss_every=updates,
-        device=fit.device,
-        random_state=fit.seed,
         scale=False,
         l2_normalize=False,
         starts="random",
@@ -199,6 +224,8 @@ def style_of(method: str, in_batches: bool = False) -> Style:
     """Return how a variant or a peer is drawn."""
     if method in PEERS:
         return Style(PEERS[method].label, *_PEER_STYLES[list(PEERS).index(method)])
+    if method.endswith(REFINED):
+        return Style(f"{short_label(method.removesuffix(REFINED).strip())}, {REFINED}", "#000000", "D", "-")
     if not in_batches:
         return style(method)
     label = f"{short_label(method)}, in batches (approximate)"

@@ -29,7 +29,7 @@ from sklearn.preprocessing import normalize
 
 from benchmarks.analysis.agreement import matches_apart
 from benchmarks.config import ConfigError, HyperparameterGrid, Quality, experiment
-from benchmarks.experiments.fits import Fit, known_or_measured, style_of
+from benchmarks.experiments.fits import REFINED, Fit, known_or_measured, style_of
 from benchmarks.experiments.peers import PEERS
 from benchmarks.figures.style import PAGE, UNLIKE, save
 from benchmarks.measuring import guard, machine
@@ -37,12 +37,13 @@ from benchmarks.measuring.device import alone
 from benchmarks.measuring.measurement import Limits
 from benchmarks.measuring.records import Record, write_atomically
 from benchmarks.study import Study, chosen_variants, on_this_machine
-from mmdma_core import Settings
+from mmdma_core import MMDMA, Settings
 from mmdma_core.files import views
 from mmdma_core.matching import metrics
 
 _LINE, _TOP = 34, 1.3  # of the figure: characters of a line in a legend, and the end of an axis that has room for it
 _SETTING = ("n_components", "lambda1", "lambda2", "sigma")
+_OF_THE_ESTIMATOR = ("n_components", "sigma", "lambda1", "lambda2", "learning_rate", "unbiased")
 _FIXED = ("learning_rate", "n_epochs", "n_starts", "unbiased", "seed")
 
 Setting = dict[str, Any]  # of the grid: the values of _SETTING; {} of a peer
@@ -125,6 +126,9 @@ def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
         guard.preload(variants, study.device)
         of_each = [_Starts(study, asked, source, retry).of_all(variants) for source in data.values()]
     runs = pd.concat(of_each, ignore_index=True)
+    if asked.refined:
+        write_atomically(root / "starts.csv", pd.concat([_starts_of(one) for one in of_each]).to_csv(index=False))
+    runs = runs.drop(columns="starts")
     write_atomically(root / "runs.csv", runs.to_csv(index=False))
     summary = pd.concat(
         [_summary(starts, source) for starts, source in zip(of_each, data.values(), strict=True)], ignore_index=True
@@ -148,32 +152,48 @@ class _Starts:
         grid = pd.concat([self._of(variants[0], setting) for setting in _grid(self.asked.grid)], ignore_index=True)
         best = _best_setting(grid)
         others = [self._of(variant, best) for variant in variants[1:]]
-        return pd.concat([grid, *others, *(self._of(peer, {}) for peer in self.asked.peers)], ignore_index=True)
+        without_setting = [self._of(variants[0], {})] if self.asked.refined else []
+        without_setting += [self._of(peer, {}) for peer in self.asked.peers]
+        return pd.concat([grid, *others, *without_setting], ignore_index=True)
 
     def _of(self, method: str, setting: Setting) -> pd.DataFrame:
-        """A row for each start of a method in a setting; peers run on the CPU, without one."""
+        """A row for each start of a method in a setting.
+
+        Without one the starts of a variant are one fit, with the defaults of the estimator, refined; peers run on the
+        CPU.
+        """
         asked, device, folder = self.asked, self.study.device, self.study.root / "quality" / self.data.dataset
         words = [f"{key} = {value:g}" for key, value in setting.items()]
+        starts = asked.n_starts
         if setting:
             folder /= "-".join(f"{key}_{value}" for key, value in setting.items())
-        else:
+        elif method in PEERS:
             device = "cpu"
-        fits = [self._fit(method, setting, device, asked.seed + k) for k in range(asked.n_starts)]
+        else:
+            starts = 1
+        fits = [self._fit(method, setting, device, asked.seed + k) for k in range(starts)]
         who = machine.describe(device, self.study.threads)
         about = ", ".join([self.data.dataset, *words]) + ": "
         rows = [_row(record) for record in known_or_measured(fits, folder, who, self.retry, about)]
         fixed = {key: getattr(asked, key) for key in _FIXED}
         unset = dict.fromkeys(_SETTING, np.nan)
-        of_all = {"dataset": self.data.dataset, "variant": method} | unset | setting | fixed | {"device": device}
+        of_all = (
+            {"dataset": self.data.dataset, "variant": fits[0].variant} | unset | setting | fixed | {"device": device}
+        )
         return pd.DataFrame(rows).assign(**of_all)
 
     def _fit(self, method: str, setting: Setting, device: str, seed: int) -> Fit:
         study, timeout_s = self.study, self.asked.fit_timeout_s
+        whole = () if setting or method in PEERS else (("n_starts", self.asked.n_starts),)
+        settings = Settings(learning_rate=self.asked.learning_rate, unbiased=self.asked.unbiased, **setting)
+        if whole:
+            settings = Settings(**{name: getattr(MMDMA(), name) for name in _OF_THE_ESTIMATOR})
         return Fit.of(
             method,
+            whole=whole,
             n=self.data.cells,
             p=self.data.features,
-            settings=Settings(learning_rate=self.asked.learning_rate, unbiased=self.asked.unbiased, **setting),
+            settings=settings,
             shape="",
             seed=seed,
             data_mode=Published.name,
@@ -197,9 +217,18 @@ def _row(record: Record) -> dict[str, Any]:
         "start": record.seed,
         **found,
         "seconds": record.runtime_s,
+        "starts": record.metrics.get("starts"),
         "status": record.status,
         "detail": record.last_words,
     }
+
+
+def _starts_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each start of the refined fit, as it was trained."""
+    fit = runs[runs["variant"].str.endswith(REFINED)].iloc[0]
+    table = pd.DataFrame(fit["starts"] or [])
+    table.insert(0, "dataset", fit["dataset"])
+    return table
 
 
 def _of_grid(starts: pd.DataFrame) -> pd.DataFrame:
@@ -236,7 +265,11 @@ def _summary(starts: pd.DataFrame, data: Published) -> pd.DataFrame:
     rows = []
     for method, own in _compared(starts).items():
         ended = own[own["status"] == "ok"]
-        how = "start by its own loss, another objective" if method in PEERS else "best setting by truth, start by loss"
+        how = "best setting by truth, start by loss"
+        if method in PEERS:
+            how = "start by its own loss, another objective"
+        elif method.endswith(REFINED):
+            how = "defaults, refined, start by what is left"
         if ended.empty:
             rows.append({"variant": method, **own.iloc[0][["status", "detail"]]})
         else:

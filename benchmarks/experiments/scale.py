@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 import mmdma_core
 from benchmarks.analysis.agreement import matches_apart
 from benchmarks.config import ConfigError, Scale, experiment
+from benchmarks.experiments import refined
 from benchmarks.experiments.fits import Fit, known_or_measured, style_of
 from benchmarks.experiments.peers import PEERS
 from benchmarks.figures.style import SMALL, UNLIKE, Style, above_legend, count, halves, heading, key_of_unlike, save
@@ -47,12 +48,15 @@ def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
         guard.preload({fit.method for fit in fits if fit.method not in PEERS}, study.device)
         who = machine.describe(study.device, study.threads)
         found = known_or_measured(fits, root, who, retry)
+        seeds = refined.run(study, asked, who, retry) if asked.refined else []
     table = pd.DataFrame([_row(record) for record in found])
     table["chosen"] = table["loss"] == table.groupby(["method", "n"])["loss"].transform("min")
     records.write_atomically(root / "scale.csv", table.to_csv(index=False))
     looks = {fit.variant: style_of(fit.method, fit.batch_size is not None) for fit in fits}
     save(draw(table, study, asked, looks), root, "scale")
     said = table[table["status"] == "ok"].groupby(["n", "method"], sort=False).apply(_in_words, include_groups=False)
+    if asked.refined:
+        said = [*said, *refined.in_words(seeds)]
     return "\n".join([*said, *(str(root / f"scale.{suffix}") for suffix in ("csv", "png", "svg"))])
 
 

@@ -326,8 +326,9 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         The loss is that of `LossTerms`, of these cells alone, computed exactly whatever the variant, with the weights
         as they were trained, before a refinement. So GridSearchCV and cross_val_score need no other scoring; they split
-        both views by the same rows, though which cells match is not used. Scores of different `sigma`, `lambda1`, `lambda2` or `unbiased` are of different losses and cannot be
-        compared: choose these by a metric of `mmdma_core.metrics`.
+        both views by the same rows, though which cells match is not used. Scores of different `sigma`, `lambda1`,
+        `lambda2` or `unbiased` are of different losses and cannot be compared: choose these by a metric of
+        `mmdma_core.metrics`.
 
         Parameters
         ----------
