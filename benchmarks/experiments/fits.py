@@ -116,7 +116,8 @@ def _line(record: Record) -> str:
     if record.status != "ok":
         return f"{where} {record.last_words}"
     found = record.metrics
-    return f"{where} {record.runtime_s:8.1f} s, FOSCTTM {found['foscttm']:.3f}, loss {found['loss']:.4g}"
+    loss = "" if found["loss"] is None else f", loss {found['loss']:.4g}"
+    return f"{where} {record.runtime_s:8.1f} s, FOSCTTM {found['foscttm']:.4f}{loss}"
 
 
 def fit_and_evaluate(fit: Fit, report: Report) -> None:
@@ -202,8 +203,13 @@ def _fitted(fit: Fit, x: np.ndarray, y: np.ndarray, updates: int) -> MMDMA:
     ).fit(x, y)
 
 
-def _loss(fit: Fit, x: np.ndarray, y: np.ndarray, model: MMDMA) -> float:
-    """The loss by which a user chooses among starts: the fit's own, or that of the judge for all methods alike."""
+def _loss(fit: Fit, x: np.ndarray, y: np.ndarray, model: MMDMA) -> float | None:
+    """The loss by which a user chooses among starts: the fit's own, or that of the judge for all methods alike.
+
+    None of a fit that has chosen among its own.
+    """
+    if fit.whole:
+        return None
     if fit.judge is None:
         return float(model.starts_["loss"].iloc[0])
     weights = model.weights_x_, model.weights_y_

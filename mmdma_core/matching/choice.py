@@ -37,7 +37,7 @@ class Candidate:
     """A start as the choice sees it.
 
     start        its number
-    loss         of MMD-MA, as it was trained
+    loss         of MMD-MA, as it was trained; 0 if it was not
     clouds       its embeddings in units of their own
     found        the map of y that refines it, and MMD2 there: in a sample, then on all cells
     before       MMD2 at FINE as it was trained, in the sample
@@ -96,9 +96,10 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
         errors = difference(*best[:2])
         if errors < 0:  # a finer width has decided for the other one
             best[:2], errors = best[1::-1], -errors
-    settled = [replace(one, found=on_all_cells(one.clouds, [one.found], COARSE)[0]) for one in best]
-    of_start = {one.start: one for one in (*numbered, *settled)}
-    return Choice([of_start[k] for k in sorted(of_start)], settled[0], settled[1:], errors)
+    unclear = errors is not None and errors < _DECISIVE
+    settled = [replace(one, found=on_all_cells(one.clouds, one.found, COARSE)) for one in best[: 1 + unclear]]
+    of_start = {one.start: one for one in (*numbered, *best, *settled)}
+    return Choice([of_start[k] for k in sorted(of_start)], settled[0], [*settled[1:], *best[1 + unclear :]], errors)
 
 
 def _best(candidates: Sequence[Candidate], match: int, near: float) -> Candidate:
@@ -113,7 +114,7 @@ def _whole(one: Candidate) -> Candidate:
     """The candidate refined on all cells, if these are more than its sample."""
     if max(one.clouds.sizes) <= MANY:
         return one
-    return replace(one, found=on_all_cells(one.clouds, [one.found], FINE)[0])
+    return replace(one, found=on_all_cells(one.clouds, one.found, FINE))
 
 
 def _numbered(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -165,8 +166,8 @@ def _with_witness(clouds: Clouds, theta: Map, sigma: float) -> tuple[float, np.n
     """MMD2 at a width, and the difference of the mean kernels of both clouds at a sample of either."""
     with alone():
         discrepancy = Discrepancy(clouds, sigma)
-        value = discrepancy.value(theta)
-    waves, means = discrepancy.spectrum(theta)
+        waves, means = discrepancy.spectrum(theta)
+        value = discrepancy.value(theta, means)
     c, s = means[1] - means[0]
     sample = clouds.sample(MANY, np.random.default_rng(2))
     witness = []

@@ -70,7 +70,8 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     learning_rate : float
         Of Adam.
     n_epochs : int
-        Epochs of each start; 0: none, the starting values are refined as they are.
+        Epochs of each start; 0, with starts="symmetries": none, the starting values are refined as they are, and their
+        loss is not known.
     n_starts : int
         Random starts, from different seeds. Single ones often end in a mirrored or rotated match, so take several.
     init : tuple or str
@@ -266,7 +267,7 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.trained_weights_ = trained.weights
         self.loss_history_ = pd.DataFrame(trained.history.losses, columns=LossTerms._fields)
         self.loss_history_.insert(0, "epoch", trained.history.epochs)
-        self.n_iter_ = trained.history.epochs[-1]
+        self.n_iter_ = trained.history.epochs[-1] if trained.history.epochs else 0
         if self.keep_starts:
             self.start_embeddings_ = [result and problem.embeddings(result.weights) for result in found.results]
         return self

@@ -107,7 +107,8 @@ def described(model: BaseEstimator) -> dict[str, Any]:
 
 def summary(model: BaseEstimator) -> str:
     """Say how a fit ended, in one line."""
-    return f"{model.variant_}: loss {_loss(model):.4g} after {model.n_iter_} epochs"
+    loss = _loss(model)
+    return f"{model.variant_}: " + ("not trained" if loss is None else f"loss {loss:.4g} after {model.n_iter_} epochs")
 
 
 def verdict(model: BaseEstimator) -> str | None:
@@ -118,9 +119,11 @@ def verdict(model: BaseEstimator) -> str | None:
     return f"ambiguous: another match of the cells fits as well, {errors} apart; both are kept, see alternatives_"
 
 
-def _loss(model: BaseEstimator) -> float:
-    """The loss of the chosen start, as MMD-MA trained it."""
-    return float(model.loss_history_["total"].iloc[-1])
+def _loss(model: BaseEstimator) -> float | None:
+    """The loss of the chosen start, as MMD-MA trained it; None without training."""
+    starts = model.starts_
+    chosen = starts["loss"][starts["chosen"].astype(bool)] if "chosen" in starts else starts["loss"]
+    return float(chosen.min()) if model.n_iter_ else None
 
 
 def _as_json(table: pd.DataFrame) -> str:

@@ -170,7 +170,7 @@ def draw_loss(history: pd.DataFrame, starts: pd.DataFrame, path: Path) -> None:
         _label_axes(axes, title, "epoch")
         axes.legend(frameon=False, fontsize=8)
     colors = np.where(starts["chosen"], _VIEW_COLORS[1], "0.6")
-    panels[3].scatter(np.arange(len(starts)), starts["loss"], color=colors)
+    panels[3].scatter(np.arange(len(starts)), starts["loss"].astype(float), color=colors)
     panels[3].xaxis.set_major_locator(MaxNLocator(integer=True))
     _label_axes(panels[3], "final loss of each start", "start")
     save(figure, path, dpi=160)

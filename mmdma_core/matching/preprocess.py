@@ -221,11 +221,11 @@ def check_parameters(model: BaseEstimator) -> None:
     ways = ("both", "random", "symmetries")
     if model.starts not in ways:
         raise ValueError(f"starts must be one of {', '.join(map(repr, ways))}, got {model.starts!r}")
-    from_axes = model.starts != "random"  # which are matched even if nothing is trained
-    for name, least in (("n_epochs", 1 - from_axes), ("n_starts", 1 - from_axes), ("loss_every", 1)):
+    leasts = {"n_epochs": model.starts != "symmetries", "n_starts": model.starts == "random", "loss_every": 1}
+    for name, least in leasts.items():
         value = plain(getattr(model, name))
         if not is_whole(value) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            raise ValueError(f"{name} must be an integer of at least {least:d}, got {value!r}")
     check_batch_size(plain(model.batch_size))
     for name in ("window", "tolerance"):
         value = plain(getattr(model, name))

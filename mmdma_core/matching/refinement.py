@@ -36,12 +36,12 @@ COARSE, FINE = 1.0, 0.3  # sigma, in shares of the total variance
 _LEADING = 3  # principal axes that are tried in every order with every sign
 _ROTATIONS = 32  # tried where the variances of leading axes are alike
 _ALIKE = 1.3  # the ratio of two variances up to which their axes are arbitrary
-_FEW, _SOME, MANY = 300, 1_000, 4_000  # cells of each view in the stages of a search
+_FEW, _SOME, MANY = 300, 1_000, 2_500  # cells of each view in the stages of a search
 _STEPS = (10, 10, 20, 40)  # iterations: of all, of the best and of neighbours on few cells, on some, on many or all
 _KEPT = (24, 8, 8)  # maps after each of the first three
 _ROUNDS = 3  # of flips and exchanges
 _FREQUENCIES = 256
-_FEW_STEPS = 5  # of all cells, if they are many
+_FEW_STEPS = 4  # of all cells, if they are many
 _LEAST_VARIANCE = 1e-6  # of an axis, in shares of the largest: none is blown up along what is rounding
 
 Map = np.ndarray  # (d + 1, d): B, and t in the last row
@@ -177,9 +177,11 @@ class Discrepancy:
         gradient = torch.cat([clouds.b.T @ self._of_q, self._of_q.sum(0, keepdim=True)]).double().cpu().numpy()
         return ranks.broadcast((float(value), ranks.sum(gradient).ravel()))
 
-    def value(self, theta: Map) -> float:
-        """Return MMD2 at a map."""
-        return self(theta)[0]
+    def value(self, theta: Map, means: Sequence[Any] | None = None) -> float:
+        """Return MMD2 at a map; means: those of `spectrum` there, which tell it where it is not exact."""
+        if self._pairs or means is None:
+            return self(theta)[0]
+        return float(self._of_means(*means))
 
     def minimised(self, theta: Map, steps: int, inverse: np.ndarray | None = None) -> Refined:
         """Return a map of lower MMD2, after at most so many iterations of BFGS.
@@ -203,11 +205,14 @@ class Discrepancy:
 
     def _from_frequencies(self, q: torch.Tensor) -> float:
         """MMD2 as in mmdma_core.fused.fourier; the gradient with respect to q is filled, that of a is not asked for."""
-        (n_x, n_y), of_a = self.clouds.sizes, self._means_of_a
+        n_y, of_a = self.clouds.sizes[1], self._means_of_a
         (placed,), of_q = _means(self._frequencies, q, self.clouds.ranks[1])
         cosines, sines = n_y / (n_y - 1) * of_q - of_a
         self._frequencies.gradient(placed, cosines, sines, 2 / (n_y * len(cosines)), self._of_q)
-        within = sum((n * (m**2).sum(0) - 1) / (n - 1) for n, m in ((n_x, of_a), (n_y, of_q)))
+        return self._of_means(of_a, of_q)
+
+    def _of_means(self, of_a: Any, of_q: Any) -> Any:
+        within = sum((n * (m**2).sum(0) - 1) / (n - 1) for n, m in zip(self.clouds.sizes, (of_a, of_q), strict=True))
         return (within - 2 * (of_a * of_q).sum(0)).mean()
 
 
@@ -298,21 +303,21 @@ def _neighbours(theta: Map, spread: np.ndarray) -> list[Map]:
     return [theta @ turn for turn in turns]
 
 
-def on_all_cells(clouds: Clouds, found: Sequence[Refined], sigma: float) -> list[Refined]:
-    """Refine maps of a sample on all cells at a width; return them in their order, with MMD2 at FINE.
+def on_all_cells(clouds: Clouds, found: Refined, sigma: float) -> Refined:
+    """Refine the map of a sample on all cells at a width; return it with MMD2 at FINE.
 
     Of many cells a pass takes long: there the sample tells the second derivatives, and few iterations are enough.
     """
     with alone():
-        whole, sample = Discrepancy(clouds, sigma), None
-        if max(clouds.sizes) > MANY:
-            sample = Discrepancy(clouds.sample(MANY, np.random.default_rng(0)), sigma)
-        best = []
-        for one in found:
-            if sample is None:
-                best.append(whole.minimised(one.theta, _STEPS[3]))
-            else:
-                inverse = one.inverse if sigma == FINE else sample.minimised(one.theta, _STEPS[3]).inverse
-                best.append(whole.minimised(one.theta, _FEW_STEPS, (inverse + inverse.T) / 2))
-        fine = whole if sigma == FINE else Discrepancy(clouds, FINE)
-        return [replace(one, discrepancy=fine.value(one.theta)) for one in best]
+        whole = Discrepancy(clouds, sigma)
+        if max(clouds.sizes) <= MANY:
+            best = whole.minimised(found.theta, _STEPS[3])
+        else:
+            inverse = found.inverse
+            if sigma != FINE:
+                sample = clouds.sample(MANY, np.random.default_rng(0))
+                inverse = Discrepancy(sample, sigma).minimised(found.theta, _STEPS[3]).inverse
+            best = whole.minimised(found.theta, _FEW_STEPS, (inverse + inverse.T) / 2)
+        if sigma == FINE:
+            return best
+        return replace(best, discrepancy=Discrepancy(clouds, FINE).value(best.theta))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from mmdma_core.run import AdamRun, Run
 from mmdma_core.settings import Settings, own_state, plain
 
 _SETTINGS = ("n_components", "lambda1", "lambda2", "learning_rate", "unbiased", "init", "amsgrad")
+_COLUMNS = ("from", "seed", "loss", "n_epochs", "seconds", "stopped")
 KEPT = 3  # starts from symmetries
 _LOG = logging.getLogger("mmdma_core")
 
@@ -129,11 +130,14 @@ class Problem:
                 planned = self._planned()
             if self._model.sigma == "median":
                 self.sigma = median_sigma(*(e.cpu().numpy() for e in self.begin(planned[0]).embeddings()))
-            results, rows, interrupted = run_starts(planned, self.begin, self.train, self.result)
+            if self._n_epochs:
+                results, rows, interrupted = run_starts(planned, self.begin, self.train, self.result)
+            else:
+                results, rows, interrupted = self._untrained(planned)
             if self._model.refine and not interrupted:
                 with suppress(Flat), own_state(self.device):
                     return self._refined(results, rows)
-        best = int(rows["loss"].idxmin())
+        best = int(rows["loss"].idxmin()) if self._n_epochs else 0
         rows["chosen"] = rows.index == best
         return Solution(self._match(best, results[best]), [], None, False, results, rows, interrupted)
 
@@ -155,11 +159,19 @@ class Problem:
         try:
             found = starting_values(*axes, self.device, KEPT, seeds[0])
         except Flat:
+            if model.starts == "symmetries":
+                raise ValueError("all cells of a view coincide: it has no axes to start from") from None
             return random or [Start(seeds[0])]
         return [
             *random,
             *(Start(seed, parameters) for seed, parameters in zip(seeds[wanted:], found, strict=False)),
         ]  # fewer may differ
+
+    def _untrained(self, planned: list[Start]) -> tuple[list[Result | None], pd.DataFrame, bool]:
+        """What `run_starts` returns, of starts that remain as they begin: their loss is not known."""
+        results = [Result(self._weights(start.parameters), History()) for start in planned]
+        rows = [(start.source, start.seed, math.nan, 0, 0.0, None) for start in planned]
+        return results, pd.DataFrame(rows, columns=_COLUMNS), False
 
     def _refined(self, results: list[Result | None], rows: pd.DataFrame) -> Solution:
         """Refine the starts, and choose among their matches, see mmdma_core.matching.choice."""
@@ -168,7 +180,7 @@ class Problem:
             if result:
                 e_x, e_y = self.embeddings(result.weights)
                 clouds = Clouds.of(e_x, e_y, (world(len(e_x)), world(len(e_y))), self.device)
-                candidates.append(candidate(k, rows["loss"][k], clouds))
+                candidates.append(candidate(k, rows["loss"][k] if self._n_epochs else 0.0, clouds))
         choice = choose(candidates)
         of_start = {one.start: one for one in choice.candidates}
         for name, of in (("discrepancy_before", lambda one: one.before), ("match", lambda one: one.match)):
@@ -223,10 +235,13 @@ class Problem:
 
     def result(self, run: Run, history: History) -> Result:
         """Copy what the run has come to."""
-        weights = tuple(theta.detach().cpu().numpy().copy() for theta in run.parameters)
+        return Result(self._weights(theta.detach().cpu().numpy().copy() for theta in run.parameters), history)
+
+    def _weights(self, parameters: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The weights of features that parameters are, or in the dual stand for."""
         if registry.variant(self.variant).formulation == "dual" and self._model.kernel == "linear":
-            weights = tuple(np.asarray(view.T @ alpha) for view, alpha in zip(self._views, weights, strict=True))
-        return Result(weights, history)
+            return tuple(np.asarray(view.T @ alpha) for view, alpha in zip(self._views, parameters, strict=True))
+        return tuple(parameters)
 
     def _settings(self) -> Settings:
         return settings_of(self._model, self.sigma)
@@ -310,7 +325,7 @@ def run_starts(
         _LOG.warning("interrupted: the best parameters so far are kept (start %d of %d)", len(rows), len(starts))
     if not any(results):
         raise diverged
-    return results, pd.DataFrame(rows, columns=["from", "seed", "loss", "n_epochs", "seconds", "stopped"]), interrupted
+    return results, pd.DataFrame(rows, columns=_COLUMNS), interrupted
 
 
 @torch.no_grad()

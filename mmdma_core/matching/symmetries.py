@@ -22,6 +22,7 @@ from mmdma_core.matching.refinement import MANY, Clouds, Flat, Map, search
 
 _GRAM_UP_TO = 2_000  # columns of a dense view up to which its p x p matrix is formed
 _BLOCK = 2**15  # rows at a time
+_NEAR = 0.01  # MMD2 above the best by which another match of the axes is worth a start
 _CONSTANT = 0.9  # share of a constant that a view has to explain
 
 
@@ -91,7 +92,8 @@ def starting_values(
     clouds = Clouds.of(x.embedding, y.embedding, tuple(world(len(of.embedding)) for of in (x, y)), device)
     weights_x = x.placed(np.eye(clouds.a.shape[1]), -clouds.units[0])
     found = search(clouds, keep, np.random.default_rng(seed))
-    return [(weights_x, y.placed(*_about(clouds, one.theta))) for one in found]
+    near = [one for one in found if one.discrepancy <= found[0].discrepancy + _NEAR]
+    return [(weights_x, y.placed(*_about(clouds, one.theta))) for one in near]
 
 
 def rows_of_one_length(x: Matrix, y: Matrix, d: int, device: torch.device) -> bool:
@@ -129,9 +131,9 @@ def _covariance(view: Matrix, mean: np.ndarray, ranks: Ranks) -> np.ndarray | Li
         return LinearOperator((p, p), lambda v: _product(view, mean, ranks, v), dtype=np.float64)
     gram = np.zeros((p, p))
     for low in range(0, len(view), _BLOCK):
-        block = view[low : low + _BLOCK] - mean.astype(view.dtype)
+        block = view[low : low + _BLOCK]
         gram += block.T @ block
-    return ranks.sum(gram) / ranks.n
+    return ranks.sum(gram) / ranks.n - np.outer(mean, mean)
 
 
 def _product(view: Matrix, mean: np.ndarray, ranks: Ranks, v: np.ndarray) -> np.ndarray:
