@@ -25,6 +25,7 @@ QUICK = own_config()["quality"] | {
     "n_starts": 2,
     "variants": ["primal", "dual"],
     "peers": [],
+    "refined": False,
 }
 PLUGIN = """
 from mmdma_core import Primal, TorchRun, register
@@ -66,6 +67,17 @@ def fitted(project, command):
         return said, *(pd.read_csv(folder / name) if not status else None for name in ("runs.csv", "quality.csv"))
 
     return run
+
+
+def test_the_refined_fit_is_a_row_and_each_of_its_starts_is_in_a_table(fitted, project):
+    _, runs, table = fitted(refined=True, datasets=["scgem"], variants=[])
+    row = table[table["variant"] == "primal-fused refined"].iloc[0]
+    assert row["chosen"] == "defaults, refined, start by what is left"
+    starts = pd.read_csv(project / "results" / "here" / "quality" / "starts.csv")
+    assert set(starts["from"]) == {"random", "symmetries"}
+    assert starts["chosen"].sum() == 1
+    assert starts["foscttm"].between(0, 1).all()
+    assert (runs["variant"] == "primal-fused refined").sum() == 1
 
 
 def test_tables_and_figure(fitted, project):

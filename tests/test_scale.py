@@ -25,6 +25,7 @@ ASKED = CONFIG["scale"] | {
     "batch_size": 300,
     "n_epochs": 5,
     "n_starts": 2,
+    "refined": {"n": [200], "shapes": ["branch"], "data_seeds": [4, 5]},
 }
 
 
@@ -56,6 +57,10 @@ def test_every_start_is_in_the_table_and_the_chosen_one_is_marked(here):
         assert starts.loc[starts["chosen"], "loss"].tolist() == [starts["loss"].min()]
     assert ended[["seconds", "foscttm", "peak_gib", "compile_s", "data_s"]].notna().all(axis=None)
     assert (here.root / "scale" / "scale.svg").exists()
+    seeds = pd.read_csv(here.root / "scale" / "seeds.csv")
+    assert seeds["data_seed"].tolist() == [4, 5]
+    assert (seeds["foscttm"] < 0.02).all()
+    assert "branch    n = 200      right 100%" in said
     assert "start 0: ok" not in table_of(here, ASKED)[1]  # nothing is fitted again
 
 

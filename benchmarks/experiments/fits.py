@@ -206,10 +206,11 @@ def _fitted(fit: Fit, x: np.ndarray, y: np.ndarray, updates: int) -> MMDMA:
 def _loss(fit: Fit, x: np.ndarray, y: np.ndarray, model: MMDMA) -> float | None:
     """The loss by which a user chooses among starts: the fit's own, or that of the judge for all methods alike.
 
-    None of a fit that has chosen among its own.
+    Of a fit that has refined its starts it is that of the chosen one; None if nothing was trained.
     """
     if fit.whole:
-        return None
+        chosen = float(model.starts_["loss"][model.starts_["chosen"]].iloc[0])
+        return chosen if model.n_iter_ else None
     if fit.judge is None:
         return float(model.starts_["loss"].iloc[0])
     weights = model.weights_x_, model.weights_y_
