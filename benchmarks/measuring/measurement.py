@@ -28,6 +28,7 @@ from mmdma_core.settings import own_state
 
 EARLY_EPOCHS = 3  # every measurement does that many: a warm-up and at least MIN_TIMED
 MIN_TIMED = 2
+_LATER = {"devices": 1, "whole": ()}  # fields that came when there were records already
 MEASUREMENT = 2  # to be raised when it is measured differently, so that no older record is used again
 # Cells of the first start, from which on what is compiled depends no more on how large n is: on a CPU one panel of
 # points or several, on CUDA tiles, graphs and groups of columns. Triton's kernels depend on whether 16 divides it.
@@ -103,8 +104,9 @@ class Measurement:
     def key(self) -> str:
         """Digest of all of the above but the limits: the same question has the same key."""
         question = dataclasses.asdict(self) | {"limits": None, "measurement": MEASUREMENT}
-        if self.devices == 1:
-            del question["devices"]  # as before there were several
+        for name, before in _LATER.items():
+            if question.get(name) == before:  # as before there was another value
+                del question[name]
         return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
 
 
