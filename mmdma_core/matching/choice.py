@@ -103,11 +103,13 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
 
 
 def _best(candidates: Sequence[Candidate], match: int, near: float) -> Candidate:
-    """Of the candidates of a match that fit about as well, sorted by how well, the one of the lowest loss."""
+    """Of the candidates of a match that fit about as well, sorted by how well, the one of the lowest loss.
+
+    Of those without a loss it is the first, which matches the axes best.
+    """
     own = [one for one in candidates if one.match == match]
-    return min(
-        (one for one in own if one.found.discrepancy <= own[0].found.discrepancy + near), key=lambda one: one.loss
-    )
+    as_good = [one for one in own if one.found.discrepancy <= own[0].found.discrepancy + near]
+    return min(as_good, key=lambda one: (one.loss, one.start))
 
 
 def _whole(one: Candidate) -> Candidate:
