@@ -9,12 +9,14 @@ import sys
 
 import pytest
 from conftest import ROOT
+from embeddings import PLAIN_OPTIONS
 
 from benchmarks.measuring import device, records
 
 _STUDY = "--set study=smoke --set machine=t --set results=r --set device=cpu"
 _SWEEP = f"{_STUDY} --variant primal --p 10 --n"
-_FIT = "--variant primal --n-epochs 2 --n-starts 1 --device cpu --random-state 0 --quiet --checkpoint c --out"
+_FIT = "--variant primal --n-epochs 2 --n-starts 1 --device cpu --random-state 0 --quiet --checkpoint c"
+_FIT += f" {' '.join(PLAIN_OPTIONS)} --out"
 # As another user of the group: root without the powers that let it into what is not its own.
 _COLLEAGUE = [
     "setpriv",

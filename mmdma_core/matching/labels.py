@@ -15,6 +15,7 @@ from mmdma_core.matching import match_ranks
 from mmdma_core.matching.match_ranks import Estimate, Undefined, Vector, as_array, distances, in_blocks, rounding
 from mmdma_core.settings import is_whole, plain
 
+_SURELY = 3  # standard errors below chance at which labels have been exchanged
 _CLEAR = 1e-12  # of the largest squared norm: scikit-learn's squared distances are right to less
 
 
@@ -78,7 +79,8 @@ def transfer_accuracy(
         shared += tied
     value, notes = float(np.mean(accuracies)), []
     shares = [np.bincount(of, minlength=1 + max(map(max, codes))) / len(of) for of in codes]
-    if value < (chance := float(shares[0] @ shares[1])):
+    chance = float(shares[0] @ shares[1])
+    if value < chance - _SURELY * np.sqrt(chance * (1 - chance) / sum(counts)):
         notes.append(f"label transfer is below chance ({value:.2g}, {chance:.2g}): the match has exchanged the labels")
     if 2 * n_neighbors > smaller:
         notes.append(f"n_neighbors = {n_neighbors} is more than half of the {smaller} cells of the smaller view")

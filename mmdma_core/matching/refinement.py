@@ -85,7 +85,7 @@ class Clouds:
             _axes(e, of) for e, of in zip((e_x, e_y), ranks, strict=True)
         )
         if not min(variances_x[0], variances_y[0]) > 0:
-            raise Flat("all points of an embedding coincide")
+            raise Flat("all cells of a view lie at one point, nothing tells them apart")
         scale_x, scale_y = np.sqrt(variances_x.sum()), np.sqrt(variances_y[0])
         a, b = (e_x - mean_x) @ (axes_x / scale_x), (e_y - mean_y) @ (axes_y / scale_y)
         variances = np.array([variances_x / scale_x**2, variances_y / scale_y**2])

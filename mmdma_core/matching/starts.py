@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -135,8 +134,11 @@ class Problem:
             else:
                 results, rows, interrupted = self._untrained(planned)
             if self._model.refine and not interrupted:
-                with suppress(Flat), own_state(self.device):
-                    return self._refined(results, rows)
+                try:
+                    with own_state(self.device):
+                        return self._refined(results, rows)
+                except Flat as flat:
+                    _LOG.warning("nothing is refined: %s", flat)
         best = int(rows["loss"].idxmin()) if self._n_epochs else 0
         rows["chosen"] = rows.index == best
         return Solution(self._match(best, results[best]), [], None, False, results, rows, interrupted)
@@ -158,9 +160,10 @@ class Problem:
             axes = [of.of_dual() for of in axes]
         try:
             found = starting_values(*axes, self.device, KEPT, seeds[0])
-        except Flat:
+        except Flat as flat:
             if model.starts == "symmetries":
-                raise ValueError("all cells of a view coincide: it has no axes to start from") from None
+                raise ValueError(f"{flat}: there are no axes to start from") from None
+            _LOG.warning("no start from symmetries: %s", flat)
             return random or [Start(seeds[0])]
         return [
             *random,

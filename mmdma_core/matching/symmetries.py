@@ -50,7 +50,7 @@ class Axes:
             centred = view - mean - mean[:, None] + mean.mean()
             variances, axes = _largest(centred, d)
             weights = axes - axes.mean(0)
-            weights /= np.sqrt(np.maximum(variances, np.finfo(np.float32).eps * variances[0]))
+            weights /= np.sqrt(_at_least(variances))
             constant = np.full((len(mean), 1), 1 / len(mean))
         else:
             weights = _largest(_covariance(view, mean, ranks), d)[1]
@@ -63,7 +63,7 @@ class Axes:
         """Return the same axes of features with parameters of the dual, X^T alpha = W."""
         centred = self.embedding - self.embedding.mean(0)
         squares = (centred.astype(np.float64) ** 2).sum(0)
-        alpha = centred / np.maximum(squares, np.finfo(np.float32).eps * squares[0])
+        alpha = centred / _at_least(squares)
         n = len(alpha)
         return replace(self, weights=alpha.astype(np.float32), constant=np.full((n, 1), 1 / n, np.float32))
 
@@ -122,6 +122,11 @@ def _about(clouds: Clouds, theta: Map) -> tuple[np.ndarray, np.ndarray]:
     """A and c that take E_y upon E_x less its mean."""
     A, c = clouds.of_embeddings(theta)
     return A, c - clouds.units[0]
+
+
+def _at_least(squares: np.ndarray) -> np.ndarray:
+    """What is no more than rounding beside the largest one, or beside zero, divides nothing."""
+    return np.maximum(squares, max(np.finfo(np.float32).eps * squares[0], np.finfo(np.float32).tiny))
 
 
 def _covariance(view: Matrix, mean: np.ndarray, ranks: Ranks) -> np.ndarray | LinearOperator:
