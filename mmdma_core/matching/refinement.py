@@ -41,8 +41,8 @@ _STEPS = (10, 10, 20, 40)  # iterations: of all, of the best and of neighbours o
 _KEPT = (24, 8, 8)  # maps after each of the first three
 _ROUNDS = 3  # of flips and exchanges
 _FREQUENCIES = 256
-_FEW_STEPS, _MOST_ROUNDS = 4, 6  # of all cells, if they are many
-_CONVERGED = 0.03  # of 1 / n, by which MMD2 falls in a round that is the last
+_MOST_STEPS = 10  # of all cells, if they are many
+_AT_REST = 0.2  # of 1 / n, the slope of MMD2 that is flat: 1 / n tells two matches of the same cells apart
 _LEAST_VARIANCE = 1e-6  # of an axis, in shares of the largest: none is blown up along what is rounding
 
 Map = np.ndarray  # (d + 1, d): B, and t in the last row
@@ -189,7 +189,8 @@ class Discrepancy:
 
         inverse  of the second derivatives, where something is known of it: then few iterations are enough
         """
-        options = {"maxiter": steps, "gtol": 1e-7 if inverse is None else 0.0, "hess_inv0": inverse}
+        flat = _AT_REST * float(np.mean([1 / n for n in self.clouds.sizes]))
+        options = {"maxiter": steps, "gtol": flat, "hess_inv0": inverse}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OptimizeWarning)
             found = minimize(self, theta.ravel(), jac=True, method="BFGS", options=options)
@@ -318,19 +319,7 @@ def on_all_cells(clouds: Clouds, found: Refined, sigma: float) -> Refined:
             if sigma != FINE:
                 sample = clouds.sample(MANY, np.random.default_rng(0))
                 inverse = Discrepancy(sample, sigma).minimised(found.theta, _STEPS[3]).inverse
-            best = _converged(whole, found.theta, inverse)
+            best = whole.minimised(found.theta, _MOST_STEPS, (inverse + inverse.T) / 2)
         if sigma == FINE:
             return best
         return replace(best, discrepancy=Discrepancy(clouds, FINE).value(best.theta))
-
-
-def _converged(whole: Discrepancy, theta: Map, inverse: np.ndarray) -> Refined:
-    """Minimise in rounds of few iterations until MMD2 falls by less than tells two matches of the same cells apart."""
-    enough = _CONVERGED * float(np.mean([1 / n for n in whole.clouds.sizes]))
-    lowest = np.inf
-    for _ in range(_MOST_ROUNDS):
-        best = whole.minimised(theta, _FEW_STEPS, (inverse + inverse.T) / 2)
-        if lowest - best.discrepancy < enough:
-            break
-        theta, inverse, lowest = best.theta, best.inverse, best.discrepancy
-    return best
