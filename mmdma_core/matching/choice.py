@@ -98,7 +98,7 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
             best[:2], errors = best[1::-1], -errors
     unclear = errors is not None and errors < _DECISIVE
     settled = [replace(one, found=on_all_cells(one.clouds, one.found, COARSE)) for one in best[: 1 + unclear]]
-    of_start = {one.start: one for one in (*numbered, *best, *settled)}
+    of_start = {one.start: one for one in (*numbered, *best)}  # all at one width
     return Choice([of_start[k] for k in sorted(of_start)], settled[0], [*settled[1:], *best[1 + unclear :]], errors)
 
 

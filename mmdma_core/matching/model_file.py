@@ -116,7 +116,7 @@ def verdict(model: BaseEstimator) -> str | None:
     if not model.ambiguous_:
         return None
     errors = f"{model.errors_:.1f} standard error{'' if round(model.errors_, 1) == 1 else 's'}"
-    return f"ambiguous: another match of the cells fits as well, {errors} apart; both are kept, see alternatives_"
+    return f"ambiguous: another match of the cells fits as well, {errors} apart; it is kept, see alternatives_"
 
 
 def _loss(model: BaseEstimator) -> float | None:
