@@ -108,6 +108,7 @@ def draw(table: pd.DataFrame, asked: Scale) -> Figure:
     axes.set_ylabel("FOSCTTM (0 is best, 0.5 is chance)")
     axes.set_title(f"principal axes, {REFINED}, p = {asked.p}, data seeds {seeds[0]} to {seeds[-1]}", loc="left")
     axes.grid(True, color="0.93", linewidth=0.6)
+    axes.set_axisbelow(True)
     return figure
 
 
