@@ -13,6 +13,7 @@ import pytest
 import slurm_cluster
 import yaml
 from conftest import ROOT, copy_project, own_config
+from embeddings import PLAIN_OPTIONS
 
 from benchmarks.measuring import records
 
@@ -197,7 +198,7 @@ def test_a_node_without_the_device_refuses(done, node, said):
 def test_one_fit_on_two_nodes(cluster, tmp_path):
     """The example of docs/devices.md: the nodes are one machine here, which has the address of both."""
     views = ("--simulate", "branch", "--n", "301", "--p", "20", "--variant", "primal-fused", "--random-state", "0")
-    asked = (*views, "--n-epochs", "30", "--n-starts", "1", "--quiet")
+    asked = (*views, "--n-epochs", "30", "--n-starts", "1", "--quiet", *PLAIN_OPTIONS)
     environment = cluster | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     script, out = ROOT / "examples" / "two_nodes.sh", tmp_path / "nodes"
     submit = ["sbatch", "--wait", "-w", "g1,g2", "--mem", "1500", "-o", tmp_path / "said"]

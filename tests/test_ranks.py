@@ -8,6 +8,7 @@ import pytest
 import quick_triton  # noqa: F401  (in each rank)
 import scipy.sparse
 import torch
+from embeddings import PLAIN
 from groups import in_group, shares
 from torch import distributed
 
@@ -165,8 +166,8 @@ def pairs_of_panels(rank, size):
 def fitted(rank, size):
     """MMDMA in the group: the variant, sigma and means are those of all rows."""
     x, y = (own(view, rank, size, which).numpy() for which, view in enumerate(views(700, 20)))
-    model = MMDMA(sigma="median", center=True, n_starts=2, n_epochs=20, loss_every=10, random_state=0, device="cpu")
-    model.fit(x, y)
+    training = {"n_starts": 2, "n_epochs": 20, "loss_every": 10, "random_state": 0, "device": "cpu"}
+    model = MMDMA(sigma="median", center=True, **training, **PLAIN).fit(x, y)
     return {
         "x": model.embedding_x_,
         "y": model.embedding_y_,
