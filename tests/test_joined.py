@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from embeddings import PLAIN_OPTIONS
@@ -82,12 +83,16 @@ def test_two_ranks_write_what_one_process_writes(data, tmp_path):
 
 
 def test_two_ranks_refine_as_one_process_does(data, tmp_path):
-    """Steps of a minimiser make more of rounding than training does."""
+    """MMD2 is flat about its minimum: there rounding moves the map by per cents, its value and the match hardly."""
     refined = ("--n-epochs", "50", "--starts", "both", "--refine")
     for size in (1, 2):
         fit(size, arguments(data, tmp_path / str(size), *refined))
-    agree(tmp_path / "2", tmp_path / "1", to=1e-2, loss_to=1e-2)
-    assert results(tmp_path / "2")[2]["values"]["foscttm"] < 0.02
+    agree(tmp_path / "2", tmp_path / "1", to=0.1, loss_to=0.1)
+    one, two = (pd.read_csv(tmp_path / size / "starts.csv") for size in "12")
+    pd.testing.assert_frame_equal(two[["from", "match", "chosen"]], one[["from", "match", "chosen"]])
+    np.testing.assert_allclose(two["discrepancy"], one["discrepancy"], atol=0.01 / 301)
+    for size in "12":
+        assert results(tmp_path / size)[2]["values"]["foscttm"] < 0.001
 
 
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(data, tmp_path):

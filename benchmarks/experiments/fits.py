@@ -17,19 +17,21 @@ import numpy as np
 import torch
 
 import mmdma_core
+from benchmarks.config import Scale
 from benchmarks.experiments.peers import PEERS, absent, missing
 from benchmarks.figures.style import Style, short_label, style
 from benchmarks.measuring import guard, memory, records
 from benchmarks.measuring.fingerprint import fingerprint_of, variant_fingerprint
-from benchmarks.measuring.measurement import Measurement, Report, few
+from benchmarks.measuring.measurement import Limits, Measurement, Report, few
 from benchmarks.measuring.records import Record
-from benchmarks.study import known_at
+from benchmarks.study import Study, known_at
 from mmdma_core import MMDMA, MissingDependency, Settings
 from mmdma_core.matching.starts import Problem
 from mmdma_core.matching.symmetries import rows_of_one_length
 from mmdma_core.registry import LEAST_BATCH
 
 REFINED = "refined"  # of the name of a method whose starts are refined and chosen from
+OF_THE_ESTIMATOR = ("n_components", "sigma", "lambda1", "lambda2", "learning_rate", "unbiased")  # of Settings
 _SAMPLE = 1_000  # cells of each view that FOSCTTM is of, where it is not of all
 _PEER_STYLES = (("#D62728", "X", ":"), ("#7F7F7F", "P", ":"))
 
@@ -77,6 +79,22 @@ class Fit(Measurement):
                 source += fingerprint_of(Problem, MMDMA.fit, rows_of_one_length, module=Problem.__module__)
         asked |= {"method": method, "batch_size": batch_size, "epochs": 1}  # it is timed as a whole
         return cls(variant=name, source=source, absent=lacks, **asked)
+
+
+def of_simulated(study: Study, asked: Scale, method: str, n: int, seed: int, **more: Any) -> Fit:
+    """Ask for a fit of simulated data in the experiment `scale`; more: further fields."""
+    return Fit.of(
+        method,
+        n=n,
+        p=asked.p,
+        settings=asked.settings,
+        seed=seed,
+        data_mode="exact" if n * asked.p <= study.exact_data_below else "fast",
+        device=study.device,
+        threads=study.threads,
+        limits=Limits(asked.fit_timeout_s, asked.fit_timeout_s, study.host_gib, study.gpu_gib),
+        **more,
+    )
 
 
 def known_or_measured(
@@ -182,11 +200,8 @@ def _fit_few(fit: Fit) -> None:
 
 
 def _fitted(fit: Fit, x: np.ndarray, y: np.ndarray, updates: int) -> MMDMA:
-    taken = ("n_components", "sigma", "lambda1", "lambda2", "learning_rate", "unbiased")
-    parameters = {name: getattr(fit.settings, name) for name in taken} | {
-        "random_state": fit.seed,
-        "device": fit.device,
-    }
+    parameters = {name: getattr(fit.settings, name) for name in OF_THE_ESTIMATOR}
+    parameters |= {"random_state": fit.seed, "device": fit.device}
     if fit.whole:
         return MMDMA(fit.method, **parameters | dict(fit.whole), keep_starts=True).fit(x, y)
     return MMDMA(

@@ -29,7 +29,7 @@ from sklearn.preprocessing import normalize
 
 from benchmarks.analysis.agreement import matches_apart
 from benchmarks.config import ConfigError, HyperparameterGrid, Quality, experiment
-from benchmarks.experiments.fits import REFINED, Fit, known_or_measured, style_of
+from benchmarks.experiments.fits import OF_THE_ESTIMATOR, REFINED, Fit, known_or_measured, style_of
 from benchmarks.experiments.peers import PEERS
 from benchmarks.figures.style import PAGE, UNLIKE, save
 from benchmarks.measuring import guard, machine
@@ -43,7 +43,6 @@ from mmdma_core.matching import metrics
 
 _LINE, _TOP = 34, 1.3  # of the figure: characters of a line in a legend, and the end of an axis that has room for it
 _SETTING = ("n_components", "lambda1", "lambda2", "sigma")
-_OF_THE_ESTIMATOR = ("n_components", "sigma", "lambda1", "lambda2", "learning_rate", "unbiased")
 _FIXED = ("learning_rate", "n_epochs", "n_starts", "unbiased", "seed")
 
 Setting = dict[str, Any]  # of the grid: the values of _SETTING; {} of a peer
@@ -187,7 +186,7 @@ class _Starts:
         whole = () if setting or method in PEERS else (("n_starts", self.asked.n_starts),)
         settings = Settings(learning_rate=self.asked.learning_rate, unbiased=self.asked.unbiased, **setting)
         if whole:
-            settings = Settings(**{name: getattr(MMDMA(), name) for name in _OF_THE_ESTIMATOR})
+            settings = Settings(**{name: getattr(MMDMA(), name) for name in OF_THE_ESTIMATOR})
         return Fit.of(
             method,
             whole=whole,

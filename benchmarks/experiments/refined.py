@@ -16,13 +16,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks.config import Scale
-from benchmarks.experiments.fits import REFINED, Fit, known_or_measured
+from benchmarks.experiments.fits import REFINED, Fit, known_or_measured, of_simulated
 from benchmarks.figures.style import above_legend, count, save
 from benchmarks.measuring import records
-from benchmarks.measuring.measurement import Limits
 from benchmarks.study import Study
 
-_METHOD = "primal-fourier"  # which evaluates the loss; nothing is trained
+_METHOD = "primal-fourier"  # which would train; nothing is trained
 _PARAMETERS = (("starts", "symmetries"), ("n_starts", 0), ("n_epochs", 0), ("l2_normalize", False))
 _RIGHT = 0.1  # FOSCTTM below which a match is the right one: a mirrored one has some 0.4 to 0.6
 _LOOKS = {"branch": ("#0072B2", "o"), "triangle": ("#D55E00", "^")}
@@ -49,24 +48,10 @@ def run(study: Study, asked: Scale, who: dict[str, Any], retry: bool) -> pd.Data
 def _fits(study: Study, asked: Scale) -> Iterator[tuple[str, int, list[Fit]]]:
     for shape in asked.refined.shapes:
         for data_seed in asked.refined.data_seeds:
-            yield shape, data_seed, [_fit(study, asked, shape, data_seed, n) for n in sorted(asked.refined.n)]
-
-
-def _fit(study: Study, asked: Scale, shape: str, data_seed: int, n: int) -> Fit:
-    return Fit.of(
-        _METHOD,
-        whole=_PARAMETERS,
-        n=n,
-        p=asked.p,
-        settings=asked.settings,
-        shape=shape,
-        seed=asked.seed,
-        data_mode="exact" if n * asked.p <= study.exact_data_below else "fast",
-        device=study.device,
-        threads=study.threads,
-        limits=Limits(asked.fit_timeout_s, asked.fit_timeout_s, study.host_gib, study.gpu_gib),
-        data_seed=data_seed,
-    )
+            data = {"shape": shape, "data_seed": data_seed}
+            ns = sorted(asked.refined.n)
+            fits = [of_simulated(study, asked, _METHOD, n, asked.seed, whole=_PARAMETERS, **data) for n in ns]
+            yield shape, data_seed, fits
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -20,12 +20,11 @@ import mmdma_core
 from benchmarks.analysis.agreement import matches_apart
 from benchmarks.config import ConfigError, Scale, experiment
 from benchmarks.experiments import refined
-from benchmarks.experiments.fits import Fit, known_or_measured, style_of
+from benchmarks.experiments.fits import Fit, known_or_measured, of_simulated, style_of
 from benchmarks.experiments.peers import PEERS
 from benchmarks.figures.style import SMALL, UNLIKE, Style, above_legend, count, halves, heading, key_of_unlike, save
 from benchmarks.measuring import guard, machine, records
 from benchmarks.measuring.device import alone
-from benchmarks.measuring.measurement import Limits
 from benchmarks.measuring.memory import GIB
 from benchmarks.measuring.records import Record
 from benchmarks.study import Study, chosen_variants, on_this_machine
@@ -71,26 +70,9 @@ def _fits(study: Study, asked: Scale) -> Iterator[Fit]:
         whole, batched = [(name, None) for name in variants], [(_JUDGE, asked.batch_size)] * in_batches
         for method, batch_size in (*whole, *batched, *((peer, None) for peer in asked.peers)):
             for k in range(asked.n_starts):
-                yield _fit(study, asked, method, batch_size, n, asked.seed + k)
-
-
-def _fit(study: Study, asked: Scale, method: str, batch_size: int | None, n: int, seed: int) -> Fit:
-    return Fit.of(
-        method,
-        batch_size,
-        n=n,
-        p=asked.p,
-        settings=asked.settings,
-        shape=study.shape,
-        seed=seed,
-        data_mode="exact" if n * asked.p <= study.exact_data_below else "fast",
-        device=study.device,
-        threads=study.threads,
-        limits=Limits(asked.fit_timeout_s, asked.fit_timeout_s, study.host_gib, study.gpu_gib),
-        updates=asked.n_epochs,
-        data_seed=study.seed,
-        judge=_JUDGE,
-    )
+                data = {"shape": study.shape, "data_seed": study.seed}
+                how = {"batch_size": batch_size, "updates": asked.n_epochs, "judge": _JUDGE}
+                yield of_simulated(study, asked, method, n, asked.seed + k, **data, **how)
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -22,10 +22,11 @@ import torch
 from scipy.spatial import KDTree
 
 from mmdma_core.fused.threads import alone
-from mmdma_core.matching.refinement import COARSE, FINE, MANY, Clouds, Discrepancy, Map, Refined, on_all_cells, refined
+from mmdma_core.matching.refinement import COARSE, FINE, MANY, Clouds, Discrepancy, Refined, on_all_cells
 
-_WIDTHS = (FINE, 0.1, 0.03, 0.01)
+_WIDTHS = (FINE, 0.03, 0.01)
 _DECISIVE = 3.0
+_FINER_STEPS = 20  # iterations at each of the finer ones
 _PAIRED = 1_000  # cells of x whose partners are compared, among as many of y as are in a sample
 _OTHER = 0.5  # mean squared distance of two partners of a cell above which matches differ; of random ones it is 2
 _WITHIN = 8.0  # matches whose MMD2 in a sample of m cells is within so many m are refined on all cells
@@ -77,10 +78,10 @@ def candidate(start: int, loss: float, clouds: Clouds) -> Candidate:
     as_it_is = clouds.as_they_are()
     centred = np.vstack([as_it_is[:-1], 0 * as_it_is[-1:]])
     with alone():
-        value = Discrepancy(sample, FINE).value
-        before = value(as_it_is)
-        nearer = as_it_is if before <= value(centred) else centred
-    return Candidate(start, loss, clouds, refined(sample, [nearer], FINE)[0], before)
+        discrepancy = Discrepancy(sample, FINE)
+        before = discrepancy.value(as_it_is)
+        nearer = as_it_is if before <= discrepancy.value(centred) else centred
+        return Candidate(start, loss, clouds, discrepancy.minimised(nearer), before)
 
 
 def choose(candidates: Sequence[Candidate]) -> Choice:
@@ -151,29 +152,31 @@ class _Pairing:
 
 
 def difference(one: Candidate, other: Candidate) -> float:
-    """Return by how many standard errors MMD2 of the other is above that of the first, at the width that decides."""
+    """Return by how many standard errors MMD2 of the other is above that of the first, at the width that decides.
+
+    At each width either map is refined a little more: what a finer width sees of a coarser one's remainder says nothing
+    about the match.
+    """
+    n_x, n_y = one.clouds.sizes
+    first, second = one.found, other.found
     for sigma in _WIDTHS:
-        (value, at_q, at_a), (other_value, other_at_q, other_at_a) = (
-            _with_witness(each.clouds, each.found.theta, sigma) for each in (one, other)
-        )
-        n_x, n_y = one.clouds.sizes
-        variance = (at_q - other_at_q).var() / n_y + (at_a - other_at_a).var() / n_x
-        errors = (other_value - value) / max(2 * np.sqrt(variance), np.finfo(np.float32).tiny)
+        first, of_first = _at(one.clouds, first, sigma)
+        second, of_second = _at(other.clouds, second, sigma)
+        per_cell = [(w - v).var() / n for w, v, n in zip(of_first, of_second, (n_y, n_x), strict=True)]
+        errors = (second.discrepancy - first.discrepancy) / max(2 * np.sqrt(sum(per_cell)), np.finfo(np.float32).tiny)
         if abs(errors) >= _DECISIVE:
             break
     return float(errors)
 
 
-def _with_witness(clouds: Clouds, theta: Map, sigma: float) -> tuple[float, np.ndarray, np.ndarray]:
-    """MMD2 at a width, and the difference of the mean kernels of both clouds at a sample of either."""
+def _at(clouds: Clouds, found: Refined, sigma: float) -> tuple[Refined, list[np.ndarray]]:
+    """Return the map refined at a width with MMD2 there, and w at MANY cells of y and of x, the same for all maps."""
     with alone():
         discrepancy = Discrepancy(clouds, sigma)
-        waves, means = discrepancy.spectrum(theta)
-        value = discrepancy.value(theta, means)
+        if sigma != FINE:
+            found = discrepancy.minimised(found.theta, _FINER_STEPS, found.inverse)
+        waves, means = (torch.from_numpy(of) for of in discrepancy.spectrum(found.theta))
     c, s = means[1] - means[0]
     sample = clouds.sample(MANY, np.random.default_rng(2))
-    witness = []
-    for points in (sample.moved(theta), sample.a):
-        phases = points.cpu().double() @ torch.from_numpy(waves)
-        witness.append(((phases.cos() @ torch.from_numpy(c) + phases.sin() @ torch.from_numpy(s)) / len(c)).numpy())
-    return value, *witness
+    phases = (points.cpu().double() @ waves for points in (sample.moved(found.theta), sample.a))
+    return found, [((each.cos() @ c + each.sin() @ s) / len(c)).numpy() for each in phases]

@@ -3,7 +3,8 @@
 MMD-MA's distortion keeps each view's own stretch, so that the right match has a residual MMD2 which a mirrored one can
 beat. Without it, q = b B + t with B (d, d) and t (d,) free, the right match fits best, and how well each fits can be
 compared. The clouds are put into units of their own first: a is E_x less its mean, along its principal axes, with total
-variance 1; b is E_y whitened. A kernel's width is a `sigma` in these units: a share of the total variance.
+variance 1; b is E_y along its own, with variance 1 along the first. A kernel's width is a `sigma` in these units: a
+share of the total variance.
 
 MMD2 and its gradient come from the passes of the variants: exact up to EXACT_UP_TO cells, else from Fourier features of
 all cells, with frequencies that all maps share. BFGS (SciPy) minimises them: there are d (d + 1) numbers to find.
@@ -17,19 +18,21 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import OptimizeWarning, minimize
+from scipy.optimize import OptimizeResult, OptimizeWarning, minimize
 
 from mmdma_core.errors import Unsupported
 from mmdma_core.fused.compose import EXACT_UP_TO, exact_mmd, fourier_mmd, missing_for_exact
 from mmdma_core.fused.fourier import Frequencies
+from mmdma_core.fused.ranks import world
 from mmdma_core.fused.threads import alone
 from mmdma_core.inputs import Ranks
+from mmdma_core.matching.match_ranks import draw
 from mmdma_core.settings import Settings
 
 COARSE, FINE = 1.0, 0.3  # sigma, in shares of the total variance
@@ -37,12 +40,13 @@ _LEADING = 3  # principal axes that are tried in every order with every sign
 _ROTATIONS = 32  # tried where the variances of leading axes are alike
 _ALIKE = 1.3  # the ratio of two variances up to which their axes are arbitrary
 _FEW, _SOME, MANY = 300, 1_000, 2_500  # cells of each view in the stages of a search
-_STEPS = (10, 10, 20, 40)  # iterations: of all, of the best and of neighbours on few cells, on some, on many or all
+_LARGE = 60_000  # and before all of many more
+_STEPS = (10, 10, 20, 40)  # iterations: of all maps, of the best ones and neighbours on few cells, on some, on more
 _KEPT = (24, 8, 8)  # maps after each of the first three
 _ROUNDS = 3  # of flips and exchanges
-_FREQUENCIES = 256
-_MOST_STEPS = 10  # of all cells, if they are many
-_AT_REST = 0.2  # of 1 / n, the slope of MMD2 that is flat: 1 / n tells two matches of the same cells apart
+_FREQUENCIES = 128
+_FLAT, _DECREASE = 0.2, 0.02  # slope, and gain of an iteration, of no account, in 1 / n
+_SAME = 0.05  # mean |q - q'|^2 of two maps up to which they are one; the total variance is 1
 _LEAST_VARIANCE = 1e-6  # of an axis, in shares of the largest: none is blown up along what is rounding
 
 Map = np.ndarray  # (d + 1, d): B, and t in the last row
@@ -79,8 +83,9 @@ class Clouds:
     ranks: tuple[Ranks, Ranks]
 
     @classmethod
-    def of(cls, e_x: np.ndarray, e_y: np.ndarray, ranks: tuple[Ranks, Ranks], device: torch.device) -> Clouds:
+    def of(cls, e_x: np.ndarray, e_y: np.ndarray, device: torch.device) -> Clouds:
         """Put embeddings into units of their own. Raises Flat if the points of one of them coincide."""
+        ranks = world(len(e_x)), world(len(e_y))
         (mean_x, variances_x, axes_x), (mean_y, variances_y, axes_y) = (
             _axes(e, of) for e, of in zip((e_x, e_y), ranks, strict=True)
         )
@@ -144,14 +149,25 @@ def _where(device: torch.device) -> torch.device:
 
 
 def _rows(cloud: torch.Tensor, ranks: Ranks, m: int, rng: np.random.Generator) -> torch.Tensor:
-    """m rows of a cloud over all ranks, drawn without replacement; all of them, if there are no more."""
-    rows = np.sort(rng.choice(ranks.n, min(m, ranks.n), replace=False))
-    if ranks.size == 1:
-        return cloud[torch.from_numpy(rows).to(cloud.device)]
-    low, high = np.searchsorted(rows, (ranks.first, ranks.first + ranks.own))
+    """m rows of a cloud over all ranks, in order, drawn without replacement; all of them, if there are no more."""
+    rows = draw(ranks.n, m, rng)
+    here = ranks.local(rows)
+    first = np.searchsorted(rows, ranks.first)
     drawn = np.zeros((len(rows), cloud.shape[1]))
-    drawn[low:high] = cloud.cpu().numpy()[ranks.local(rows)]
+    drawn[first : first + len(here)] = cloud[torch.from_numpy(here).to(cloud.device)].cpu()
     return torch.from_numpy(ranks.sum(drawn)).to(cloud)
+
+
+class _AtRest:
+    """Ends a minimisation at the first iteration that gains less than that."""
+
+    def __init__(self, least: float) -> None:
+        self._least, self._value = least, np.inf
+
+    def __call__(self, intermediate_result: OptimizeResult) -> None:
+        before, self._value = self._value, intermediate_result.fun
+        if before - self._value < self._least:
+            raise StopIteration
 
 
 class Discrepancy:
@@ -178,32 +194,31 @@ class Discrepancy:
         gradient = torch.cat([clouds.b.T @ self._of_q, self._of_q.sum(0, keepdim=True)]).double().cpu().numpy()
         return ranks.broadcast((float(value), ranks.sum(gradient).ravel()))
 
-    def value(self, theta: Map, means: Sequence[Any] | None = None) -> float:
-        """Return MMD2 at a map; means: those of `spectrum` there, which tell it where it is not exact."""
-        if self._pairs or means is None:
-            return self(theta)[0]
-        return float(self._of_means(*means))
+    def value(self, theta: Map) -> float:
+        """Return MMD2 at a map."""
+        return self(theta)[0]
 
-    def minimised(self, theta: Map, steps: int, inverse: np.ndarray | None = None) -> Refined:
+    def minimised(self, theta: Map, steps: int = _STEPS[3], inverse: np.ndarray | None = None) -> Refined:
         """Return a map of lower MMD2, after at most so many iterations of BFGS.
 
         inverse  of the second derivatives, where something is known of it: then few iterations are enough
         """
-        flat = _AT_REST * float(np.mean([1 / n for n in self.clouds.sizes]))
-        options = {"maxiter": steps, "gtol": flat, "hess_inv0": inverse}
+        chance = float(np.mean([1 / n for n in self.clouds.sizes]))
+        options: dict[str, Any] = {"maxiter": steps, "gtol": _FLAT * chance}
+        if inverse is not None:
+            options["hess_inv0"] = (inverse + inverse.T) / 2  # but for rounding it is symmetric
+        stop = _AtRest(_DECREASE * chance) if max(self.clouds.sizes) > 2 * _LARGE else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OptimizeWarning)
-            found = minimize(self, theta.ravel(), jac=True, method="BFGS", options=options)
+            found = minimize(self, theta.ravel(), jac=True, method="BFGS", options=options, callback=stop)
         return Refined(found.x.reshape(theta.shape), float(found.fun), found.hess_inv)
 
     def spectrum(self, theta: Map) -> tuple[np.ndarray, np.ndarray]:
         """Return the frequencies (d, D), and of a and of b B + t the means of cosines and of sines, (2, 2, D)."""
-        clouds, frequencies = self.clouds, self._frequencies or _frequencies(self.clouds, self._sigma)
-        pair = zip((clouds.a, clouds.moved(theta)), clouds.ranks, strict=True)
-        means = [_means(frequencies, cloud, ranks)[1] for cloud, ranks in pair]
-        return 2 * np.pi * frequencies.turns.astype(np.float64), np.array(
-            [torch.as_tensor(mean).cpu().numpy() for mean in means]
-        )
+        frequencies = self._frequencies or _frequencies(self.clouds, self._sigma)
+        pair = zip((self.clouds.a, self.clouds.moved(theta)), self.clouds.ranks, strict=True)
+        means = [torch.as_tensor(_means(frequencies, cloud, ranks)[1]).cpu().numpy() for cloud, ranks in pair]
+        return 2 * np.pi * frequencies.turns.astype(np.float64), np.array(means)
 
     def _from_frequencies(self, q: torch.Tensor) -> float:
         """MMD2 as in mmdma_core.fused.fourier; the gradient with respect to q is filled, that of a is not asked for."""
@@ -220,7 +235,7 @@ class Discrepancy:
 
 def _means(frequencies: Frequencies, cloud: torch.Tensor, ranks: Ranks) -> tuple[Any, Any]:
     """The cloud for the passes, and the means of cosines and of sines over all of its points, (2, D)."""
-    nowhere = 0 * frequencies.totals((cloud,))[0]  # of the type that the passes take, on their device
+    nowhere = 0 * frequencies.totals((cloud[:1],))[0]  # of the type that the passes take, on their device
     placed = frequencies.centred((cloud,), nowhere, checked=False)
     return placed, ranks.sum(frequencies.sums(placed))[0] / ranks.n
 
@@ -233,9 +248,7 @@ def _frequencies(clouds: Clouds, sigma: float) -> Frequencies:
     return frequencies
 
 
-def refined(
-    clouds: Clouds, thetas: Iterable[Map], sigma: float, steps: int = _STEPS[3], keep: int = 1
-) -> list[Refined]:
+def refined(clouds: Clouds, thetas: Iterable[Map], sigma: float, steps: int, keep: int) -> list[Refined]:
     """Minimise MMD2 from each map; return the best few that differ, the best one first."""
     with alone():
         discrepancy = Discrepancy(clouds, sigma)
@@ -249,9 +262,6 @@ def distinct(clouds: Clouds, found: Iterable[Refined], keep: int) -> list[Refine
         if len(kept) < keep and all(clouds.apart(one.theta, other.theta) > _SAME for other in kept):
             kept.append(one)
     return kept
-
-
-_SAME = 0.05  # mean |q - q'|^2 of two maps up to which they are one match; the total variance is 1
 
 
 def search(clouds: Clouds, keep: int, rng: np.random.Generator) -> list[Refined]:
@@ -311,15 +321,12 @@ def on_all_cells(clouds: Clouds, found: Refined, sigma: float) -> Refined:
     Of many cells a pass takes long: there the sample tells the second derivatives, and few iterations are enough.
     """
     with alone():
-        whole = Discrepancy(clouds, sigma)
-        if max(clouds.sizes) <= MANY:
-            best = whole.minimised(found.theta, _STEPS[3])
-        else:
-            inverse = found.inverse
-            if sigma != FINE:
-                sample = clouds.sample(MANY, np.random.default_rng(0))
-                inverse = Discrepancy(sample, sigma).minimised(found.theta, _STEPS[3]).inverse
-            best = whole.minimised(found.theta, _MOST_STEPS, (inverse + inverse.T) / 2)
+        rng = np.random.default_rng(0)
+        if sigma != FINE:
+            found = replace(found, inverse=Discrepancy(clouds.sample(MANY, rng), sigma).minimised(found.theta).inverse)
+        elif max(clouds.sizes) > 2 * _LARGE:
+            found = Discrepancy(clouds.sample(_LARGE, rng), sigma).minimised(found.theta, inverse=found.inverse)
+        best = Discrepancy(clouds, sigma).minimised(found.theta, inverse=found.inverse)
         if sigma == FINE:
             return best
         return replace(best, discrepancy=Discrepancy(clouds, FINE).value(best.theta))

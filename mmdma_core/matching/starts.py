@@ -165,10 +165,8 @@ class Problem:
                 raise ValueError(f"{flat}: there are no axes to start from") from None
             _LOG.warning("no start from symmetries: %s", flat)
             return random or [Start(seeds[0])]
-        return [
-            *random,
-            *(Start(seed, parameters) for seed, parameters in zip(seeds[wanted:], found, strict=False)),
-        ]  # fewer may differ
+        from_axes = zip(seeds[wanted:], found, strict=False)  # fewer than KEPT may differ
+        return [*random, *(Start(seed, parameters) for seed, parameters in from_axes)]
 
     def _untrained(self, planned: list[Start]) -> tuple[list[Result | None], pd.DataFrame, bool]:
         """What `run_starts` returns, of starts that remain as they begin: their loss is not known."""
@@ -178,21 +176,16 @@ class Problem:
 
     def _refined(self, results: list[Result | None], rows: pd.DataFrame) -> Solution:
         """Refine the starts, and choose among their matches, see mmdma_core.matching.choice."""
-        candidates = []
-        for k, result in enumerate(results):
-            if result:
-                e_x, e_y = self.embeddings(result.weights)
-                clouds = Clouds.of(e_x, e_y, (world(len(e_x)), world(len(e_y))), self.device)
-                candidates.append(candidate(k, rows["loss"][k] if self._n_epochs else 0.0, clouds))
+        losses = rows["loss"] if self._n_epochs else 0 * rows.index
+        candidates = [
+            candidate(k, losses[k], Clouds.of(*self.embeddings(result.weights), self.device))
+            for k, result in enumerate(results)
+            if result
+        ]
         choice = choose(candidates)
-        of_start = {one.start: one for one in choice.candidates}
-        for name, of in (("discrepancy_before", lambda one: one.before), ("match", lambda one: one.match)):
-            rows[name] = [of(of_start[k]) if k in of_start else None for k in rows.index]
-        rows.insert(
-            len(rows.columns) - 1,
-            "discrepancy",
-            [of_start[k].found.discrepancy if k in of_start else None for k in rows.index],
-        )
+        told = [(one.start, one.before, one.found.discrepancy, one.match) for one in choice.candidates]
+        table = pd.DataFrame(told, columns=["start", "discrepancy_before", "discrepancy", "match"])
+        rows = rows.join(table.set_index("start"))
         rows["chosen"] = rows.index == choice.chosen.start
         chosen, *others = (self._match(one.start, results[one.start], one) for one in (choice.chosen, *choice.others))
         return Solution(chosen, others, choice.errors, choice.ambiguous, results, rows, False)

@@ -17,6 +17,7 @@ from sklearn.preprocessing import normalize
 
 from mmdma_core.fused.ranks import world
 from mmdma_core.inputs import Ranks
+from mmdma_core.matching.match_ranks import draw
 from mmdma_core.matching.preprocess import Matrix
 from mmdma_core.matching.refinement import MANY, Clouds, Flat, Map, search
 
@@ -89,7 +90,7 @@ def starting_values(
 
     Raises refinement.Flat for a view whose cells coincide.
     """
-    clouds = Clouds.of(x.embedding, y.embedding, tuple(world(len(of.embedding)) for of in (x, y)), device)
+    clouds = Clouds.of(x.embedding, y.embedding, device)
     weights_x = x.placed(np.eye(clouds.a.shape[1]), -clouds.units[0])
     found = search(clouds, keep, np.random.default_rng(seed))
     near = [one for one in found if one.discrepancy <= found[0].discrepancy + _NEAR]
@@ -108,11 +109,10 @@ def rows_of_one_length(x: Matrix, y: Matrix, d: int, device: torch.device) -> bo
         views = []
         for k, view in enumerate((x, y)):
             ranks = world(view.shape[0])
-            rows = np.sort(np.random.default_rng(k).choice(ranks.n, min(MANY, ranks.n), replace=False))
-            views.append(normalize(view[ranks.local(rows)]) if unit else view[ranks.local(rows)])
-        axes = [Axes.of(view, d).embedding for view in views]
+            rows = view[ranks.local(draw(ranks.n, MANY, np.random.default_rng(k)))]
+            views.append(normalize(rows) if unit else rows)
         try:
-            clouds = Clouds.of(*axes, tuple(world(len(e)) for e in axes), device)
+            clouds = Clouds.of(*(Axes.of(view, d).embedding for view in views), device)
         except Flat:
             return False
         left.append(search(clouds, 1, np.random.default_rng(0))[0].discrepancy)
