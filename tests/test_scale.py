@@ -47,6 +47,10 @@ def table_of(here, asked):
 def test_every_start_is_in_the_table_and_the_chosen_one_is_marked(here):
     table, said = table_of(here, ASKED)
     assert "start 0: ok" in said
+    beside = table[table["method"] == "primal-fourier refined"]
+    assert beside[["n", "start", "chosen"]].to_numpy().tolist() == [[200, 0, True]]
+    assert beside["loss_is"].tolist() == ["none: nothing is trained"]
+    table = table.drop(beside.index)
     counts = table.groupby(["method", "n"]).size()
     assert set(counts) == {2}
     assert ("primal-fourier in batches", 400) in counts.index

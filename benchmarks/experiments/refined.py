@@ -17,32 +17,39 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks.config import Scale
 from benchmarks.experiments.fits import REFINED, Fit, known_or_measured, of_simulated
-from benchmarks.figures.style import above_legend, count, save
+from benchmarks.figures.style import Style, above_legend, count, save
 from benchmarks.measuring import records
+from benchmarks.measuring.records import Record
 from benchmarks.study import Study
 
 _METHOD = "primal-fourier"  # which would train; nothing is trained
 _PARAMETERS = (("starts", "symmetries"), ("n_starts", 0), ("n_epochs", 0), ("l2_normalize", False))
 _RIGHT = 0.1  # FOSCTTM below which a match is the right one: a mirrored one has some 0.4 to 0.6
 _LOOKS = {"branch": ("#0072B2", "o"), "triangle": ("#D55E00", "^")}
+LOOK = Style(f"principal axes, {REFINED}; all stages", "#000000", "D", "-")  # beside single starts
 _SPREAD = 0.12  # of the logarithm of n, by which the seeds stand apart
 
 
-def run(study: Study, asked: Scale, who: dict[str, Any], retry: bool) -> pd.DataFrame:
-    """Fit what is not known; write seeds.csv, its summary and a figure; return a row for each fit."""
+def run(study: Study, asked: Scale, who: dict[str, Any], retry: bool) -> tuple[pd.DataFrame, list[Record]]:
+    """Fit what is not known; write seeds.csv, its summary and a figure.
+
+    Returns a row for each fit, and the records of the study's own data.
+    """
     root = study.root / "scale"
-    rows = []
+    rows, own = [], []
     for shape, data_seed, fits in _fits(study, asked):
         folder = root / "seeds" / f"{shape}{data_seed}"
         for record in known_or_measured(fits, folder, who, retry, f"{shape}, data seed {data_seed}: "):
             found = {key: record.metrics.get(key) for key in ("foscttm", "ambiguous", "errors")}
             about = {"shape": shape, "n": record.n, "data_seed": data_seed, "status": record.status}
+            if (shape, data_seed) == (study.shape, study.seed):
+                own.append(record)
             rows.append(about | found | {"seconds": record.runtime_s, "compile_s": record.metrics.get("compile_s")})
     table = pd.DataFrame(rows)
     records.write_atomically(root / "seeds.csv", table.to_csv(index=False))
     records.write_atomically(root / "seeds_summary.csv", summary(table).to_csv(index=False))
     save(draw(table, asked), root, "seeds")
-    return table
+    return table, own
 
 
 def _fits(study: Study, asked: Scale) -> Iterator[tuple[str, int, list[Fit]]]:
