@@ -310,7 +310,7 @@ def _references(data: Published, d: int) -> list[dict[str, Any]]:
 
 
 def _draw(runs: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    """FOSCTTM of every start, one column a method; the start of the lowest loss is filled."""
+    """FOSCTTM of every start, one column a method; the chosen one is filled."""
     names = list(dict.fromkeys(runs["dataset"]))
     figure = Figure(figsize=(min(PAGE, 4.7 * len(names)), 4.2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
@@ -318,7 +318,7 @@ def _draw(runs: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         references = summary[(summary["dataset"] == DATASETS[name].title) & summary["status"].isna()]
         _panel(axes, _compared(runs[runs["dataset"] == name]), references)
         axes.set_title(f"{DATASETS[name].title}, best setting of the grid", loc="left")
-    panels[0].set_ylabel("FOSCTTM of each start (filled: lowest loss)")
+    panels[0].set_ylabel("FOSCTTM of each start (filled: the chosen one)")
     panels[0].set_ylim(0, _TOP)
     panels[0].set_yticks(np.linspace(0, 1, 6))
     return figure

@@ -48,12 +48,13 @@ def run(study: Study, config: dict[str, Any], retry: bool = False) -> str:
         who = machine.describe(study.device, study.threads)
         found = known_or_measured(fits, root, who, retry)
         seeds, own = refined.run(study, asked, who, retry) if asked.refined else (None, [])
-    table = pd.DataFrame([_row(record) for record in (*found, *own)])
+    beside = [record for record in own if record.n in asked.n]
+    table = pd.DataFrame([_row(record) for record in (*found, *beside)])
     only = table.groupby(["method", "n"])["start"].transform("size") == 1
     table["chosen"] = only | (table["loss"] == table.groupby(["method", "n"])["loss"].transform("min"))
     records.write_atomically(root / "scale.csv", table.to_csv(index=False))
     looks = {fit.variant: style_of(fit.method, fit.batch_size is not None) for fit in fits}
-    looks |= {record.variant: refined.LOOK for record in own}
+    looks |= {record.variant: refined.LOOK for record in beside}
     save(draw(table, study, asked, looks), root, "scale")
     starts = table[(table["status"] == "ok") & table["loss"].notna()]
     said = starts.groupby(["n", "method"], sort=False).apply(_in_words, include_groups=False)
