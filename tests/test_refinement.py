@@ -12,9 +12,9 @@ import torch
 from embeddings import PLAIN
 
 from mmdma_core import MMDMA, metrics, simulate
-from mmdma_core.matching import pictures, refinement
+from mmdma_core.matching import choice, pictures, refinement
 from mmdma_core.matching.command_line import main
-from mmdma_core.matching.refinement import FINE, Clouds, Discrepancy
+from mmdma_core.matching.refinement import COARSE, FINE, Clouds, Discrepancy
 
 CPU = torch.device("cpu")
 FROM_AXES = {"starts": "symmetries", "n_epochs": 0, "n_starts": 0, "random_state": 0, "device": "cpu"}
@@ -253,6 +253,36 @@ def test_all_that_is_fitted_is_refined(kind):
     assert foscttm(model, MATCH) < 0.01
     e_y = model.transform(views.get(kind, (X, Y))[1], "y")
     np.testing.assert_allclose(e_y, model.embedding_y_, atol=1e-3 * abs(model.embedding_y_).max())
+
+
+def test_the_lowest_loss_stands_for_a_match_that_several_starts_have_found():
+    both, _, _ = clouds(of_y=lambda e_x: e_x[::-1] * [1, -1, 1])
+    found = choice.choose([choice.candidate(k, loss, both) for k, loss in enumerate((2.0, 1.0, 3.0))])
+    assert [one.match for one in found.candidates] == [0, 0, 0]
+    assert (found.chosen.start, found.others, found.errors) == (1, [], None)
+
+
+def test_clouds_that_lie_far_apart_are_refined_from_one_mean():
+    """Where no kernel reaches from one to the other, MMD2 has no slope."""
+    both, _, _ = clouds(of_y=lambda e_x: e_x + 1000)
+    found = choice.candidate(0, 0.0, both)
+    assert found.before > 0.1
+    assert found.found.discrepancy < 0
+
+
+def test_the_chosen_map_is_at_rest_at_the_coarse_width():
+    x, y = other_cells()
+    model = fitted(x, y)
+    both = Clouds.of(model.embedding_x_.astype(float), model.embedding_y_.astype(float), CPU)
+    assert abs(Discrepancy(both, COARSE)(both.as_they_are())[1]).max() < 0.3 / len(x)
+
+
+def test_rotations_are_tried_where_axes_are_arbitrary():
+    apart, alike = [1.0, 0.5, 0.2, 0.1], [1.0, 0.9, 0.2, 0.1]
+    signs_and_orders = 2**3 * 6
+    for of_y, more in ((apart, 0), (alike, refinement._ROTATIONS)):
+        maps = refinement._symmetries(np.array([apart, of_y]), np.random.default_rng(0))
+        assert len(maps) == signs_and_orders + more
 
 
 def test_labels_that_a_match_has_exchanged_are_noted():

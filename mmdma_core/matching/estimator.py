@@ -50,8 +50,8 @@ class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Match the cells of two modalities: a linear embedding of each, learnt so that the embedded clouds agree.
 
     Minimises MMD2 + lambda1 (penalties) + lambda2 (distortions) of Meng-Papaxanthos et al., equation 1, see
-    mmdma_core.objective, by full-batch Adam from random starting values. The defaults are those that match SNARE-seq
-    as well as was published, with rows of unit length (l2_normalize); for other data they are a start.
+    mmdma_core.objective, by full-batch Adam from several starting values, refines each match and chooses one of them.
+    The defaults are those that match SNARE-seq as well as was published; for other data they are a start.
 
     Parameters
     ----------
