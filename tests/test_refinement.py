@@ -15,6 +15,7 @@ from mmdma_core import MMDMA, metrics, simulate
 from mmdma_core.matching import choice, pictures, refinement
 from mmdma_core.matching.command_line import main
 from mmdma_core.matching.refinement import COARSE, FINE, Clouds, Discrepancy
+from mmdma_core.matching.symmetries import Axes, starting_values
 
 CPU = torch.device("cpu")
 FROM_AXES = {"starts": "symmetries", "n_epochs": 0, "n_starts": 0, "random_state": 0, "device": "cpu"}
@@ -268,6 +269,25 @@ def test_clouds_that_lie_far_apart_are_refined_from_one_mean():
     found = choice.candidate(0, 0.0, both)
     assert found.before > 0.1
     assert found.found.discrepancy < 0
+
+
+def test_an_axis_of_rounding_is_not_blown_up():
+    both, _, _ = clouds(of_y=lambda e_x: e_x * [1, 1, 1e-9])
+    assert both.spread[1, 2] >= 1e-3 * both.spread[1, 0]
+    assert max(abs(theta).max() for theta in refinement._symmetries(both.spread, np.random.default_rng(0))) <= 1e3
+
+
+def test_rows_have_one_length_where_the_depth_of_one_view_hides_the_match():
+    depth = np.random.default_rng(0).lognormal(0, 1, (len(X), 1))
+    assert [fitted(x, Y, l2_normalize="auto").l2_normalize_ for x in (X, depth * X)] == [False, True]
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+def test_the_axes_lie_upon_each_other_in_their_means(offset):
+    """Of views that are not centred their mean has an embedding that is nearly constant, which is taken away."""
+    x, y = X - X.mean(0) + offset, Y - Y.mean(0) + offset
+    for e, weights in zip((x, y), starting_values(Axes.of(x, 2), Axes.of(y, 2), CPU, 1, 0)[0], strict=True):
+        assert (abs((e @ weights).mean(0)) < 0.1 * (e @ weights).std(0)).all()
 
 
 def test_the_chosen_map_is_at_rest_at_the_coarse_width():
