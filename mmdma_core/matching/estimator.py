@@ -21,6 +21,7 @@ from mmdma_core.files.atomic import check_writable
 from mmdma_core.fused.ranks import world
 from mmdma_core.inputs import Kernel, as_views
 from mmdma_core.matching import model_file, starts
+from mmdma_core.matching.matches import MatchesMixin
 from mmdma_core.matching.preprocess import (
     Matrix,
     Pair,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, repr=False)
-class MMDMA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Match the cells of two modalities: a linear embedding of each, learnt so that the embedded clouds agree.
 
     Minimises MMD2 + lambda1 (penalties) + lambda2 (distortions) of Meng-Papaxanthos et al., equation 1, see

@@ -1,0 +1,251 @@
+"""Which cell of one view is which of the other, once both are embedded, and what is carried over from one to the other.
+
+The noise between the two points of a cell is not known, nor whether the other view has the cell at all. But both show
+in MMD2. Let m = min(n_x, n_y) cells be in both views, and let the two clouds have one distribution. Then each pair of a
+cell with itself, at the distance r, adds its kernel to what chance would have, so that
+
+    c(sigma) = -MMD2(sigma) n_x n_y / (2 m) = E exp(-r^2 / (2 sigma)) = share (1 + s^2 / sigma)^(-d / 2)
+
+with the unbiased MMD2, where a share of the cells has its counterpart, and the noise is Gaussian with the variance s^2
+along each axis. Both are fitted to c at widths from fine to coarse. Of cells that are not in both views c is about 0,
+and where the clouds differ it is below: then no cell is sure of its match, however near it lies.
+
+Of the cells j of the other view at the distances r_ij, cell i has its counterpart in j with the probability
+
+    confidence_ij = share exp(-r_ij^2 / (2 s^2)) / sum_j' exp(-r_ij'^2 / (2 s^2)).
+
+The sum is over all cells: the nearest ones are counted, and the others are as dense as these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+import torch
+from scipy.optimize import minimize
+from scipy.spatial import KDTree
+from scipy.special import expit, gamma, gammaincc, logit
+from sklearn.utils.validation import check_is_fitted
+
+from mmdma_core.fused.ranks import world
+from mmdma_core.fused.threads import alone
+from mmdma_core.matching.match_ranks import Vector
+from mmdma_core.matching.refinement import Clouds, Discrepancy
+from mmdma_core.settings import is_whole
+
+_WIDTHS = np.geomspace(1e-5, 0.1, 9)  # sigma, in shares of the total variance
+_COUNTED = 30  # nearest cells that a confidence counts
+_BLOCK = 2**16  # cells at a time
+_LEAST = np.finfo(np.float64).tiny
+_SHARE_FROM, _NOISE_FROM = (0.1, 0.5, 0.9), np.geomspace(1e-6, 0.1, 6)  # where the fit begins
+
+
+@dataclass(frozen=True)
+class Counterparts:
+    """What tells how sure a match is.
+
+    share  of the cells of the smaller view that have their counterpart where they lie
+    noise  variance along each axis of the difference of counterparts, in squared units of the embedding
+    """
+
+    share: float
+    noise: float
+
+    @classmethod
+    def of(cls, e_x: np.ndarray, e_y: np.ndarray, device: torch.device) -> Counterparts:
+        """Estimate both from two embeddings (n_x, d) and (n_y, d). Raises refinement.Flat."""
+        clouds = Clouds.of(e_x.astype(np.float64), e_y.astype(np.float64), device)
+        n_x, n_y = clouds.sizes
+        theta = clouds.as_they_are()
+        with alone():
+            mmd2 = np.array([Discrepancy(clouds, sigma).value(theta) for sigma in _WIDTHS])
+        share, noise = _fitted(-mmd2 * n_x * n_y / (2 * min(n_x, n_y)), e_x.shape[1])
+        return cls(share, noise * float((clouds.units[1] ** 2).sum() / e_x.shape[1]))
+
+    def confidence(self, distances: np.ndarray, d: int, n: int) -> np.ndarray:
+        """Return that of each cell's nearest ones.
+
+        distances  (m, k) to the nearest of n cells, the nearest first, in d dimensions
+        """
+        kernels = np.exp(-(distances**2) / (2 * self.noise))
+        return self.share * kernels / np.maximum(kernels.sum(1) + self._beyond(distances[:, -1], d, n), _LEAST)[:, None]
+
+    def _beyond(self, radius: np.ndarray, d: int, n: int) -> np.ndarray:
+        """The sum of the kernels beyond the k-th neighbour, if cells are as dense there as within: k / radius^d."""
+        k = min(_COUNTED, n)
+        u = np.maximum(radius**2 / (2 * self.noise), _LEAST)
+        with np.errstate(over="ignore"):
+            return np.minimum(k * d / 2 * u ** (-d / 2) * gamma(d / 2) * gammaincc(d / 2, u), n - k)
+
+
+def _fitted(c: np.ndarray, d: int) -> tuple[float, float]:
+    """The share and s^2, in units of the widths, whose curve is nearest to c."""
+
+    def of(at: np.ndarray) -> tuple[float, float]:
+        return float(expit(at[0])), float(np.exp(min(at[1], 0)))  # no noise is larger than the cloud
+
+    def apart(at: np.ndarray) -> float:
+        share, noise = of(at)
+        return float(((share * (1 + noise / _WIDTHS) ** (-d / 2) - np.clip(c, 0, 1)) ** 2).sum())
+
+    begins = [(logit(share), np.log(noise)) for share in _SHARE_FROM for noise in _NOISE_FROM]
+    found = min((minimize(apart, at, method="Nelder-Mead") for at in begins), key=lambda one: one.fun)
+    return of(found.x)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest cells of another view.
+
+    cells, distances, confidence  (n, k), the nearest first
+    """
+
+    cells: np.ndarray
+    distances: np.ndarray
+    confidence: np.ndarray
+
+    @classmethod
+    def of(cls, e: np.ndarray, others: np.ndarray, k: int, counterparts: Counterparts) -> Nearest:
+        """Find the k nearest of others (n_o, d) for each point of e (n, d)."""
+        tree, found = KDTree(others), []
+        for low in range(0, len(e), _BLOCK):
+            distances, cells = tree.query(e[low : low + _BLOCK], k=range(1, 1 + min(_COUNTED, len(others))), workers=-1)
+            confidence = counterparts.confidence(distances, e.shape[1], len(others))
+            found.append([of[:, :k] for of in (cells, distances, confidence)])
+        return cls(*map(np.concatenate, zip(*found, strict=True)))
+
+    def mutual(self, back: Nearest) -> np.ndarray:
+        """Whether each cell is in turn among the nearest of those that are its nearest, (n, k)."""
+        own = np.arange(len(self.cells))[:, None]
+        return np.logical_or.reduce([back.cells[:, k][self.cells] == own for k in range(back.cells.shape[1])])
+
+    def weights(self, noise: float, n_others: int) -> scipy.sparse.csr_array:
+        """Return (n, n_o): in each row the weights of the nearest cells, by how near they are; their sum is 1."""
+        near = np.exp((self.distances[:, :1] ** 2 - self.distances**2) / (2 * noise))
+        near /= near.sum(1, keepdims=True)
+        n, k = self.cells.shape
+        return scipy.sparse.csr_array((near.ravel(), self.cells.ravel(), np.arange(0, n * k + 1, k)), (n, n_others))
+
+
+class MatchesMixin:
+    """Matches of a fitted estimator: the cells of `embedding_x_` and `embedding_y_` that lie near each other."""
+
+    embedding_x_: np.ndarray
+    embedding_y_: np.ndarray
+    device_: torch.device
+
+    def matches(self, view: Literal["x", "y"] = "x", k: int = 5) -> pd.DataFrame:
+        """Find the nearest cells of the other view of each cell of `fit`, and how sure they are.
+
+        Parameters
+        ----------
+        view : {'x', 'y'}
+            Whose cells are matched.
+        k : int
+            Nearest cells of each, at most 30.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each cell and each of its nearest, the nearest first: cell and match, their numbers; distance, of
+            the embeddings; mutual, whether either is among the k nearest of the other; confidence, the probability that
+            they are one cell if the match as a whole is right, see docs/trust.md.
+
+        Raises
+        ------
+        ValueError
+            For another view or number, NotFittedError before `fit`.
+        """
+        e, others = self._from(view, k)
+        counterparts = Counterparts.of(e, others, self.device_)
+        there, back = Nearest.of(e, others, k, counterparts), Nearest.of(others, e, k, counterparts)
+        columns = {"match": there.cells, "distance": there.distances, "mutual": there.mutual(back)}
+        columns["confidence"] = there.confidence
+        cells = np.repeat(np.arange(len(e)), there.cells.shape[1])
+        return pd.DataFrame({"cell": cells} | {name: of.ravel() for name, of in columns.items()})
+
+    def transfer(self, labels: Vector, view: Literal["x", "y"] = "x", k: int = 15) -> pd.DataFrame:
+        """Carry labels of the other view's cells over to the cells of a view.
+
+        Parameters
+        ----------
+        labels : array
+            One for each cell of the other view; None and NaN are no label.
+        view : {'x', 'y'}
+            Whose cells get labels.
+        k : int
+            Nearest cells that vote, at most 30, with weights by how near they are.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Label and confidence, its share of the votes, of each cell; None where none of the nearest has a label.
+
+        Raises
+        ------
+        ValueError
+            For labels of another number, or none at all, and what `matches` raises.
+        """
+        e, others = self._from(view, k)
+        given = np.asarray(labels, dtype=object)
+        if given.shape != (len(others),):
+            raise ValueError(f"labels must have one entry for each of the {len(others)} cells, got shape {given.shape}")
+        codes, names = pd.factorize(given)
+        known = np.flatnonzero(codes >= 0)
+        if not len(known):
+            raise ValueError("no cell has a label")
+        ones = scipy.sparse.csr_array((np.ones(len(known)), (known, codes[known])), (len(others), len(names)))
+        votes = self._weights(e, others, k) @ ones
+        best, total = votes.max(axis=1).toarray().ravel(), votes.sum(axis=1)
+        label = names[np.asarray(votes.argmax(axis=1)).ravel()].astype(object)
+        label[total == 0] = None
+        return pd.DataFrame({"label": label, "confidence": best / np.maximum(total, _LEAST)})
+
+    def transfer_features(self, values: Any, view: Literal["x", "y"] = "x", k: int = 15) -> np.ndarray:
+        """Carry features of the other view's cells over to the cells of a view: means of the nearest ones.
+
+        Parameters
+        ----------
+        values : array or sparse matrix
+            (n_other, q), rows are the other view's cells in the order of `fit`.
+        view : {'x', 'y'}
+            Whose cells get values.
+        k : int
+            Nearest cells, at most 30, with weights by how near they are.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, q).
+
+        Raises
+        ------
+        ValueError
+            For values of another number of rows, and what `matches` raises.
+        """
+        e, others = self._from(view, k)
+        values = values if scipy.sparse.issparse(values) else np.asarray(values)
+        if values.ndim != 2 or values.shape[0] != len(others):
+            raise ValueError(f"values must have a row for each of the {len(others)} cells, got shape {values.shape}")
+        found = self._weights(e, others, k) @ values
+        return found.toarray() if scipy.sparse.issparse(found) else found
+
+    def _weights(self, e: np.ndarray, others: np.ndarray, k: int) -> scipy.sparse.csr_array:
+        counterparts = Counterparts.of(e, others, self.device_)
+        return Nearest.of(e, others, k, counterparts).weights(counterparts.noise, len(others))
+
+    def _from(self, view: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the embeddings of a view and of the other."""
+        check_is_fitted(self, "embedding_x_")
+        if view not in ("x", "y"):
+            raise ValueError(f"view must be 'x' or 'y', got {view!r}")
+        pair = (self.embedding_x_, self.embedding_y_)[:: 1 if view == "x" else -1]
+        if not (is_whole(k) and 1 <= k <= _COUNTED):
+            raise ValueError(f"k must be a whole number from 1 to {_COUNTED}, got {k!r}")
+        if world().size > 1:
+            raise ValueError("matches are found in one process: load the saved model in one")
+        return pair
