@@ -12,9 +12,10 @@ and where the clouds differ it is below: then no cell is sure of its match, howe
 
 Of the cells j of the other view at the distances r_ij, cell i has its counterpart in j with the probability
 
-    confidence_ij = share exp(-r_ij^2 / (2 s^2)) / sum_j' exp(-r_ij'^2 / (2 s^2)).
+    confidence_ij = share exp(-r_ij^2 / (2 s^2)) / sum_j' exp(-r_ij'^2 / (2 s^2)),
 
-The sum is over all cells: the nearest ones are counted, and the others are as dense as these.
+times n_o / n for the n cells of a view whose other one has but n_o. The sum is over all cells: the nearest ones are
+counted, and the others are as dense as these.
 """
 
 from __future__ import annotations
@@ -111,10 +112,10 @@ class Nearest:
     @classmethod
     def of(cls, e: np.ndarray, others: np.ndarray, k: int, counterparts: Counterparts) -> Nearest:
         """Find the k nearest of others (n_o, d) for each point of e (n, d)."""
-        tree, found = KDTree(others), []
+        tree, found, there = KDTree(others), [], min(1, len(others) / len(e))  # the other view cannot have more cells
         for low in range(0, len(e), _BLOCK):
             distances, cells = tree.query(e[low : low + _BLOCK], k=range(1, 1 + min(_COUNTED, len(others))), workers=-1)
-            confidence = counterparts.confidence(distances, e.shape[1], len(others))
+            confidence = there * counterparts.confidence(distances, e.shape[1], len(others))
             found.append([of[:, :k] for of in (cells, distances, confidence)])
         return cls(*map(np.concatenate, zip(*found, strict=True)))
 
