@@ -150,6 +150,21 @@ def test_a_rank_that_dies_or_hangs_ends_all(data, tmp_path, number, said):
     assert ended(process, since) == [said]
 
 
+def test_a_rank_that_torchrun_has_ended_is_no_fault_however_late_its_watcher_looks(data, tmp_path):
+    """By then torchrun is gone, and the store with it."""
+    out = tmp_path / "out"
+    saved = "--checkpoint", tmp_path / "saved.npz", "--loss-every", "10"
+    process = begin(3, arguments(data, out, "--n-epochs", "1000000", *saved))
+    ranks = workers(process, 3, out)
+    (late,) = ranks[2].children()
+    late.suspend()
+    ranks[1].kill()
+    process.wait(MINUTE)
+    late.resume()
+    _, complaint = process.communicate(timeout=MINUTE)
+    assert re.findall(r"error: .*", complaint) == ["error: rank 1 ended without a word: it was killed, or has crashed"]
+
+
 def test_a_rank_with_bad_rows_ends_all(data, tmp_path):
     y = np.load(data / "y.npy")
     y[250, 3] = np.nan

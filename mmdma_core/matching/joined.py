@@ -58,7 +58,7 @@ def joined(use_gpu: bool) -> Iterator[Ranks]:
         return
     watcher, store = _Watcher(rank, size), None
     try:
-        store = _store(PATIENCE_S, rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+        store = _store(PATIENCE_S, _keeps_the_store(rank))
         _meet(store, rank, size)
         if use_gpu:
             torch.cuda.set_device(as_device(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"))
@@ -76,6 +76,11 @@ def joined(use_gpu: bool) -> Iterator[Ranks]:
             sys.exit(2)  # another rank has said why
         raise
     watcher.end()
+
+
+def _keeps_the_store(rank: int) -> bool:
+    """Tell whether the store is this rank's process; else it is torchrun's, or that of another rank."""
+    return rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def _store(patience_s: float, is_master: bool = False) -> distributed.Store:
@@ -104,10 +109,11 @@ def _unreached(patience_s: float) -> str:
     return f"cannot reach the others at {address} within {patience_s:.0f} s"
 
 
-def _is_first(store: distributed.Store, in_a_sum: bool = False) -> bool:
+def _is_first(store: distributed.Store, in_a_sum: bool = False, if_gone: bool = True) -> bool:
     """Tell all ranks that there is a fault, and tell whether no other one has done so before.
 
     in_a_sum  the fault may follow from another one at the other end of the sum, which has some time to say so
+    if_gone  what to return where the store is there no more
     """
     try:
         if in_a_sum:
@@ -116,7 +122,7 @@ def _is_first(store: distributed.Store, in_a_sum: bool = False) -> bool:
         own = os.urandom(8).hex()
         return store.compare_set("fault", "", own).decode() == own
     except RuntimeError:
-        return True
+        return if_gone
 
 
 class _Watcher:
@@ -183,7 +189,9 @@ class _Watching:
         stderr = os.fdopen(os.dup(2), "w")  # what torch says of lost connections is nobody's reason
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         fault = self._watch()
-        if fault and (self._store is None or _is_first(self._store)):
+        # Whoever has ended this rank may have ended the store as well: then another rank has said why.
+        if_gone = not select.select([self._gone], [], [], 0)[0] or _keeps_the_store(self._rank)
+        if fault and (self._store is None or _is_first(self._store, if_gone=if_gone)):
             print(f"error: {fault}", file=stderr, flush=True)
         if fault is not None:
             with suppress(psutil.NoSuchProcess):
