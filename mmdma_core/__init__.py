@@ -34,6 +34,7 @@ _WHERE = {
     "inputs": ("Kernel",),
     "matching.estimator": ("MMDMA",),
     "matching.scverse": ("match",),
+    "matching.simulated_counts": ("SimulatedCounts", "simulate_counts"),
     "objective": ("LossTerms", "reference_gradients", "reference_loss"),
     "run": ("Run", "TorchRun", "compose"),
     "settings": ("Settings",),

@@ -20,7 +20,7 @@ from mmdma_core import registry
 from mmdma_core.files.atomic import check_writable
 from mmdma_core.fused.ranks import world
 from mmdma_core.inputs import Kernel, as_views
-from mmdma_core.matching import model_file, starts
+from mmdma_core.matching import counts, model_file, starts
 from mmdma_core.matching.matches import MatchesMixin
 from mmdma_core.matching.preprocess import (
     Matrix,
@@ -83,6 +83,11 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         Adam divides by the largest second moment so far.
     kernel : {'linear', 'precomputed'}
         "linear", or "precomputed": X (n_x, n_x) and Y (n_y, n_y) are kernel matrices, for a dual variant.
+    preprocess : {'auto', 'counts', 'none'}
+        "counts": both views are counts, cells x genes, peaks or proteins, and become principal components. Cells are
+        brought to one depth and the logarithm is taken; of fewer than 500 features the centred log-ratio. "auto": so
+        with each view that has whole numbers of at least 0 alone, and ten features or more; the log says which. "none":
+        the views are taken as they are.
     scale : bool
         Divide each view by one number first, so that the mean square of its rows' lengths is 1: `sigma` then has the
         same meaning for all data. Of rows of unit length it is so already.
@@ -127,7 +132,8 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     embedding_x_, embedding_y_ : numpy.ndarray
         (n_x, d), (n_y, d).
     weights_x_, weights_y_ : numpy.ndarray
-        (p, d), the embedding is X W, of Y with `intercept_y_` added; with kernels (n, d), the embedding is K alpha.
+        (p, d), the embedding is X W, of Y with `intercept_y_` added; of counts X are their principal components; with
+        kernels (n, d), the embedding is K alpha.
     intercept_y_ : numpy.ndarray
         (d,), added to the second embedding; 0 without `refine`.
     trained_weights_ : tuple of numpy.ndarray
@@ -154,6 +160,8 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         What was used.
     l2_normalize_, scale_x_, scale_y_ : bool, float, float
         Whether rows have unit length, and what the views were divided by.
+    components_x_, components_y_ : object or None
+        How counts became principal components: depth, mean (p,), axes (k, p); None of a view that was taken as it is.
     mean_x_, mean_y_ : numpy.ndarray or None
         What was subtracted from each column, None without `center`.
     n_features_in_, n_features_y_ : int
@@ -197,6 +205,7 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     unbiased: bool = True
     amsgrad: bool = False
     kernel: Literal["linear", "precomputed"] = "linear"
+    preprocess: counts.Preprocess = "auto"
     scale: bool = True
     l2_normalize: bool | Literal["auto"] = "auto"
     center: bool = False
@@ -244,6 +253,8 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             check_writable({starts.checkpoint_path(self, k): 0 for k in range(starts.most_starts(self))})
         taken = take_both(X, Y, use_rep, layer)
         rows = [as_rows(view.matrix, name, 2) for name, view in zip("XY", taken, strict=True)]
+        self.n_features_in_, self.n_features_y_ = (of_view.shape[1] for of_view in rows)
+        rows = self._preprocessed(*rows)
         kernel = self.kernel == "precomputed"
         if kernel:
             as_views(*map(Kernel, rows), torch.device("cpu"))  # which refuses what is none
@@ -253,7 +264,6 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         rows = [self._of_length(*of_view) for of_view in zip(rows, (self.scale_x_, self.scale_y_), strict=True)]
         self.mean_x_, self.mean_y_ = (column_means(of_view) if self.center else None for of_view in rows)
         x, y = (centred(*of_view) for of_view in zip(rows, "XY", (self.mean_x_, self.mean_y_), strict=True))
-        self.n_features_in_, self.n_features_y_ = x.shape[1], y.shape[1]
         self.feature_names_x_, self.feature_names_y_ = (view.features for view in taken)
         self.representation_x_, self.representation_y_ = (view.representation for view in taken)
         problem = starts.Problem(self, [x, y])
@@ -413,6 +423,15 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         """
         return model_file.load(cls(), Path(path))
 
+    def _preprocessed(self, x: Matrix, y: Matrix) -> tuple[Matrix, Matrix]:
+        """Learn what makes counts ready; the views as they are fitted."""
+        asked = "none" if self.kernel == "precomputed" else self.preprocess
+        learnt = [counts.components(rows, name, asked) for name, rows in (("X", x), ("Y", y))]
+        if any(learnt):
+            _LOG.info("; ".join(f"{name}: {made or 'taken as it is'}" for name, made in zip("XY", learnt, strict=True)))
+        self.components_x_, self.components_y_ = learnt
+        return tuple(made.of(rows) if made else rows for made, rows in zip(learnt, (x, y), strict=True))
+
     def _rows_of_one_length(self, x: Matrix, y: Matrix) -> bool:
         """Whether rows are to have length 1, which "auto" lets the data decide."""
         if self.l2_normalize != "auto":
@@ -440,8 +459,12 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         taken = take(given, name, use_rep, layer)
         where = f"view {view!r}" if taken.path is None else str(taken.path)
         check_features(where, taken.features, getattr(self, f"feature_names_{view}_"))
-        rows = self._of_length(as_rows(taken.matrix, view.upper(), 1), getattr(self, f"scale_{view}_"))
-        columns = len(getattr(self, f"weights_{view}_"))
+        rows = as_rows(taken.matrix, view.upper(), 1)
+        columns = self.n_features_in_ if view == "x" else self.n_features_y_
         if rows.shape[1] != columns:
             raise ValueError(f"view {view!r} was fitted with {columns} columns, got {rows.shape[1]}")
+        if made := getattr(self, f"components_{view}_"):
+            counts.check(rows, name)
+            rows = made.of(rows)
+        rows = self._of_length(rows, getattr(self, f"scale_{view}_"))
         return centred(rows, view.upper(), getattr(self, f"mean_{view}_"))

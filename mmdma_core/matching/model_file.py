@@ -15,11 +15,13 @@ from sklearn.base import BaseEstimator
 
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import DAMAGED, check_is_itself
+from mmdma_core.matching.counts import Components
 from mmdma_core.matching.starts import Match
 from mmdma_core.settings import plain
 
 _ARRAYS = ("embedding_x_", "embedding_y_", "weights_x_", "weights_y_")
 _MEANS = ("mean_x_", "mean_y_")  # None without `center`
+_COMPONENTS, _PARTS = ("components_x_", "components_y_"), ("mean", "axes")  # None of views that were no counts
 _TRAINED = ("trained_x", "trained_y")
 _SCALARS = ("feature_names_x_", "feature_names_y_", "n_features_in_", "n_features_y_", "n_iter_", "sigma_", "variant_")
 _REPRESENTATIONS = ("representation_x_", "representation_y_")  # None in files from before there was AnnData
@@ -33,8 +35,10 @@ def save(model: BaseEstimator, path: Path) -> None:
     """Write a model. A random_state that is no integer is saved as the seed that it drew."""
     parameters = {k: v for k, v in model.get_params().items() if k not in _NOT_SAVED}
     parameters |= {"random_state": int(model.starts_["seed"][0]), "device": str(parameters["device"])}
+    components = {name: getattr(model, name) for name in _COMPONENTS if getattr(model, name) is not None}
     content = {
         "parameters": parameters,
+        "depths": {name: one.depth for name, one in components.items()},
         "scalars": {name: getattr(model, name) for name in (*_SCALARS, *_REPRESENTATIONS, *_SINCE_REFINED)},
         "alternatives": [{"start": one.start, "discrepancy": one.discrepancy} for one in model.alternatives_],
         "device": str(model.device_),
@@ -42,6 +46,7 @@ def save(model: BaseEstimator, path: Path) -> None:
     }
     arrays = {name: getattr(model, name) for name in _ARRAYS}
     arrays |= {name: getattr(model, name) for name in _MEANS if getattr(model, name) is not None}
+    arrays |= {f"{of}_{part}": getattr(one, part) for of, one in components.items() for part in _PARTS}
     arrays |= {"intercept_y_": model.intercept_y_} | dict(zip(_TRAINED, model.trained_weights_, strict=True))
     for k, one in enumerate(model.alternatives_):
         parts = (*one.weights, one.intercept, *one.embeddings)
@@ -60,7 +65,7 @@ def load(model: BaseEstimator, path: Path) -> BaseEstimator:
         with np.load(path, allow_pickle=False) as file:
             content = json.loads(str(file["mmdma"]))
             arrays = {name: file[name] for name in file.files if name != "mmdma"}
-            parameters = content["parameters"]
+            parameters = {"preprocess": "none"} | content["parameters"]
             if "refine" not in parameters:  # a file from before there was one
                 parameters |= {"refine": False, "starts": "random", "scale": False}
             if isinstance(parameters["init"], list):  # JSON has no tuples
@@ -71,6 +76,10 @@ def load(model: BaseEstimator, path: Path) -> BaseEstimator:
                 setattr(model, name, arrays[name])
             for name in _MEANS:
                 setattr(model, name, arrays.get(name))
+            depths = content.get("depths", {})
+            for name in _COMPONENTS:
+                parts = [arrays.get(f"{name}_{part}") for part in _PARTS]
+                setattr(model, name, Components(depths[name], *parts) if name in depths else None)
             for name in _SCALARS:
                 setattr(model, name, tuple(scalars[name]) if isinstance(scalars[name], list) else scalars[name])
             for name, before in (_SINCE_REFINED | {"l2_normalize_": parameters["l2_normalize"]}).items():

@@ -26,11 +26,11 @@ from mmdma_core.files.annotated import Keys, chosen
 from mmdma_core.files.formats import View
 from mmdma_core.fused.ranks import world
 from mmdma_core.inputs import canonical, on_host, unmasked
+from mmdma_core.matching.counts import WAYS, Matrix
 from mmdma_core.models import in_words
 from mmdma_core.registry import check_batch_size
 from mmdma_core.settings import is_whole, plain
 
-Matrix = np.ndarray | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 _LOG = logging.getLogger("mmdma_core")
 
 
@@ -235,6 +235,10 @@ def check_parameters(model: BaseEstimator) -> None:
         raise ValueError(f"window must be 0 or at least loss_every = {model.loss_every}, got {model.window!r}")
     if model.kernel not in ("linear", "precomputed"):
         raise ValueError(f"kernel must be 'linear' or 'precomputed', got {model.kernel!r}")
+    if model.preprocess not in WAYS:
+        raise ValueError(f"preprocess must be one of {', '.join(map(repr, WAYS))}, got {model.preprocess!r}")
+    if model.kernel == "precomputed" and model.preprocess == "counts":
+        raise ValueError("preprocess='counts' is for features, not for kernel='precomputed'")
     if model.l2_normalize not in (True, False, "auto"):
         raise ValueError(f"l2_normalize must be True, False or 'auto', got {model.l2_normalize!r}")
     if model.kernel == "precomputed" and (model.center or model.l2_normalize is True):
