@@ -1,6 +1,7 @@
 """AnnData and MuData in memory or in files: what MMDMA takes of them, and `match`, which writes into them."""
 
 import json
+import re
 
 import anndata
 import h5py
@@ -13,7 +14,7 @@ import zarr
 from embeddings import PLAIN
 from refusals import refused
 
-from mmdma_core import MMDMA, match
+from mmdma_core import MMDMA, match, simulate_counts
 from mmdma_core.matching.command_line import main
 
 pytestmark = [
@@ -276,3 +277,70 @@ def test_match_refuses_what_it_cannot_take(tmp_path, rna, protein, both):
     with pytest.raises(TypeError, match="n_epoch"):
         match(rna, protein, n_epoch=3)
     assert "X_mmdma" not in rna.obsm
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Counts of 300 cells, genes and proteins; the types of the genes' cells are known but for some."""
+    x, y, types, _ = simulate_counts(300, seed=4)
+    obs = pd.DataFrame({"type": pd.Categorical(types)}, index=[f"x{i}" for i in range(300)])
+    obs.loc[obs.index[:5], "type"] = None
+    genes = anndata.AnnData(scipy.sparse.csr_array(x), obs, pd.DataFrame(index=[f"gene{i}" for i in range(600)]))
+    genes.layers["twice"] = 2 * genes.X
+    proteins = anndata.AnnData(y, pd.DataFrame(index=[f"y{i}" for i in range(300)]))
+    return genes, proteins, types
+
+
+AXES = {"starts": "symmetries", "n_starts": 0, "n_epochs": 0, "random_state": 0}
+
+
+def test_match_says_which_cell_is_which_and_carries_labels_and_features_over(cells):
+    genes, proteins, types = cells
+    genes, proteins = match(genes, proteins, copy=True, matches=True, labels="type", features=True, **AXES)
+    model = MMDMA(**AXES).fit(genes, proteins)
+    assert genes.obs["mmdma_match"].tolist() == [f"y{k}" for k in model.matches("x", k=1)["match"]]
+    assert proteins.obs["mmdma_match"].str.startswith("x").all()
+    assert genes.obs["mmdma_confidence"].between(0, 1).all()
+    assert (proteins.obs["type"].to_numpy() == types).mean() > 0.95
+    assert proteins.obs["type"].dtype == "category"
+    assert proteins.obs["type_confidence"].between(0, 1).all()
+    assert list(genes.obs) == ["type", "mmdma_match", "mmdma_confidence"]
+    carried = genes.obsm["mmdma_features"]
+    assert list(carried.columns) == list(proteins.var_names)
+    np.testing.assert_allclose(carried, model.transfer_features(proteins.X, "x"))
+    found = proteins.obsm["mmdma_features"]
+    assert found.shape == (300, 600)
+    for k in range(5, 300, 50):
+        assert np.corrcoef(found.to_numpy()[k], genes.X[[k]].toarray()[0])[0, 1] > 0.5
+
+
+def test_features_of_a_layer_are_carried_over_and_nothing_else_is_written(cells):
+    genes, proteins, _ = cells
+    proteins = proteins.copy()
+    proteins.layers["twice"] = 2 * proteins.X
+    genes, proteins = match(genes, proteins, copy=True, features="twice", **AXES)
+    model = MMDMA(**AXES).fit(genes, proteins)
+    np.testing.assert_allclose(genes.obsm["mmdma_features"], 2 * model.transfer_features(proteins.X, "x"))
+    assert list(genes.obs) == ["type"]
+    assert list(proteins.obs) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("kind", "neither modality has 'kind' in obs; columns: 'type', 'both', 'empty'; 'both'"),
+        ("both", "both modalities have 'both' in obs"),
+        ("empty", "no cell has a label, 'empty' is empty"),
+    ],
+)
+def test_labels_that_cannot_be_carried_over_are_refused_before_the_fit(cells, labels, said):
+    genes, proteins = (view.copy() for view in cells[:2])
+    genes.obs["both"] = proteins.obs["both"] = "a"
+    genes.obs["empty"] = None
+    with pytest.raises(ValueError, match=re.escape(said)):
+        match(genes, proteins, labels=labels, n_epochs=-1)
+
+
+def test_a_layer_of_features_that_is_not_there_is_refused_before_the_fit(cells):
+    with pytest.raises(ValueError, match="there is no layer 'twice'"):
+        match(*cells[:2], features="twice", n_epochs=-1)

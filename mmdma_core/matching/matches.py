@@ -21,6 +21,7 @@ counted, and the others are as dense as these.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,7 @@ from mmdma_core.settings import is_whole
 _WIDTHS = np.geomspace(1e-5, 0.1, 9)  # sigma, in shares of the total variance
 _COUNTED = 30  # nearest cells that a confidence counts
 _BLOCK = 2**16  # cells at a time
+_OTHER = {"x": "y", "y": "x"}
 _LEAST = np.finfo(np.float64).tiny
 _SHARE_FROM, _NOISE_FROM = (0.1, 0.5, 0.9), np.geomspace(1e-6, 0.1, 6)  # where the fit begins
 
@@ -72,7 +74,7 @@ class Counterparts:
 
         distances  (m, k) to the nearest of n cells, the nearest first, in d dimensions
         """
-        kernels = np.exp(-(distances**2) / (2 * self.noise))
+        kernels = np.exp(-(distances.astype(np.float64) ** 2) / (2 * self.noise))
         return self.share * kernels / np.maximum(kernels.sum(1) + self._beyond(distances[:, -1], d, n), _LEAST)[:, None]
 
     def _beyond(self, radius: np.ndarray, d: int, n: int) -> np.ndarray:
@@ -100,36 +102,70 @@ def _fitted(c: np.ndarray, d: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest cells of another view.
+    """The nearest cells of another view, of each cell.
 
-    cells, distances, confidence  (n, k), the nearest first
+    cells, distances  (n, 30), the nearest first; fewer columns where the other view has fewer cells
     """
 
     cells: np.ndarray
     distances: np.ndarray
-    confidence: np.ndarray
 
     @classmethod
-    def of(cls, e: np.ndarray, others: np.ndarray, k: int, counterparts: Counterparts) -> Nearest:
-        """Find the k nearest of others (n_o, d) for each point of e (n, d)."""
-        tree, found, there = KDTree(others), [], min(1, len(others) / len(e))  # the other view cannot have more cells
+    def of(cls, e: np.ndarray, others: np.ndarray) -> Nearest:
+        """Find the nearest of others (n_o, d) for each point of e (n, d)."""
+        ranks = range(1, 1 + min(_COUNTED, len(others)))
+        cells, distances = (np.empty((len(e), len(ranks)), of) for of in (np.int32, np.float32))
+        tree = KDTree(others)
         for low in range(0, len(e), _BLOCK):
-            distances, cells = tree.query(e[low : low + _BLOCK], k=range(1, 1 + min(_COUNTED, len(others))), workers=-1)
-            confidence = there * counterparts.confidence(distances, e.shape[1], len(others))
-            found.append([of[:, :k] for of in (cells, distances, confidence)])
-        return cls(*map(np.concatenate, zip(*found, strict=True)))
+            block = slice(low, low + _BLOCK)
+            distances[block], cells[block] = tree.query(e[block], k=ranks, workers=-1)
+        return cls(cells, distances)
 
-    def mutual(self, back: Nearest) -> np.ndarray:
-        """Whether each cell is in turn among the nearest of those that are its nearest, (n, k)."""
+    def mutual(self, back: Nearest, k: int) -> np.ndarray:
+        """Whether each of the k nearest has the cell among its own k nearest, (n, k)."""
         own = np.arange(len(self.cells))[:, None]
-        return np.logical_or.reduce([back.cells[:, k][self.cells] == own for k in range(back.cells.shape[1])])
+        return np.logical_or.reduce([column[self.cells[:, :k]] == own for column in back.cells[:, :k].T])
 
-    def weights(self, noise: float, n_others: int) -> scipy.sparse.csr_array:
-        """Return (n, n_o): in each row the weights of the nearest cells, by how near they are; their sum is 1."""
-        near = np.exp((self.distances[:, :1] ** 2 - self.distances**2) / (2 * noise))
+    def weights(self, k: int, noise: float, n_others: int) -> scipy.sparse.csr_array:
+        """Return (n, n_o): in each row the weights of the k nearest cells, by how near they are; their sum is 1."""
+        distances = self.distances[:, :k].astype(np.float64)
+        near = np.exp((distances[:, :1] ** 2 - distances**2) / (2 * noise))
         near /= near.sum(1, keepdims=True)
-        n, k = self.cells.shape
-        return scipy.sparse.csr_array((near.ravel(), self.cells.ravel(), np.arange(0, n * k + 1, k)), (n, n_others))
+        n, k = near.shape
+        return scipy.sparse.csr_array(
+            (near.ravel(), self.cells[:, :k].ravel(), np.arange(0, n * k + 1, k)), (n, n_others)
+        )
+
+
+class Neighbours:
+    """The nearest cells between two embeddings, in either direction, and how sure they are; found when first asked for.
+
+    x, y  (n_x, d), (n_y, d)
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, device: torch.device) -> None:
+        self.embeddings, self._device, self._nearest = {"x": x, "y": y}, device, {}
+
+    @cached_property
+    def counterparts(self) -> Counterparts:
+        """What MMD2 tells of them."""
+        return Counterparts.of(*self.embeddings.values(), self._device)
+
+    def nearest(self, view: str) -> Nearest:
+        """Of the cells of a view."""
+        if view not in self._nearest:
+            self._nearest[view] = Nearest.of(self.embeddings[view], self.embeddings[_OTHER[view]])
+        return self._nearest[view]
+
+    def confidence(self, view: str) -> np.ndarray:
+        """Of the nearest cells of a view's; where the other view has fewer cells, not all can be there."""
+        e, others = self.embeddings[view], self.embeddings[_OTHER[view]]
+        there = min(1, len(others) / len(e))
+        return there * self.counterparts.confidence(self.nearest(view).distances, e.shape[1], len(others))
+
+    def weights(self, view: str, k: int) -> scipy.sparse.csr_array:
+        """Of the k nearest cells, see `Nearest.weights`."""
+        return self.nearest(view).weights(k, self.counterparts.noise, len(self.embeddings[_OTHER[view]]))
 
 
 class MatchesMixin:
@@ -161,13 +197,12 @@ class MatchesMixin:
         ValueError
             For another view or number, NotFittedError before `fit`.
         """
-        e, others = self._from(view, k)
-        counterparts = Counterparts.of(e, others, self.device_)
-        there, back = Nearest.of(e, others, k, counterparts), Nearest.of(others, e, k, counterparts)
-        columns = {"match": there.cells, "distance": there.distances, "mutual": there.mutual(back)}
-        columns["confidence"] = there.confidence
-        cells = np.repeat(np.arange(len(e)), there.cells.shape[1])
-        return pd.DataFrame({"cell": cells} | {name: of.ravel() for name, of in columns.items()})
+        between = self._between(view, k)
+        there, back = (between.nearest(of) for of in (view, _OTHER[view]))
+        columns = {"match": there.cells, "distance": there.distances, "mutual": there.mutual(back, k)}
+        columns["confidence"] = between.confidence(view)
+        cells = np.repeat(np.arange(len(there.cells)), min(k, there.cells.shape[1]))
+        return pd.DataFrame({"cell": cells} | {name: of[:, :k].ravel() for name, of in columns.items()})
 
     def transfer(self, labels: Vector, view: Literal["x", "y"] = "x", k: int = 15) -> pd.DataFrame:
         """Carry labels of the other view's cells over to the cells of a view.
@@ -191,16 +226,16 @@ class MatchesMixin:
         ValueError
             For labels of another number, or none at all, and what `matches` raises.
         """
-        e, others = self._from(view, k)
-        given = np.asarray(labels, dtype=object)
-        if given.shape != (len(others),):
-            raise ValueError(f"labels must have one entry for each of the {len(others)} cells, got shape {given.shape}")
+        between = self._between(view, k)
+        given, n = np.asarray(labels, dtype=object), len(between.embeddings[_OTHER[view]])
+        if given.shape != (n,):
+            raise ValueError(f"labels must have one entry for each of the {n} cells, got shape {given.shape}")
         codes, names = pd.factorize(given)
         known = np.flatnonzero(codes >= 0)
         if not len(known):
             raise ValueError("no cell has a label")
-        ones = scipy.sparse.csr_array((np.ones(len(known)), (known, codes[known])), (len(others), len(names)))
-        votes = self._weights(e, others, k) @ ones
+        ones = scipy.sparse.csr_array((np.ones(len(known)), (known, codes[known])), (n, len(names)))
+        votes = between.weights(view, k) @ ones
         best, total = votes.max(axis=1).toarray().ravel(), votes.sum(axis=1)
         label = names[np.asarray(votes.argmax(axis=1)).ravel()].astype(object)
         label[total == 0] = None
@@ -228,25 +263,26 @@ class MatchesMixin:
         ValueError
             For values of another number of rows, and what `matches` raises.
         """
-        e, others = self._from(view, k)
-        values = values if scipy.sparse.issparse(values) else np.asarray(values)
-        if values.ndim != 2 or values.shape[0] != len(others):
-            raise ValueError(f"values must have a row for each of the {len(others)} cells, got shape {values.shape}")
-        found = self._weights(e, others, k) @ values
+        between = self._between(view, k)
+        values, n = (
+            values if scipy.sparse.issparse(values) else np.asarray(values),
+            len(between.embeddings[_OTHER[view]]),
+        )
+        if values.ndim != 2 or values.shape[0] != n:
+            raise ValueError(f"values must have a row for each of the {n} cells, got shape {values.shape}")
+        found = between.weights(view, k) @ values
         return found.toarray() if scipy.sparse.issparse(found) else found
 
-    def _weights(self, e: np.ndarray, others: np.ndarray, k: int) -> scipy.sparse.csr_array:
-        counterparts = Counterparts.of(e, others, self.device_)
-        return Nearest.of(e, others, k, counterparts).weights(counterparts.noise, len(others))
-
-    def _from(self, view: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the embeddings of a view and of the other."""
+    def _between(self, view: str, k: int) -> Neighbours:
+        """Return the neighbours between both embeddings, which are found once."""
         check_is_fitted(self, "embedding_x_")
-        if view not in ("x", "y"):
+        if view not in _OTHER:
             raise ValueError(f"view must be 'x' or 'y', got {view!r}")
-        pair = (self.embedding_x_, self.embedding_y_)[:: 1 if view == "x" else -1]
         if not (is_whole(k) and 1 <= k <= _COUNTED):
             raise ValueError(f"k must be a whole number from 1 to {_COUNTED}, got {k!r}")
         if world().size > 1:
             raise ValueError("matches are found in one process: load the saved model in one")
-        return pair
+        held, now = getattr(self, "_neighbours", None), (self.embedding_x_, self.embedding_y_)
+        if held is None or any(then is not e for then, e in zip(held.embeddings.values(), now, strict=True)):
+            self._neighbours = Neighbours(*now, self.device_)
+        return self._neighbours

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from mmdma_core.files.annotated import as_stored, listed
 from mmdma_core.matching import model_file
 from mmdma_core.matching.estimator import MMDMA
-from mmdma_core.matching.preprocess import Pair, is_annotated
+from mmdma_core.matching.preprocess import Pair, is_annotated, take
 
 _LOG = logging.getLogger("mmdma_core")
 
@@ -21,14 +24,17 @@ def match(
     y: str | None = None,
     use_rep: Pair = "X",
     layer: Pair = None,
+    matches: bool = False,
+    labels: str | None = None,
+    features: bool | str = False,
     copy: bool = False,
     **parameters: Any,
 ) -> Any:
     """Match two modalities of a MuData object, or two AnnData objects, in place.
 
     Fits `MMDMA` and writes, into both modalities, the embedding as obsm["X_mmdma"] and uns["mmdma"] with `params` (what
-    `MMDMA` was given, use_rep and layer), `loss` and `version`. A view of AnnData becomes an object of its own, as
-    anndata does whenever it is written to.
+    `MMDMA` was given, use_rep and layer), `loss` and `version`; and what else is asked for. A view of AnnData becomes
+    an object of its own, as anndata does whenever it is written to.
 
     Parameters
     ----------
@@ -42,6 +48,15 @@ def match(
         "X", or an entry of obsm such as "X_pca"; a pair is for the first and the second modality.
     layer : str or pair of str, optional
         A layer in the place of X.
+    matches : bool
+        Write into both obs the nearest cell of the other modality and how sure that is, "mmdma_match" and
+        "mmdma_confidence", see `MMDMA.matches`.
+    labels : str, optional
+        A column of obs that one modality has: it is carried over to the other one, with "NAME_confidence" beside it,
+        see `MMDMA.transfer`.
+    features : bool or str
+        Carry the features of each modality over to the cells of the other, obsm["mmdma_features"], see
+        `MMDMA.transfer_features`: those of X, or of the layer that is named.
     copy : bool
         Write into copies, in memory, and return them.
     **parameters : object
@@ -55,7 +70,8 @@ def match(
     Raises
     ------
     ValueError
-        For what is neither, for a modality, layer or entry of obsm that is not there, and what `MMDMA.fit` raises.
+        For what is neither, for a modality, layer or entry of obsm that is not there, for labels that neither modality
+        has, or both, or no cell, and what `MMDMA.fit` raises.
 
     Examples
     --------
@@ -69,6 +85,8 @@ def match(
     if copy:
         data, other = _copied(data), None if other is None else _copied(other)
     views = _both(data, other, x, y)
+    given = _labels(labels, views)
+    held = [_features(view, features) for view in views] if features else None
     model = MMDMA(**parameters).fit(*views, use_rep=use_rep, layer=layer)
     about = model_file.described(model)
     taken = (model.representation_x_, model.representation_y_)
@@ -76,10 +94,46 @@ def match(
         params = about["params"] | {"use_rep": rep} | ({"layer": of_layer} if of_layer is not None else {})
         view.obsm["X_mmdma"] = embedding
         view.uns["mmdma"] = as_stored("uns", about | {"params": params})
+    for name, view, there in zip("xy", views, views[::-1], strict=True):
+        if matches:
+            nearest = model.matches(name, k=1)
+            view.obs["mmdma_match"] = np.asarray(there.obs_names)[nearest["match"]]
+            view.obs["mmdma_confidence"] = nearest["confidence"].to_numpy()
+        if given is not None and labels not in view.obs:
+            found = model.transfer(given, name)
+            view.obs[labels] = pd.Categorical(found["label"])
+            view.obs[f"{labels}_confidence"] = found["confidence"].to_numpy()
+    if held:
+        for name, view, (values, columns) in zip("xy", views, held[::-1], strict=True):
+            found = model.transfer_features(values, name)
+            view.obsm["mmdma_features"] = pd.DataFrame(found, index=view.obs_names, columns=columns)
     _LOG.info(model_file.summary(model))
     if model.ambiguous_:
         _LOG.warning(model_file.verdict(model))
     return data if other is None else (data, other)
+
+
+def _labels(name: str | None, views: tuple[Any, Any]) -> np.ndarray | None:
+    """Return the labels of the modality that has them. Raises ValueError."""
+    if name is None:
+        return None
+    having = [view for view in views if name in view.obs]
+    if len(having) != 1:
+        which = "both modalities have" if having else "neither modality has"
+        columns = "" if having else "; columns: " + "; ".join(listed(view.obs) for view in views)
+        raise ValueError(
+            f"labels are carried over from the one modality that has them, {which} {name!r} in obs{columns}"
+        )
+    labels = having[0].obs[name]
+    if labels.isna().all():
+        raise ValueError(f"no cell has a label, {name!r} is empty")
+    return labels.astype(object).to_numpy()
+
+
+def _features(view: Any, asked: bool | str) -> tuple[Any, list[str]]:
+    """Return what is carried over of a modality, with its names. Raises ValueError."""
+    taken = take(view, "features", layer=asked if isinstance(asked, str) else None)
+    return taken.matrix, list(taken.features)
 
 
 def _both(data: Any, other: Any, x: str | None, y: str | None) -> tuple[Any, Any]:
