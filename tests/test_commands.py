@@ -1,6 +1,7 @@
 """The command line on small files: what it writes, and the one line that each bad input gets."""
 
 import json
+from pathlib import Path
 
 import anndata
 import mudata
@@ -10,7 +11,7 @@ import pytest
 import scipy.sparse
 from embeddings import PLAIN_OPTIONS
 
-from mmdma_core import MMDMA, simulate
+from mmdma_core import MMDMA, simulate, simulate_counts
 from mmdma_core.matching import match_ranks
 from mmdma_core.matching.command_line import main
 
@@ -55,8 +56,9 @@ def test_fit_writes_embeddings_model_history_metrics_and_pictures(folder):
     truth = "--match", "match.txt", "--labels", "labels.txt"
     run("fit", *QUICK, "--quiet", "--out", "out", "--x", "x.npy", "--y", "y.npy", *truth)
     out = folder / "out"
-    names = "embedding.png embedding_x.npy embedding_y.npy loss.csv loss.png metrics.json model.npz"
-    assert sorted(path.name for path in out.iterdir()) == [*names.split(), "overlap.csv", "starts.csv"]
+    names = "embedding.png embedding_x.npy embedding_y.npy loss.csv loss.png matches.csv matches_y.csv metrics.json"
+    names = [*names.split(), "model.npz", "overlap.csv", "starts.csv"]
+    assert sorted(path.name for path in out.iterdir()) == names
     model = MMDMA(n_epochs=20, n_starts=2, loss_every=10, random_state=0, n_components=2).fit(X, Y)
     np.testing.assert_array_equal(np.load(out / "embedding_x.npy"), model.embedding_x_)
     assert pd.read_csv(out / "loss.csv")["epoch"].tolist() == [0, 10, 20]
@@ -280,3 +282,72 @@ def test_a_model_that_is_none_gets_one_line(folder, capsys):
     assert "x.npz is no model of this program" in capsys.readouterr().err
     run("transform", "--model", "none.npz", "--cells", "x.npy", "--out", "new.npy", status=2)
     assert "error: none.npz: No such file" in capsys.readouterr().err
+
+
+AXES = [
+    "--quiet",
+    "--out",
+    "out",
+    "--starts",
+    "symmetries",
+    "--n-starts",
+    "0",
+    "--n-epochs",
+    "0",
+    "--random-state",
+    "0",
+]
+
+
+@pytest.fixture
+def counted(tmp_path, monkeypatch):
+    """Counts of 300 cells with names, of which the types are known in x alone."""
+    monkeypatch.chdir(tmp_path)
+    x, y, types, _ = simulate_counts(300, seed=4)
+    for name, view in (("x", x), ("y", y)):
+        pd.DataFrame(view, [f"{name}{i}" for i in range(300)]).add_prefix("f").to_csv(f"{name}.csv")
+    Path("types.txt").write_text("\n".join(types))
+    return types
+
+
+def test_fit_of_raw_counts_says_which_cell_is_which_and_carries_labels_and_features_over(counted, caplog):
+    caplog.set_level("INFO")
+    run("fit", *AXES, "--x", "x.csv", "--y", "y.csv", "--x-labels", "types.txt", "--features", "x", "--matches", "2")
+    assert "labels of x are carried over to y: labels_y.csv" in caplog.messages
+    model = MMDMA.load("out/model.npz")
+    for view, other, file in (("x", "y", "matches.csv"), ("y", "x", "matches_y.csv")):
+        table, expected = pd.read_csv(f"out/{file}"), model.matches(view, k=2)
+        assert table["cell"].tolist() == [f"{view}{i}" for i in range(300) for _ in range(2)]
+        assert table["match"].tolist() == [f"{other}{i}" for i in expected["match"]]
+        pd.testing.assert_frame_equal(table.iloc[:, 2:], expected.iloc[:, 2:], check_dtype=False, rtol=1e-5)
+    labels = pd.read_csv("out/labels_y.csv")
+    assert labels["cell"].tolist() == [f"y{i}" for i in range(300)]
+    assert (labels["label"] == counted).mean() > 0.95
+    assert np.load("out/features_x.npy").shape == (300, 30)
+    assert not {"labels_x.csv", "features_y.npy"} & {path.name for path in Path("out").iterdir()}
+
+
+def test_what_is_carried_over_is_gone_when_it_is_not_asked_for_again(counted):
+    arguments = *AXES, "--x", "x.csv", "--y", "y.csv"
+    run("fit", *arguments, "--y-labels", "types.txt", "--features", "both")
+    answers = {"matches.csv", "matches_y.csv", "labels_x.csv", "features_x.npy", "features_y.npy"}
+    assert answers < {path.name for path in Path("out").iterdir()}
+    run("fit", *arguments, "--labels", "types.txt", "--matches", "0", "--overwrite")
+    assert not answers & {path.name for path in Path("out").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--matches", "31"], "--matches must be from 0 to 30, got 31"),
+        (["--x-labels", "none.txt"], "labels 'none.txt': no cell has a label"),
+        (["--preprocess", "counts"], "X must hold counts, whole numbers of at least 0: row 1, column 2 holds -2"),
+    ],
+)
+def test_answers_that_cannot_be_are_refused(counted, capsys, arguments, said):
+    Path("none.txt").write_text("NA\n" * 300)
+    table = pd.read_csv("x.csv", index_col=0)
+    table.iloc[0, 1] = -2
+    table.to_csv("negative.csv")
+    run("fit", *AXES, "--x", "negative.csv", "--y", "y.csv", *arguments, status=2)
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {said}"

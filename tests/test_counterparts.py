@@ -125,3 +125,21 @@ def test_a_model_from_its_file_has_the_same_matches(model, tmp_path):
 )
 def test_what_cannot_be_is_said(model, ask, said):
     refused(lambda: ask(model), said)
+
+
+def test_cells_at_one_point_are_all_alike():
+    """Nothing tells them apart: no match is sure, and all labels have one vote."""
+    x, y, _ = views(200)
+    model = fitted(x, y)
+    model.embedding_x_, model.embedding_y_ = np.zeros((200, 2)), np.zeros((200, 2))
+    assert (model.matches()["confidence"] == 0).all()
+    assert model.transfer(["a"] * 200)["confidence"].eq(1).all()
+
+
+def test_neighbours_are_those_of_the_embeddings_that_are_there_now(model):
+    before = model.matches(k=1)["match"]
+    again = MMDMA(**QUICK).fit(*views(300)[:2])
+    assert len(again.matches(k=1)) == 300
+    again.embedding_x_ = model.embedding_x_
+    again.embedding_y_ = model.embedding_y_
+    assert (again.matches(k=1)["match"] == before).all()

@@ -111,7 +111,7 @@ def test_model_and_embeddings_are_there_where_the_rest_is_not(folder, capsys, su
     filled(20_000)
     assert main([*FIT.split(), "--x", f"x.{suffix}", "--y", f"y.{suffix}"]) == 1
     lost = ["out/loss.png", "out/embedding.png"]
-    saved = ["model.npz", "starts.csv", "loss.csv", "metrics.json", "overlap.csv"]
+    saved = ["model.npz", "starts.csv", "loss.csv", "metrics.json", "overlap.csv", "matches.csv", "matches_y.csv"]
     if suffix == "h5ad":
         lost += ["out/y.h5ad", "out/x.h5ad"]  # the smaller one first
     else:

@@ -58,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_truth(fit)
     fit.add_argument("--kernel", action="store_true", help="the files hold kernel matrices (n, n), for a dual variant")
     _add_parameters(fit.add_argument_group("parameters of mmdma_core.MMDMA"))
+    group = fit.add_argument_group(
+        "which cell is which, and what is carried over; labels that one view alone has, always"
+    )
+    nearest = "nearest cells of each in matches.csv (of x) and matches_y.csv; default: 5; 0: no such files"
+    group.add_argument("--matches", type=int, default=5, metavar="K", help=nearest)
+    over = "carry the other view's features over to the cells of this one: features_x.npy, features_y.npy"
+    group.add_argument("--features", choices=(*_VIEWS, "both"), help=over)
     fit.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_output(fit, "folder of the results")
 

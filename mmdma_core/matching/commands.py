@@ -30,12 +30,14 @@ from mmdma_core.inputs import Ranks, as_device
 from mmdma_core.matching import metrics, model_file, pictures
 from mmdma_core.matching.estimator import MMDMA
 from mmdma_core.matching.joined import joined
+from mmdma_core.matching.matches import MOST
 from mmdma_core.settings import is_whole, plain
 from mmdma_core.simulation import simulate as simulate_views
 
 _LOG = logging.getLogger("mmdma_core")
 _INTERRUPTED = 130
 _WRITTEN = ("embedding_x.npy", "embedding_y.npy", "overlap.csv", "starts.csv", "loss.csv", "metrics.json", "model.npz")
+_ANSWERS = ("matches.csv", "matches_y.csv", "labels_x.csv", "labels_y.csv", "features_x.npy", "features_y.npy")
 _PICTURES = ("loss.png", "embedding.png")
 
 
@@ -107,10 +109,12 @@ def simulate(options: argparse.Namespace) -> int:
 def _fit(options: argparse.Namespace, ranks: Ranks) -> int:
     """Fit as one rank."""
     first = ranks.rank == 0
+    if not 0 <= options.matches <= MOST:
+        raise ValueError(f"--matches must be from 0 to {MOST}, got {options.matches}")
     if options.device != "auto":
         as_device(options.device)  # what it may refuse, before the views are read
     if first:
-        _make_folder(options.out, options.overwrite, _WRITTEN)
+        _make_folder(options.out, options.overwrite, (*_WRITTEN, *_ANSWERS))
     else:
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
@@ -291,6 +295,7 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
     labels = truth.labels_x, truth.labels_y
     verdict = model_file.verdict(model)
     outputs.draw("embedding.png", lambda path: pictures.draw_embedding(*embeddings, *labels, path, verdict))
+    _write_answers(outputs, options, model, dict(zip("xy", views, strict=True)), dict(zip("xy", labels, strict=True)))
     for name, pair in _further_embeddings(model):
         for of, embedding in zip("xy", pair, strict=True):
             outputs.write(f"{name}_{of}.npy", lambda path, embedding=embedding: io.write_array(embedding, path))
@@ -300,6 +305,31 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
     _report_fit(model, found)
     outputs.check()
     print(out)
+
+
+def _write_answers(
+    outputs: Outputs, options: argparse.Namespace, model: MMDMA, views: dict[str, io.View], labels: dict[str, Any]
+) -> None:
+    """Write which cell is which, and what is carried over from the cells of one view to those of the other."""
+    if world().size > 1:
+        _LOG.info("matches are left out: load model.npz in one process")
+        return
+    cells = {
+        name: np.arange(view.n_cells) if view.cells is None else np.array(view.cells) for name, view in views.items()
+    }
+    for name, other, file in (("x", "y", "matches.csv"), ("y", "x", "matches_y.csv")):
+        if options.matches:
+            table = model.matches(name, options.matches)
+            table = table.assign(cell=cells[name][table["cell"]], match=cells[other][table["match"]])
+            outputs.write(file, lambda path, table=table: _write_table(table, path))
+        if labels[name] is None and labels[other] is not None:
+            found = model.transfer(labels[other], name)
+            found.insert(0, "cell", cells[name])
+            _LOG.info("labels of %s are carried over to %s: labels_%s.csv", other, name, name)
+            outputs.write(f"labels_{name}.csv", lambda path, found=found: _write_table(found, path))
+        if options.features in (name, "both"):
+            values = model.transfer_features(views[other].matrix, name).astype(np.float32)
+            outputs.write(f"features_{name}.npy", lambda path, values=values: io.write_array(values, path))
 
 
 def _further_embeddings(model: MMDMA) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:

@@ -36,11 +36,11 @@ from sklearn.utils.validation import check_is_fitted
 from mmdma_core.fused.ranks import world
 from mmdma_core.fused.threads import alone
 from mmdma_core.matching.match_ranks import Vector
-from mmdma_core.matching.refinement import Clouds, Discrepancy
+from mmdma_core.matching.refinement import Clouds, Discrepancy, Flat
 from mmdma_core.settings import is_whole
 
 _WIDTHS = np.geomspace(1e-5, 0.1, 9)  # sigma, in shares of the total variance
-_COUNTED = 30  # nearest cells that a confidence counts
+MOST = 30  # nearest cells that are found, and that a confidence counts
 _BLOCK = 2**16  # cells at a time
 _OTHER = {"x": "y", "y": "x"}
 _LEAST = np.finfo(np.float64).tiny
@@ -60,8 +60,11 @@ class Counterparts:
 
     @classmethod
     def of(cls, e_x: np.ndarray, e_y: np.ndarray, device: torch.device) -> Counterparts:
-        """Estimate both from two embeddings (n_x, d) and (n_y, d). Raises refinement.Flat."""
-        clouds = Clouds.of(e_x.astype(np.float64), e_y.astype(np.float64), device)
+        """Estimate both from two embeddings (n_x, d) and (n_y, d)."""
+        try:
+            clouds = Clouds.of(e_x.astype(np.float64), e_y.astype(np.float64), device)
+        except Flat:  # nothing tells the cells of a view apart
+            return cls(0.0, _LEAST)
         n_x, n_y = clouds.sizes
         theta = clouds.as_they_are()
         with alone():
@@ -79,7 +82,7 @@ class Counterparts:
 
     def _beyond(self, radius: np.ndarray, d: int, n: int) -> np.ndarray:
         """The sum of the kernels beyond the k-th neighbour, if cells are as dense there as within: k / radius^d."""
-        k = min(_COUNTED, n)
+        k = min(MOST, n)
         u = np.maximum(radius**2 / (2 * self.noise), _LEAST)
         with np.errstate(over="ignore"):
             return np.minimum(k * d / 2 * u ** (-d / 2) * gamma(d / 2) * gammaincc(d / 2, u), n - k)
@@ -113,7 +116,7 @@ class Nearest:
     @classmethod
     def of(cls, e: np.ndarray, others: np.ndarray) -> Nearest:
         """Find the nearest of others (n_o, d) for each point of e (n, d)."""
-        ranks = range(1, 1 + min(_COUNTED, len(others)))
+        ranks = range(1, 1 + min(MOST, len(others)))
         cells, distances = (np.empty((len(e), len(ranks)), of) for of in (np.int32, np.float32))
         tree = KDTree(others)
         for low in range(0, len(e), _BLOCK):
@@ -200,7 +203,7 @@ class MatchesMixin:
         between = self._between(view, k)
         there, back = (between.nearest(of) for of in (view, _OTHER[view]))
         columns = {"match": there.cells, "distance": there.distances, "mutual": there.mutual(back, k)}
-        columns["confidence"] = between.confidence(view)
+        columns["confidence"] = between.confidence(view).astype(np.float32)
         cells = np.repeat(np.arange(len(there.cells)), min(k, there.cells.shape[1]))
         return pd.DataFrame({"cell": cells} | {name: of[:, :k].ravel() for name, of in columns.items()})
 
@@ -278,8 +281,8 @@ class MatchesMixin:
         check_is_fitted(self, "embedding_x_")
         if view not in _OTHER:
             raise ValueError(f"view must be 'x' or 'y', got {view!r}")
-        if not (is_whole(k) and 1 <= k <= _COUNTED):
-            raise ValueError(f"k must be a whole number from 1 to {_COUNTED}, got {k!r}")
+        if not (is_whole(k) and 1 <= k <= MOST):
+            raise ValueError(f"k must be a whole number from 1 to {MOST}, got {k!r}")
         if world().size > 1:
             raise ValueError("matches are found in one process: load the saved model in one")
         held, now = getattr(self, "_neighbours", None), (self.embedding_x_, self.embedding_y_)
