@@ -3,8 +3,8 @@
 import numpy as np
 
 # What the paper does, which tests of training rest on: views as they are, random starts, the lowest loss is chosen.
-PLAIN = {"scale": False, "l2_normalize": False, "starts": "random", "refine": False}
-PLAIN_OPTIONS = ("--no-scale", "--l2-normalize", "False", "--starts", "random", "--no-refine")
+PLAIN = {"preprocess": "none", "scale": False, "l2_normalize": False, "starts": "random", "refine": False}
+PLAIN_OPTIONS = ("--preprocess", "none", "--no-scale", "--l2-normalize", "False", "--starts", "random", "--no-refine")
 
 
 def random_views(n_x, n_y, d=3, seed=0):

@@ -34,7 +34,7 @@ def model(data):
 
 def test_a_row_for_each_cell_and_each_of_its_nearest(model, data):
     table = model.matches(k=3)
-    assert list(table.columns) == ["cell", "match", "distance", "mutual", "confidence"]
+    assert list(table.columns) == ["cell", "match", "distance", "mutual", "confidence", "lacking"]
     assert table["cell"].tolist() == np.repeat(np.arange(1000), 3).tolist()
     distances = np.linalg.norm(model.embedding_x_[:, None] - model.embedding_y_[None], axis=2)
     np.testing.assert_allclose(table["distance"], np.sort(distances, axis=1)[:, :3].ravel(), rtol=1e-5)
@@ -142,4 +142,5 @@ def test_neighbours_are_those_of_the_embeddings_that_are_there_now(model):
     assert len(again.matches(k=1)) == 300
     again.embedding_x_ = model.embedding_x_
     again.embedding_y_ = model.embedding_y_
+    again.lacking_x_ = model.lacking_x_
     assert (again.matches(k=1)["match"] == before).all()

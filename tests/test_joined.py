@@ -17,6 +17,7 @@ import psutil
 import pytest
 from embeddings import PLAIN_OPTIONS
 
+from mmdma_core import MMDMA as Model
 from mmdma_core import io, simulate
 from mmdma_core.matching.command_line import main
 
@@ -93,6 +94,21 @@ def test_two_ranks_refine_as_one_process_does(data, tmp_path):
     np.testing.assert_allclose(two["discrepancy"], one["discrepancy"], atol=0.01 / 301)
     for size in "12":
         assert results(tmp_path / size)[2]["values"]["foscttm"] < 0.001
+
+
+def test_two_ranks_find_the_cells_that_a_view_lacks(tmp_path):
+    x, y, _ = simulate("triangle", 400, 30)
+    io.write_array(x.numpy(), tmp_path / "x.npy")
+    io.write_array(y.numpy()[:300], tmp_path / "y.npy")
+    axes = ("--starts", "symmetries", "--n-starts", "0", "--n-epochs", "0", "--scale", "--refine")
+    for size in (1, 2):
+        files = ["--x", tmp_path / "x.npy", "--y", tmp_path / "y.npy", "--out", tmp_path / str(size)]
+        fit(size, [*MMDMA, *FIT, *axes, *files])
+    (_, _, one), (_, _, two) = (results(tmp_path / size) for size in "12")
+    assert one["fit"]["lacking"][0] > 70
+    assert one["fit"]["lacking"][1] == 0
+    assert two["fit"]["lacking"] == pytest.approx(one["fit"]["lacking"], abs=4)
+    assert len(Model.load(tmp_path / "2" / "model.npz").lacking_x_) == 400
 
 
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(data, tmp_path):

@@ -50,8 +50,17 @@ def value_of(read, write, value):
         write(before)
 
 
+@contextmanager
+def default_device(value):
+    """Set back to none, which is not the same as back to the CPU: PyTorch would pass all calls through a mode."""
+    torch.set_default_device(value)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
 default_dtype = partial(value_of, torch.get_default_dtype, torch.set_default_dtype)
-default_device = partial(value_of, torch.get_default_device, torch.set_default_device)
 deterministic = partial(value_of, torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode)
 threads = partial(value_of, torch.get_num_threads, torch.set_num_threads)
 precision = partial(value_of, torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)

@@ -304,7 +304,7 @@ def test_match_says_which_cell_is_which_and_carries_labels_and_features_over(cel
     assert (proteins.obs["type"].to_numpy() == types).mean() > 0.95
     assert proteins.obs["type"].dtype == "category"
     assert proteins.obs["type_confidence"].between(0, 1).all()
-    assert list(genes.obs) == ["type", "mmdma_match", "mmdma_confidence"]
+    assert list(genes.obs) == ["type", "mmdma_match", "mmdma_confidence", "mmdma_lacking"]
     carried = genes.obsm["mmdma_features"]
     assert list(carried.columns) == list(proteins.var_names)
     np.testing.assert_allclose(carried, model.transfer_features(proteins.X, "x"))

@@ -128,9 +128,10 @@ def _fit(options: argparse.Namespace, ranks: Ranks) -> int:
     begin = time.perf_counter()
     model.fit(*views)
     seconds = time.perf_counter() - begin
-    for name in "xy":
-        embedding = torch.from_numpy(getattr(model, f"embedding_{name}_"))
-        setattr(model, f"embedding_{name}_", world(len(embedding)).gather(embedding).numpy())
+    for name in ("embedding_x_", "embedding_y_", "lacking_x_", "lacking_y_"):
+        own = getattr(model, name)
+        whole = world(len(own)).gather(torch.from_numpy(own.astype(np.float32))).numpy()
+        setattr(model, name, whole.astype(own.dtype))
     if first:
         _write_fit(options, model, views, truth, seconds)
     return _INTERRUPTED if model.interrupted_ else 0
@@ -286,6 +287,7 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
     outputs.write("loss.csv", lambda path: _write_table(model.loss_history_, path))
     found = _metrics(*embeddings, truth, options)
     fitted = {"loss": about["loss"], "n_epochs": model.n_iter_, "seconds": round(seconds, 3)}
+    fitted["lacking"] = [int(cells.sum()) for cells in (model.lacking_x_, model.lacking_y_)]
     fitted |= {"ambiguous": model.ambiguous_, "errors": model.errors_, "l2_normalize": model.l2_normalize_}
     text = json.dumps(_written(found) | {"fit": fitted | {"parameters": about["params"]}}, indent=1)
     outputs.write("metrics.json", lambda path: _write_text(text, path))
@@ -302,7 +304,7 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
     sources = {path: of[0][0].path for path, of in of_path.items() if path not in arrays}
     for path in sorted(sources, key=lambda path: (sources[path].exists() and sources[path].stat().st_size, path)):
         outputs.write(path.name, lambda path: _write_embeddings(of_path[path], path, about))
-    _report_fit(model, found)
+    _report_fit(model, found, labels)
     outputs.check()
     print(out)
 
@@ -350,10 +352,15 @@ def _write_embeddings(of: list[tuple[io.View, np.ndarray]], path: Path, about: d
             raise
 
 
-def _report_fit(model: MMDMA, found: metrics.Evaluation) -> None:
+def _report_fit(model: MMDMA, found: metrics.Evaluation, labels: tuple[np.ndarray | None, ...]) -> None:
     _LOG.info(model_file.summary(model))
-    if model.ambiguous_:
-        _LOG.warning(model_file.verdict(model))
+    for doubt in filter(None, (model_file.verdict(model), model_file.lacking(model))):
+        _LOG.warning(doubt)
+    for lacking, of_view in zip((model.lacking_x_, model.lacking_y_), labels, strict=True):
+        if lacking.any() and of_view is not None:
+            all_of, of_label = (pd.Series(of_view[rows]).value_counts() for rows in (slice(None), lacking))
+            each = ", ".join(f"{label}: {count:,} of {all_of[label]:,}" for label, count in of_label.items())
+            _LOG.warning("of them have the label %s", each)
     for name, value in found.values.items():
         _LOG.info("%s: %.4g%s", name, value, _sample(found, name))
     for name, reason in found.left_out.items():

@@ -21,7 +21,7 @@ Preprocess = Literal["auto", "counts", "none"]
 WAYS = ("auto", "counts", "none")
 _COMPONENTS = 30
 _PANEL = 500  # features; fewer are few
-_LEAST = 10  # features below which "auto" takes whole numbers for something else
+_LEAST = 10  # features below which "auto" takes whole numbers for something else, as it does 0 and 1 alone
 _BLOCK = 2**20  # entries at a time
 _MUST = "must hold counts, whole numbers of at least 0"
 
@@ -76,7 +76,8 @@ def components(rows: Matrix, name: str, asked: Preprocess) -> Components | None:
     if asked == "none":
         return None
     wrong = _no_count(rows)
-    if not wrong and (rows.shape[1] < (_LEAST if asked == "auto" else 2) or not rows.max() > 0):
+    least, above = (_LEAST, 1) if asked == "auto" else (2, 0)
+    if not wrong and (rows.shape[1] < least or not rows.max() > above):
         wrong = "there are too few features, or all counts are 0"
     if wrong and asked == "auto":
         return None

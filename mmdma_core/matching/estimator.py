@@ -136,6 +136,9 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         kernels (n, d), the embedding is K alpha.
     intercept_y_ : numpy.ndarray
         (d,), added to the second embedding; 0 without `refine`.
+    lacking_x_, lacking_y_ : numpy.ndarray
+        (n_x,), (n_y,), whether the other view lacks a cell: with `refine`, where MMD2 tells of many; the match then
+        leaves them out.
     trained_weights_ : tuple of numpy.ndarray
         Both weights as the chosen start was trained, before it was refined.
     loss_history_ : pandas.DataFrame
@@ -274,6 +277,7 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         self.embedding_x_, self.embedding_y_ = found.chosen.embeddings
         self.weights_x_, self.weights_y_ = found.chosen.weights
         self.intercept_y_ = found.chosen.intercept
+        self.lacking_x_, self.lacking_y_ = found.chosen.lacking
         trained = found.results[found.chosen.start]
         self.trained_weights_ = trained.weights
         self.loss_history_ = pd.DataFrame(trained.history.losses, columns=LossTerms._fields)

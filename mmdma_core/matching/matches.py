@@ -176,6 +176,8 @@ class MatchesMixin:
 
     embedding_x_: np.ndarray
     embedding_y_: np.ndarray
+    lacking_x_: np.ndarray
+    lacking_y_: np.ndarray
     device_: torch.device
 
     def matches(self, view: Literal["x", "y"] = "x", k: int = 5) -> pd.DataFrame:
@@ -193,7 +195,8 @@ class MatchesMixin:
         pandas.DataFrame
             A row for each cell and each of its nearest, the nearest first: cell and match, their numbers; distance, of
             the embeddings; mutual, whether either is among the k nearest of the other; confidence, the probability that
-            they are one cell if the match as a whole is right, see docs/trust.md.
+            they are one cell if the match as a whole is right, see docs/trust.md; lacking, whether the other view has
+            no counterpart of the cell.
 
         Raises
         ------
@@ -203,9 +206,11 @@ class MatchesMixin:
         between = self._between(view, k)
         there, back = (between.nearest(of) for of in (view, _OTHER[view]))
         columns = {"match": there.cells, "distance": there.distances, "mutual": there.mutual(back, k)}
-        columns["confidence"] = between.confidence(view).astype(np.float32)
+        lacking = getattr(self, f"lacking_{view}_")
+        columns["confidence"] = np.where(lacking[:, None], 0, between.confidence(view)).astype(np.float32)
         cells = np.repeat(np.arange(len(there.cells)), min(k, there.cells.shape[1]))
-        return pd.DataFrame({"cell": cells} | {name: of[:, :k].ravel() for name, of in columns.items()})
+        table = {"cell": cells} | {name: of[:, :k].ravel() for name, of in columns.items()}
+        return pd.DataFrame(table | {"lacking": lacking[cells]})
 
     def transfer(self, labels: Vector, view: Literal["x", "y"] = "x", k: int = 15) -> pd.DataFrame:
         """Carry labels of the other view's cells over to the cells of a view.
@@ -222,7 +227,8 @@ class MatchesMixin:
         Returns
         -------
         pandas.DataFrame
-            Label and confidence, its share of the votes, of each cell; None where none of the nearest has a label.
+            Label and confidence, its share of the votes, of each cell; None where none of the nearest has a label, and
+            of cells that the other view lacks.
 
         Raises
         ------
@@ -241,8 +247,9 @@ class MatchesMixin:
         votes = between.weights(view, k) @ ones
         best, total = votes.max(axis=1).toarray().ravel(), votes.sum(axis=1)
         label = names[np.asarray(votes.argmax(axis=1)).ravel()].astype(object)
-        label[total == 0] = None
-        return pd.DataFrame({"label": label, "confidence": best / np.maximum(total, _LEAST)})
+        unknown = (total == 0) | getattr(self, f"lacking_{view}_")
+        label[unknown] = None
+        return pd.DataFrame({"label": label, "confidence": np.where(unknown, 0, best / np.maximum(total, _LEAST))})
 
     def transfer_features(self, values: Any, view: Literal["x", "y"] = "x", k: int = 15) -> np.ndarray:
         """Carry features of the other view's cells over to the cells of a view: means of the nearest ones.

@@ -22,6 +22,7 @@ from mmdma_core.settings import plain
 _ARRAYS = ("embedding_x_", "embedding_y_", "weights_x_", "weights_y_")
 _MEANS = ("mean_x_", "mean_y_")  # None without `center`
 _COMPONENTS, _PARTS = ("components_x_", "components_y_"), ("mean", "axes")  # None of views that were no counts
+_LACKING = ("lacking_x_", "lacking_y_")  # of no cell in files from before
 _TRAINED = ("trained_x", "trained_y")
 _SCALARS = ("feature_names_x_", "feature_names_y_", "n_features_in_", "n_features_y_", "n_iter_", "sigma_", "variant_")
 _REPRESENTATIONS = ("representation_x_", "representation_y_")  # None in files from before there was AnnData
@@ -44,7 +45,7 @@ def save(model: BaseEstimator, path: Path) -> None:
         "device": str(model.device_),
         "tables": {name: _as_json(getattr(model, name)) for name in _TABLES},
     }
-    arrays = {name: getattr(model, name) for name in _ARRAYS}
+    arrays = {name: getattr(model, name) for name in (*_ARRAYS, *_LACKING)}
     arrays |= {name: getattr(model, name) for name in _MEANS if getattr(model, name) is not None}
     arrays |= {f"{of}_{part}": getattr(one, part) for of, one in components.items() for part in _PARTS}
     arrays |= {"intercept_y_": model.intercept_y_} | dict(zip(_TRAINED, model.trained_weights_, strict=True))
@@ -74,6 +75,8 @@ def load(model: BaseEstimator, path: Path) -> BaseEstimator:
             scalars, tables = content["scalars"], content["tables"]
             for name in _ARRAYS:
                 setattr(model, name, arrays[name])
+            for name, of in zip(_LACKING, _ARRAYS, strict=False):
+                setattr(model, name, arrays.get(name, np.zeros(len(arrays[of]), bool)))
             for name in _MEANS:
                 setattr(model, name, arrays.get(name))
             depths = content.get("depths", {})
@@ -126,6 +129,17 @@ def verdict(model: BaseEstimator) -> str | None:
         return None
     errors = f"{model.errors_:.1f} standard error{'' if round(model.errors_, 1) == 1 else 's'}"
     return f"ambiguous: another match of the cells fits as well, {errors} apart; it is kept, see alternatives_"
+
+
+def lacking(model: BaseEstimator) -> str | None:
+    """Say, if one view lacks cells of the other, how many; in one line."""
+    of_x, of_y = (getattr(model, name) for name in _LACKING)
+    said = [
+        f"{cells.sum():,} of {len(cells):,} cells of {name} have no counterpart in {other}"
+        for name, other, cells in (("x", "y", of_x), ("y", "x", of_y))
+        if cells.any()
+    ]
+    return "; ".join(said) or None
 
 
 def _loss(model: BaseEstimator) -> float | None:

@@ -49,8 +49,8 @@ def match(
     layer : str or pair of str, optional
         A layer in the place of X.
     matches : bool
-        Write into both obs the nearest cell of the other modality and how sure that is, "mmdma_match" and
-        "mmdma_confidence", see `MMDMA.matches`.
+        Write into both obs the nearest cell of the other modality, how sure that is, and whether the other modality
+        lacks the cell: "mmdma_match", "mmdma_confidence" and "mmdma_lacking", see `MMDMA.matches`.
     labels : str, optional
         A column of obs that one modality has: it is carried over to the other one, with "NAME_confidence" beside it,
         see `MMDMA.transfer`.
@@ -99,6 +99,7 @@ def match(
             nearest = model.matches(name, k=1)
             view.obs["mmdma_match"] = np.asarray(there.obs_names)[nearest["match"]]
             view.obs["mmdma_confidence"] = nearest["confidence"].to_numpy()
+            view.obs["mmdma_lacking"] = nearest["lacking"].to_numpy()
         if given is not None and labels not in view.obs:
             found = model.transfer(given, name)
             view.obs[labels] = pd.Categorical(found["label"])
@@ -108,8 +109,8 @@ def match(
             found = model.transfer_features(values, name)
             view.obsm["mmdma_features"] = pd.DataFrame(found, index=view.obs_names, columns=columns)
     _LOG.info(model_file.summary(model))
-    if model.ambiguous_:
-        _LOG.warning(model_file.verdict(model))
+    for doubt in filter(None, (model_file.verdict(model), model_file.lacking(model))):
+        _LOG.warning(doubt)
     return data if other is None else (data, other)
 
 

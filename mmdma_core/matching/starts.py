@@ -26,6 +26,7 @@ from mmdma_core.fused.run import FusedRun
 from mmdma_core.fused.threads import brief_waits
 from mmdma_core.inputs import Kernel, as_device
 from mmdma_core.matching.choice import Candidate, candidate, choose
+from mmdma_core.matching.partial import Partial, partial
 from mmdma_core.matching.preprocess import Matrix, digest
 from mmdma_core.matching.refinement import Clouds, Flat
 from mmdma_core.matching.symmetries import Axes, starting_values
@@ -79,6 +80,7 @@ class Match:
     intercept    (d,), added to the second embedding: 0 where it is as it was trained
     embeddings   (n_x, d) and (n_y, d), of the rows that are here
     discrepancy  MMD2 after the refinement; None without
+    lacking      (n_x,) and (n_y,), whether the other view lacks a cell; None of a model that was read
     """
 
     start: int
@@ -86,6 +88,7 @@ class Match:
     intercept: np.ndarray
     embeddings: tuple[np.ndarray, np.ndarray]
     discrepancy: float | None = None
+    lacking: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,19 +189,23 @@ class Problem:
         told = [(one.start, one.before, one.found.discrepancy, one.match) for one in choice.candidates]
         table = pd.DataFrame(told, columns=["start", "discrepancy_before", "discrepancy", "match"])
         rows = rows.join(table.set_index("start"))
-        rows["chosen"] = rows.index == choice.chosen.start
-        chosen, *others = (self._match(one.start, results[one.start], one) for one in (choice.chosen, *choice.others))
+        found = [(one, partial(one.clouds, one.found)) for one in (choice.chosen, *choice.others)]
+        if choice.ambiguous and all(without for _, without in found[:2]):  # then cells that are lacking may decide
+            found[:2] = sorted(found[:2], key=lambda pair: pair[1].left)
+        chosen, *others = (self._match(one.start, results[one.start], one, without) for one, without in found)
+        rows["chosen"] = rows.index == chosen.start
         return Solution(chosen, others, choice.errors, choice.ambiguous, results, rows, False)
 
-    def _match(self, k: int, result: Result, found: Candidate | None = None) -> Match:
-        """The match of a start, as it was trained or refined."""
+    def _match(self, k: int, result: Result, found: Candidate | None = None, without: Partial | None = None) -> Match:
+        """The match of a start, as it was trained or refined, or without the cells that a view lacks."""
         w_x, w_y = result.weights
-        intercept = np.zeros(w_y.shape[1], np.float32)
-        if found:
-            A, intercept = found.clouds.of_embeddings(found.found.theta)
+        intercept, refined = np.zeros(w_y.shape[1], np.float32), without.found if without else found and found.found
+        if refined:
+            A, intercept = found.clouds.of_embeddings(refined.theta)
             w_y, intercept = (w_y @ A).astype(np.float32), intercept.astype(np.float32)
         e_x, e_y = self.embeddings((w_x, w_y))
-        return Match(k, (w_x, w_y), intercept, (e_x, e_y + intercept), found and found.found.discrepancy)
+        lacking = without.lacking if without else tuple(np.zeros(len(e), bool) for e in (e_x, e_y))
+        return Match(k, (w_x, w_y), intercept, (e_x, e_y + intercept), refined and refined.discrepancy, lacking)
 
     def begin(self, start: Start) -> Run:
         """Make the run of a start."""
