@@ -9,7 +9,7 @@ of the place, for either match. The difference of the two MMD2, D, changes with 
 so that its standard error is 2 sqrt(var_y / n_y + var_x / n_x), with the variances of w - w' over the same cells of y
 and of x: it is paired. A mirrored match of the very same cells has a D of the order of 1 / n, and so has its error,
 yet D is the larger one the finer the width. Hence widths are taken from coarse to fine, and the first at which |D| is
-_DECISIVE errors decides. Where none does, the data do not tell which of the two matches is right.
+DECISIVE errors decides. Where none does, the data do not tell which of the two matches is right.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmdma_core.fused.threads import alone
 from mmdma_core.matching.refinement import COARSE, FINE, MANY, Clouds, Discrepancy, Refined, on_all_cells
 
 _WIDTHS = (FINE, 0.03, 0.01)
-_DECISIVE = 3.0
+DECISIVE = 3.0
 _FINER_STEPS = 20  # iterations at each of the finer ones
 _PAIRED = 1_000  # cells of x whose partners are compared, among as many of y as are in a sample
 _OTHER = 0.5  # mean squared distance of two partners of a cell above which matches differ; of random ones it is 2
@@ -69,7 +69,7 @@ class Choice:
     @property
     def ambiguous(self) -> bool:
         """Whether the data do not tell the chosen match from another."""
-        return self.errors is not None and self.errors < _DECISIVE
+        return self.errors is not None and self.errors < DECISIVE
 
 
 def candidate(start: int, loss: float, clouds: Clouds) -> Candidate:
@@ -97,7 +97,7 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
         errors = difference(*best[:2])
         if errors < 0:  # a finer width has decided for the other one
             best[:2], errors = best[1::-1], -errors
-    unclear = errors is not None and errors < _DECISIVE
+    unclear = errors is not None and errors < DECISIVE
     settled = [replace(one, found=on_all_cells(one.clouds, one.found, COARSE)) for one in best[: 1 + unclear]]
     of_start = {one.start: one for one in (*numbered, *best)}  # all at one width
     return Choice([of_start[k] for k in sorted(of_start)], settled[0], [*settled[1:], *best[1 + unclear :]], errors)
@@ -164,7 +164,7 @@ def difference(one: Candidate, other: Candidate) -> float:
         second, of_second = _at(other.clouds, second, sigma)
         per_cell = [(w - v).var() / n for w, v, n in zip(of_first, of_second, (n_y, n_x), strict=True)]
         errors = (second.discrepancy - first.discrepancy) / max(2 * np.sqrt(sum(per_cell)), np.finfo(np.float32).tiny)
-        if abs(errors) >= _DECISIVE:
+        if abs(errors) >= DECISIVE:
             break
     return float(errors)
 

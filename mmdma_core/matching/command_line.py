@@ -145,7 +145,9 @@ def _add_parameters(group: argparse._ArgumentGroup) -> None:
     for name, default in MMDMA().get_params().items():
         if name not in ("kernel", "callbacks", "verbose"):
             option, text = f"--{name.replace('_', '-')}", described[name]
-            if default is False:
+            if name == "anchors":
+                group.add_argument(option, type=_pair, nargs="+", metavar="X=Y", help=text)
+            elif default is False:
                 group.add_argument(option, action="store_true", help=text)
             elif default is True:
                 group.add_argument(option, action=argparse.BooleanOptionalAction, default=True, help=text)
@@ -162,6 +164,14 @@ def _described(docstring: str) -> dict[str, str]:
     section = docstring.partition("Parameters\n")[2].partition("Attributes\n")[0]
     entries = re.findall(r"^    (\w+) : .*\n((?:        .*\n)+)", section, re.MULTILINE)
     return {name: " ".join(text.split()).rstrip(".").replace("%", "%%") for name, text in entries}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """Read a feature of x and one of y with = between them."""
+    one, equals, other = text.partition("=")
+    if not (one and equals and other):
+        raise argparse.ArgumentTypeError(f"{text!r} is no pair such as CD3E=CD3")
+    return one, other
 
 
 def _value(text: str) -> object:

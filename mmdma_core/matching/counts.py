@@ -52,9 +52,13 @@ class Components:
         pca = PCA(min(_COMPONENTS, n - 1, p - 1), random_state=0).fit(_logarithms(counts, depth))
         return cls(depth, pca.mean_.astype(np.float32), pca.components_.astype(np.float32))
 
+    def logarithms(self, counts: Matrix) -> Matrix:
+        """Return what the components are of, (n, p)."""
+        return _logarithms(counts, self.depth)
+
     def of(self, counts: Matrix) -> np.ndarray:
         """Return the principal components (n, k) of cells, in float32."""
-        return np.asarray(_logarithms(counts, self.depth) @ self.axes.T - self.mean @ self.axes.T)
+        return np.asarray(self.logarithms(counts) @ self.axes.T - self.mean @ self.axes.T)
 
     def __str__(self) -> str:
         how = "centred log-ratio" if self.depth is None else f"brought to a depth of {self.depth:,.0f} and logged"

@@ -21,6 +21,7 @@ from mmdma_core.files.atomic import check_writable
 from mmdma_core.fused.ranks import world
 from mmdma_core.inputs import Kernel, as_views
 from mmdma_core.matching import counts, model_file, starts
+from mmdma_core.matching.anchors import Anchors, Pairs
 from mmdma_core.matching.matches import MatchesMixin
 from mmdma_core.matching.preprocess import (
     Matrix,
@@ -102,6 +103,10 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     refine : bool
         After training map the second embedding onto the first by the affine map of the lowest MMD2, and choose among
         the starts by what is left of it. False: the lowest loss is chosen, as in the paper.
+    anchors : mapping or sequence of pairs, optional
+        Features of X and Y that are known to rise and fall together, such as {"CD3E": "CD3"}, by name or number of the
+        column. With `refine` they choose among the matches, by rank correlation across matched neighbours, where it
+        tells them apart.
     keep_starts : bool
         Keep the embeddings of all starts, as they were trained.
     batch_size : int or 'auto', optional
@@ -153,6 +158,8 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         By how many standard errors the next match is worse; None if no other comes near, or without `refine`.
     alternatives_ : list
         The other matches that come near, the best first, each with start, weights, intercept, embeddings, discrepancy.
+    anchors_ : pandas.DataFrame or None
+        The rank correlation of each anchor in the match that is chosen.
     start_embeddings_ : list of tuple
         With `keep_starts` both embeddings of each start; None of one that diverged.
     n_iter_ : int
@@ -214,6 +221,7 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     center: bool = False
     starts: Literal["both", "random", "symmetries"] = "both"
     refine: bool = True
+    anchors: Pairs = None
     keep_starts: bool = False
     batch_size: int | Literal["auto"] | None = "auto"
     loss_every: int = 50
@@ -257,7 +265,9 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         taken = take_both(X, Y, use_rep, layer)
         rows = [as_rows(view.matrix, name, 2) for name, view in zip("XY", taken, strict=True)]
         self.n_features_in_, self.n_features_y_ = (of_view.shape[1] for of_view in rows)
-        rows = self._preprocessed(*rows)
+        raw, rows = rows, self._preprocessed(*rows)
+        components = self.components_x_, self.components_y_
+        anchors = Anchors.of(self.anchors, [view.features for view in taken], raw, components)
         kernel = self.kernel == "precomputed"
         if kernel:
             as_views(*map(Kernel, rows), torch.device("cpu"))  # which refuses what is none
@@ -269,7 +279,7 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         x, y = (centred(*of_view) for of_view in zip(rows, "XY", (self.mean_x_, self.mean_y_), strict=True))
         self.feature_names_x_, self.feature_names_y_ = (view.features for view in taken)
         self.representation_x_, self.representation_y_ = (view.representation for view in taken)
-        problem = starts.Problem(self, [x, y])
+        problem = starts.Problem(self, [x, y], anchors)
         found = problem.solve()
         self.starts_, self.interrupted_, self.ambiguous_ = found.starts, found.interrupted, found.ambiguous
         self.alternatives_, self.errors_ = found.others, found.errors
@@ -278,6 +288,7 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         self.weights_x_, self.weights_y_ = found.chosen.weights
         self.intercept_y_ = found.chosen.intercept
         self.lacking_x_, self.lacking_y_ = found.chosen.lacking
+        self.anchors_ = anchors and anchors.table(self.embedding_x_, self.embedding_y_)
         trained = found.results[found.chosen.start]
         self.trained_weights_ = trained.weights
         self.loss_history_ = pd.DataFrame(trained.history.losses, columns=LossTerms._fields)

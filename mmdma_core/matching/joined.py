@@ -189,13 +189,23 @@ class _Watching:
         stderr = os.fdopen(os.dup(2), "w")  # what torch says of lost connections is nobody's reason
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         fault = self._watch()
-        # Whoever has ended this rank may have ended the store as well: then another rank has said why.
-        if_gone = not select.select([self._gone], [], [], 0)[0] or _keeps_the_store(self._rank)
-        if fault and (self._store is None or _is_first(self._store, if_gone=if_gone)):
+        if fault and self._is_first():
             print(f"error: {fault}", file=stderr, flush=True)
         if fault is not None:
             with suppress(psutil.NoSuchProcess):
                 self._parent.kill()
+
+    def _is_first(self) -> bool:
+        """Tell whether no other rank has said why.
+
+        Whoever has ended this rank may have ended the store as well: then another one has.
+        """
+        if_gone = not select.select([self._gone], [], [], 0)[0] or _keeps_the_store(self._rank)
+        try:
+            self._store = self._store or _store(5.0)
+        except RuntimeError:
+            return if_gone
+        return _is_first(self._store, if_gone=if_gone)
 
     def _watch(self) -> str | None:
         """Return the fault that comes, "" for one of another rank; None once the rank has gone as it should."""

@@ -274,10 +274,8 @@ class MatchesMixin:
             For values of another number of rows, and what `matches` raises.
         """
         between = self._between(view, k)
-        values, n = (
-            values if scipy.sparse.issparse(values) else np.asarray(values),
-            len(between.embeddings[_OTHER[view]]),
-        )
+        n = len(between.embeddings[_OTHER[view]])
+        values = values if scipy.sparse.issparse(values) else np.asarray(values)
         if values.ndim != 2 or values.shape[0] != n:
             raise ValueError(f"values must have a row for each of the {n} cells, got shape {values.shape}")
         found = between.weights(view, k) @ values

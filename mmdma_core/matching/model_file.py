@@ -36,9 +36,11 @@ def save(model: BaseEstimator, path: Path) -> None:
     """Write a model. A random_state that is no integer is saved as the seed that it drew."""
     parameters = {k: v for k, v in model.get_params().items() if k not in _NOT_SAVED}
     parameters |= {"random_state": int(model.starts_["seed"][0]), "device": str(parameters["device"])}
+    parameters["anchors"] = _pairs(model)
     components = {name: getattr(model, name) for name in _COMPONENTS if getattr(model, name) is not None}
     content = {
         "parameters": parameters,
+        "anchors": None if model.anchors_ is None else model.anchors_.to_dict("list"),
         "depths": {name: one.depth for name, one in components.items()},
         "scalars": {name: getattr(model, name) for name in (*_SCALARS, *_REPRESENTATIONS, *_SINCE_REFINED)},
         "alternatives": [{"start": one.start, "discrepancy": one.discrepancy} for one in model.alternatives_],
@@ -79,6 +81,7 @@ def load(model: BaseEstimator, path: Path) -> BaseEstimator:
                 setattr(model, name, arrays.get(name, np.zeros(len(arrays[of]), bool)))
             for name in _MEANS:
                 setattr(model, name, arrays.get(name))
+            model.anchors_ = None if content.get("anchors") is None else pd.DataFrame(content["anchors"])
             depths = content.get("depths", {})
             for name in _COMPONENTS:
                 parts = [arrays.get(f"{name}_{part}") for part in _PARTS]
@@ -109,7 +112,7 @@ def described(model: BaseEstimator) -> dict[str, Any]:
     """Return what goes beside an embedding: the parameters as they were used, the loss and this program's version."""
     params = {k: plain(v) for k, v in model.get_params().items() if k not in (*_NOT_SAVED, "verbose")}
     params |= {"variant": model.variant_, "sigma": model.sigma_, "random_state": int(model.starts_["seed"][0])}
-    params["device"] = str(params["device"])
+    params |= {"device": str(params["device"]), "anchors": _pairs(model)}
     try:
         version = importlib.metadata.version("mmdma-benchmark")
     except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
@@ -147,6 +150,11 @@ def _loss(model: BaseEstimator) -> float | None:
     starts = model.starts_
     chosen = starts["loss"][starts["chosen"].astype(bool)] if "chosen" in starts else starts["loss"]
     return float(chosen.min()) if model.n_iter_ else None
+
+
+def _pairs(model: BaseEstimator) -> list[list] | None:
+    """The pairs of features that were given as anchors."""
+    return None if model.anchors_ is None else model.anchors_[["x", "y"]].to_numpy().tolist()
 
 
 def _as_json(table: pd.DataFrame) -> str:

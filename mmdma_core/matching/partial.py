@@ -7,9 +7,9 @@ one cloud get weights,
     min over w and the map of |sum_i w_i k(a_i, .) - 1 / n_y sum_j k(q_j, .)|^2,  0 <= w_i <= 2 / n_x, sum_i w_i = 1,
 
 by turns: w, of which it is a convex function, by projected gradients, then the map by BFGS, from wide kernels to
-narrow ones. First the cells of a are weighted, then those of b. Where that leaves less than half of what the clouds
-leave as they are, cells whose weight is below half of what all would have are lacking in the other view. At most half
-of the cells can be; and where two views have the same cells in other proportions, those that one has too many of are.
+narrow ones. First the cells of a are weighted, then, apart from that, those of b. Where the better of both leaves less
+than half of what the clouds leave as they are, cells of a weight near 0 are lacking in the other view. At most half of
+the cells can be; and where two views have the same cells in other proportions, some of those that one has more of are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WIDTHS = (COARSE, FINE, 0.1, 0.05)
 _TURNS, _STEPS, _GRADIENTS = 4, 6, 50  # at each width; in each turn iterations of BFGS, and for the weights
 _MOST = 2.0  # weight of a cell, where without weights it is 1
 _EXPLAINED = 0.5  # of MMD2 that may be left
-_LACKING, _AROUND = 0.4, 50  # weight below which a cell is lacking: the mean of so many drawn cells around it
+_LACKING, _AROUND = 0.4, 50  # weight, the mean of so many drawn cells around, below which a cell is lacking
 _LEAST = 0.02  # share of cells that are lacking, below which there are none
 
 
@@ -57,8 +57,9 @@ def partial(clouds: Clouds, found: Refined) -> Partial | None:
     whole = _Weighted(a, b, found.theta).value(_WIDTHS[-1])
     weighted = [_Weighted(a, b, found.theta).minimised(of) for of in (0, 1)]
     of = int(np.argmin([one.value(_WIDTHS[-1]) for one in weighted]))
-    best, ranks = weighted[of], clouds.ranks[of]
-    of, theta, weights, left = ranks.broadcast((of, best.theta, best.weights[of], best.value(_WIDTHS[-1])))
+    found_there = of, weighted[of].theta, weighted[of].weights[of], weighted[of].value(_WIDTHS[-1]), whole
+    of, theta, weights, left, whole = clouds.ranks[0].broadcast(found_there)  # the same on all ranks
+    ranks = clouds.ranks[of]
     if left > _EXPLAINED * whole:
         return None
     points = (a, _moved(b, theta))[of]

@@ -239,6 +239,10 @@ def check_parameters(model: BaseEstimator) -> None:
         raise ValueError(f"preprocess must be one of {', '.join(map(repr, WAYS))}, got {model.preprocess!r}")
     if model.kernel == "precomputed" and model.preprocess == "counts":
         raise ValueError("preprocess='counts' is for features, not for kernel='precomputed'")
+    if model.anchors is not None and (model.kernel == "precomputed" or not model.refine):
+        raise ValueError(
+            "anchors choose among refined matches of features: not with kernel='precomputed' or refine=False"
+        )
     if model.l2_normalize not in (True, False, "auto"):
         raise ValueError(f"l2_normalize must be True, False or 'auto', got {model.l2_normalize!r}")
     if model.kernel == "precomputed" and (model.center or model.l2_normalize is True):

@@ -25,6 +25,7 @@ from mmdma_core.fused.ranks import world
 from mmdma_core.fused.run import FusedRun
 from mmdma_core.fused.threads import brief_waits
 from mmdma_core.inputs import Kernel, as_device
+from mmdma_core.matching.anchors import Anchors
 from mmdma_core.matching.choice import Candidate, candidate, choose
 from mmdma_core.matching.partial import Partial, partial
 from mmdma_core.matching.preprocess import Matrix, digest
@@ -118,8 +119,8 @@ class Problem:
     device, variant, sigma  what is taken where the parameters leave it open; sigma once it is solved
     """
 
-    def __init__(self, model: BaseEstimator, views: Sequence[Matrix]) -> None:
-        self._model, self._views = model, views
+    def __init__(self, model: BaseEstimator, views: Sequence[Matrix], anchors: Anchors | None = None) -> None:
+        self._model, self._views, self._anchors = model, views, anchors
         self.device = device_of(model)
         self.variant = choose_variant(model, self.device, *views)
         self.sigma = 1.0 if model.sigma == "median" else float(model.sigma)
@@ -186,6 +187,8 @@ class Problem:
             if result
         ]
         choice = choose(candidates)
+        if self._anchors:
+            choice = self._anchors.chosen(choice)
         told = [(one.start, one.before, one.found.discrepancy, one.match) for one in choice.candidates]
         table = pd.DataFrame(told, columns=["start", "discrepancy_before", "discrepancy", "match"])
         rows = rows.join(table.set_index("start"))
