@@ -318,7 +318,7 @@ def _draw(runs: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         references = summary[(summary["dataset"] == DATASETS[name].title) & summary["status"].isna()]
         _panel(axes, _compared(runs[runs["dataset"] == name]), references)
         axes.set_title(f"{DATASETS[name].title}, best setting of the grid", loc="left")
-    panels[0].set_ylabel("FOSCTTM of each start (filled: the chosen one)")
+    panels[0].set_ylabel("FOSCTTM of each start; filled: chosen")
     panels[0].set_ylim(0, _TOP)
     panels[0].set_yticks(np.linspace(0, 1, 6))
     return figure
