@@ -25,7 +25,7 @@ from mmdma_core.fused.threads import alone
 from mmdma_core.matching.refinement import COARSE, FINE, Clouds, Discrepancy, Map, Refined
 
 _CELLS = 1_000  # of each view, drawn
-_SUSPECT, _BY_CHANCE = 0.01, 2.0  # MMD2 up to which nothing is looked for: what noise leaves, and so many 1 / n
+_SUSPECT, _BY_CHANCE = 0.008, 2.0  # MMD2 up to which nothing is looked for: what noise leaves, and so many 1 / n
 _WIDTHS = (COARSE, FINE, 0.1, 0.05)
 _TURNS, _STEPS, _GRADIENTS = 4, 6, 50  # at each width; in each turn iterations of BFGS, and for the weights
 _MOST = 2.0  # weight of a cell, where without weights it is 1
@@ -57,7 +57,9 @@ def partial(clouds: Clouds, found: Refined) -> Partial | None:
     whole = _Weighted(a, b, found.theta).value(_WIDTHS[-1])
     weighted = [_Weighted(a, b, found.theta).minimised(of) for of in (0, 1)]
     of = int(np.argmin([one.value(_WIDTHS[-1]) for one in weighted]))
-    found_there = of, weighted[of].theta, weighted[of].weights[of], weighted[of].value(_WIDTHS[-1]), whole
+    again = _Weighted(a, b, weighted[of].theta).minimised(of)  # from where the first turns have led
+    best = min(weighted[of], again, key=lambda one: one.value(_WIDTHS[-1]))
+    found_there = of, best.theta, best.weights[of], best.value(_WIDTHS[-1]), whole
     of, theta, weights, left, whole = clouds.ranks[0].broadcast(found_there)  # the same on all ranks
     ranks = clouds.ranks[of]
     if left > _EXPLAINED * whole:
