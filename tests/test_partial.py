@@ -49,7 +49,7 @@ def test_a_side_that_one_view_lacks_is_found_and_left_out(n, seed, lacks):
     assert chosen[0] not in [other.start for other in model.alternatives_]
 
 
-@pytest.mark.parametrize(("gone", "seed"), [(None, 5), ("monocyte", 8)])  # where MMD2 left is near what is suspect
+@pytest.mark.parametrize(("gone", "seed"), [(None, 5), ("monocyte", 0)])
 def test_a_type_of_cells_that_one_view_lacks_is_found_and_gets_no_labels(gone, seed):
     x, y, types, _ = simulate_counts(1000, seed)
     there = types != gone
