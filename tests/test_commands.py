@@ -12,7 +12,8 @@ import scipy.sparse
 from embeddings import PLAIN_OPTIONS
 
 from mmdma_core import MMDMA, simulate, simulate_counts
-from mmdma_core.matching import match_ranks
+from mmdma_core.files.atomic import Unwritten
+from mmdma_core.matching import commands, match_ranks
 from mmdma_core.matching.command_line import main
 
 pytestmark = pytest.mark.slow
@@ -351,3 +352,17 @@ def test_answers_that_cannot_be_are_refused(counted, capsys, arguments, said):
     table.to_csv("negative.csv")
     run("fit", *AXES, "--x", "negative.csv", "--y", "y.csv", *arguments, status=2)
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {said}"
+
+
+def test_room_for_features_that_are_carried_over_is_asked_for_before_the_fit(counted, monkeypatch, capsys):
+    asked = {}
+
+    def full(sizes):
+        asked.update(sizes)
+        if any(path.name == "model.npz" and size for path, size in sizes.items()):
+            raise Unwritten(28, "No space left on device", "out")
+
+    monkeypatch.setattr(commands, "check_writable", full)
+    run("fit", *AXES, "--x", "x.csv", "--y", "y.csv", "--features", "y", status=1)
+    assert asked[Path("out/features_y.npy")] == 4 * 300 * 600
+    assert asked[Path("out/features_x.npy")] == 0

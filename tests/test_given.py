@@ -264,6 +264,46 @@ def test_data_frames_of_all_kinds_keep_the_names_of_features(kind):
         other_way.transform(FRAMES[kind]([*"fedcba"]), view="y")
 
 
+class OfArrow:
+    """A data frame that gives Arrow's stream, made when it is asked for."""
+
+    def __init__(self, frame):
+        self._frame = frame
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self._frame.__arrow_c_stream__(requested_schema)
+
+
+@pytest.mark.parametrize(
+    ("frame", "kind", "said"),
+    [
+        (
+            OfArrow(pd.DataFrame({"a": ["x", 1]})),
+            TypeError,
+            "an? OfArrow .*: Expected bytes, got a 'int' object: .* column a",
+        ),
+        (OfArrow(pd.DataFrame({"a": [object()]})), ValueError, "an? OfArrow .*: Could not convert .* column a"),
+        (OfArrow(pd.DataFrame({"a": [1j]})), NotImplementedError, "an? OfArrow .*: Unsupported numpy type .* column a"),
+        (Older(pd.DataFrame({"a": [object()]})), NotImplementedError, "an? Older .*: Non-string object dtypes"),
+    ],
+)
+def test_a_frame_that_arrow_cannot_hold_is_refused_with_its_column(frame, kind, said):
+    with pytest.raises(ValueError, match=f"X: {said}") as refused:
+        model().fit(frame, Y)
+    assert isinstance(refused.value.__cause__, kind)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", [MemoryError, RuntimeError])
+def test_what_is_no_fault_of_a_frames_columns_is_told_as_it_is(kind):
+    class Broken:
+        def __arrow_c_stream__(self, requested_schema=None):
+            raise kind("no room")
+
+    with pytest.raises(kind, match="no room"):
+        model().fit(Broken(), Y)
+
+
 def test_a_frame_that_is_put_off_must_be_collected():
     with pytest.raises(ValueError, match="X is a LazyFrame: collect it first"):
         model().fit(polars.LazyFrame(X), Y)

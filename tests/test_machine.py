@@ -1,8 +1,11 @@
 """What the driver is asked and what is made of its answers, with a driver that is played; and on a real GPU."""
 
+import array
+import fcntl
 import os
 import signal
 import subprocess
+import termios
 import time
 import types
 
@@ -201,10 +204,14 @@ def test_a_copy_in_another_repository_has_no_commit(tmp_path, commit_of, place, 
 
 def _two_ranks(cell, report, work):
     """In place of a group on CUDA: each rank waits, and says where it is."""
+    report({"stage": "epochs"})
+    unread = array.array("i", [1])
+    while unread[0]:  # the guard knows the stage before there is a rank that holds memory
+        fcntl.ioctl(report.__self__, termios.FIONREAD, unread)
     ranks = [os.fork() for _ in range(cell.devices)]
     if 0 in ranks:
         time.sleep(60)
-    report({"stage": "epochs", "ranks": [{"pid": pid} for pid in ranks]})
+    report({"ranks": [{"pid": pid} for pid in ranks]})
     time.sleep(1)
     for pid in ranks:
         os.kill(pid, signal.SIGKILL)
@@ -230,7 +237,7 @@ def test_the_guard_looks_at_every_rank_on_its_gpu(driver, limit, status):
     record = guard.measure(asked, machine.describe("cuda", 1), 30)
     assert record.status == status, record.detail
     assert record.peak_device_bytes == 2 * memory.GIB
-    assert status == "ok" or "device memory over the limit of 1.5 GiB during " in record.detail
+    assert status == "ok" or "device memory over the limit of 1.5 GiB during epochs" in record.detail
 
 
 @pytest.mark.parametrize(("gib", "held_gib", "part"), [(4, 0.5, 0.35), (4, 30, 0.3), (20, 0.5, 1.0), (None, 0.5, None)])

@@ -7,11 +7,14 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from scipy.spatial.distance import cdist
 
 from mmdma_core import MMDMA, match, metrics, simulate, simulate_counts
+from mmdma_core.kernels import gaussian_kernel
 from mmdma_core.matching import partial, starts
 from mmdma_core.matching.command_line import main
-from mmdma_core.matching.partial import _kernel, _nearest_mean, _projected, _Weighted
+from mmdma_core.matching.partial import _nearest_mean, _projected, _Weighted
 
 AXES = {"starts": "symmetries", "n_starts": 0, "n_epochs": 0, "random_state": 0, "device": "cpu"}
 
@@ -123,19 +126,19 @@ def test_without_refine_nothing_is_asked(monkeypatch):
 
 def test_the_gradient_is_that_of_the_value():
     rng = np.random.default_rng(0)
-    a, b, theta = rng.normal(size=(30, 3)), rng.normal(size=(20, 3)), rng.normal(size=(4, 3))
-    weighted = _Weighted(a, b, theta)
-    weighted.weights = [of / of.sum() for of in (rng.random(30), rng.random(20))]
-    within = weighted._within(0.7)
-    _, gradient = weighted._value_and_gradient(theta, 0.7, within)
-    for i, j in np.ndindex(theta.shape):
+    a, b, theta = (rng.normal(size=shape) for shape in ((30, 3), (20, 3), (4, 3)))
+    w, u = (of / of.sum() for of in (rng.random(30), rng.random(20)))
+    weighted = _Weighted(torch.from_numpy(a), torch.from_numpy(b), theta)
+    weighted.weights = [torch.from_numpy(w), torch.from_numpy(u)]
+    _, gradient = weighted.value_and_gradient(theta, 0.7)
+    for k, (i, j) in enumerate(np.ndindex(theta.shape)):
         step = np.zeros_like(theta)
         step[i, j] = 1e-6
-        up, down = (weighted._value_and_gradient(theta + sign * step, 0.7, within)[0] for sign in (1, -1))
-        assert gradient[i, j] == pytest.approx((up - down) / 2e-6, rel=1e-4, abs=1e-8)
+        up, down = (weighted.value_and_gradient(theta + sign * step, 0.7)[0] for sign in (1, -1))
+        assert gradient[k] == pytest.approx((up - down) / 2e-6, rel=1e-4, abs=1e-8)
     q = b @ theta[:-1] + theta[-1]
-    w, u = weighted.weights
-    value = w @ _kernel(a, a, 0.7) @ w - 2 * w @ _kernel(a, q, 0.7) @ u + u @ _kernel(q, q, 0.7) @ u
+    kernel = [np.exp(-cdist(*pair, "sqeuclidean") / 1.4) for pair in ((a, a), (a, q), (q, q))]
+    value = w @ kernel[0] @ w - 2 * w @ kernel[1] @ u + u @ kernel[2] @ u
     assert weighted.value(0.7) == pytest.approx(value)
 
 
@@ -143,17 +146,18 @@ def test_the_weights_are_those_of_the_nearest_mean():
     """Half of the points are drawn from where all others lie: these get all of the weight."""
     rng = np.random.default_rng(0)
     near, far = rng.normal(size=(50, 2)), 20 + rng.normal(size=(50, 2))
-    points = np.concatenate([near, far])
-    mean = _kernel(points, near, 1.0).mean(1)
-    weights = _nearest_mean(_kernel(points, points, 1.0), mean, np.full(100, 0.01))
+    near, points = (torch.from_numpy(of) for of in (near, np.concatenate([near, far])))
+    mean = gaussian_kernel(points, near, 1.0).mean(1)
+    start = torch.full((100,), 0.01, dtype=torch.float64)
+    weights = _nearest_mean(gaussian_kernel(points, points, 1.0), mean, start).numpy()
     np.testing.assert_allclose(weights[:50], 0.02, atol=1e-4)
     np.testing.assert_allclose(weights[50:], 0, atol=1e-4)
 
 
 def test_weights_are_projected_onto_those_that_are_allowed():
     rng = np.random.default_rng(0)
-    weights = _projected(rng.normal(size=50), 0.04)
-    assert weights.sum() == pytest.approx(1)
+    weights = _projected(torch.from_numpy(rng.normal(size=50)), 0.04)
+    assert float(weights.sum()) == pytest.approx(1)
     assert weights.min() >= 0
     assert weights.max() <= 0.04
     np.testing.assert_allclose(_projected(weights, 0.04), weights, atol=1e-9)

@@ -19,11 +19,13 @@ import pandas as pd
 import scipy.sparse
 from scipy.spatial import KDTree
 from scipy.stats import rankdata
+from sklearn.preprocessing import scale
 
 from mmdma_core.fused.ranks import world
 from mmdma_core.matching.choice import DECISIVE, Candidate, Choice
-from mmdma_core.matching.counts import Components, Matrix
+from mmdma_core.matching.counts import Components
 from mmdma_core.matching.match_ranks import draw
+from mmdma_core.matching.preprocess import Matrix
 from mmdma_core.matching.refinement import COARSE, on_all_cells
 from mmdma_core.settings import is_whole, plain
 
@@ -63,9 +65,7 @@ class Anchors:
         """
         if pairs is None:
             return None
-        items = list(pairs.items() if isinstance(pairs, Mapping) else pairs)
-        if not items or any(isinstance(pair, str) or len(pair) != 2 for pair in items):
-            raise ValueError(f"anchors must be pairs of a feature of X and one of Y, got {pairs!r}")
+        items = as_pairs(pairs)
         if world().size > 1:
             raise ValueError("anchors are for a fit in one process")
         values = []
@@ -114,13 +114,17 @@ class Anchors:
         """Products (cells, m) of standardised ranks, whose mean is the rank correlation."""
         cells = draw(len(e_x), _CELLS, np.random.default_rng(4))
         near = KDTree(e_y).query(e_x[cells], k=range(1, 1 + min(_SHARED, len(e_y))), workers=-1)[1]
-        return _standardised(self.x[cells]) * _standardised(self.y[near].mean(1))
+        return np.multiply(*(scale(rankdata(values, axis=0)) for values in (self.x[cells], self.y[near].mean(1))))
 
 
-def _standardised(values: np.ndarray) -> np.ndarray:
-    ranks = rankdata(values, axis=0)
-    centred = ranks - ranks.mean(0)
-    return centred / np.maximum(centred.std(0), np.finfo(np.float64).tiny)
+def as_pairs(asked: Pairs) -> list[list[str | int]] | None:
+    """Return the pairs as lists of plain values, as JSON holds them. Raises ValueError for what are none."""
+    if asked is None:
+        return None
+    items = list(asked.items() if isinstance(asked, Mapping) else asked)
+    if not items or any(isinstance(pair, str) or len(pair) != 2 for pair in items):
+        raise ValueError(f"anchors must be pairs of a feature of X and one of Y, got {asked!r}")
+    return [[plain(one), plain(other)] for one, other in items]
 
 
 def _errors(differences: np.ndarray) -> float:

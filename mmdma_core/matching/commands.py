@@ -37,7 +37,7 @@ from mmdma_core.simulation import simulate as simulate_views
 _LOG = logging.getLogger("mmdma_core")
 _INTERRUPTED = 130
 _WRITTEN = ("embedding_x.npy", "embedding_y.npy", "overlap.csv", "starts.csv", "loss.csv", "metrics.json", "model.npz")
-_ANSWERS = ("matches.csv", "matches_y.csv", "labels_x.csv", "labels_y.csv", "features_x.npy", "features_y.npy")
+_WRITTEN += ("matches.csv", "matches_y.csv", "labels_x.csv", "labels_y.csv", "features_x.npy", "features_y.npy")
 _PICTURES = ("loss.png", "embedding.png")
 
 
@@ -114,7 +114,7 @@ def _fit(options: argparse.Namespace, ranks: Ranks) -> int:
     if options.device != "auto":
         as_device(options.device)  # what it may refuse, before the views are read
     if first:
-        _make_folder(options.out, options.overwrite, (*_WRITTEN, *_ANSWERS))
+        _make_folder(options.out, options.overwrite, _WRITTEN)
     else:
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
@@ -124,7 +124,7 @@ def _fit(options: argparse.Namespace, ranks: Ranks) -> int:
     model = MMDMA(**parameters)
     _embedding_paths(options.out, views)  # before the work, what it may refuse
     if first:
-        check_writable(_sizes(options.out, views, model))
+        check_writable(_sizes(options, views, model))
     begin = time.perf_counter()
     model.fit(*views)
     seconds = time.perf_counter() - begin
@@ -238,8 +238,9 @@ def _embedding_paths(out: Path, views: list[io.View]) -> list[Path]:
     return paths
 
 
-def _sizes(out: Path, views: list[io.View], model: MMDMA) -> dict[Path, int]:
-    """Map what a fit writes to the bytes that are known before: of embeddings, weights, and the files to copy."""
+def _sizes(options: argparse.Namespace, views: list[io.View], model: MMDMA) -> dict[Path, int]:
+    """Map what a fit writes to the bytes known before: of embeddings, weights, features, and the files to copy."""
+    out = options.out
     components = plain(model.n_components)
     of_number = 4 * components if is_whole(components) else 0  # what else it is, is refused by the fit
     sizes = dict.fromkeys((out / name for name in (*_WRITTEN, *_PICTURES)), 0)
@@ -249,6 +250,9 @@ def _sizes(out: Path, views: list[io.View], model: MMDMA) -> dict[Path, int]:
         sizes[path] = sizes.get(path, of_copy) + n * of_number
         weights = n if model.kernel == "precomputed" else p
         sizes[out / "model.npz"] += (n + 2 * weights) * of_number  # as they were trained, and refined
+    for name, view, other in zip("xy", views, views[::-1], strict=True):
+        if options.features in (name, "both"):
+            sizes[out / f"features_{name}.npy"] = 4 * view.n_cells * other.matrix.shape[1]
     return sizes
 
 
@@ -297,7 +301,7 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
     labels = truth.labels_x, truth.labels_y
     verdict = model_file.verdict(model)
     outputs.draw("embedding.png", lambda path: pictures.draw_embedding(*embeddings, *labels, path, verdict))
-    _write_answers(outputs, options, model, dict(zip("xy", views, strict=True)), dict(zip("xy", labels, strict=True)))
+    _write_answers(outputs, options, model, views, labels)
     for name, pair in _further_embeddings(model):
         for of, embedding in zip("xy", pair, strict=True):
             outputs.write(f"{name}_{of}.npy", lambda path, embedding=embedding: io.write_array(embedding, path))
@@ -310,15 +314,14 @@ def _write_fit(options: argparse.Namespace, model: MMDMA, views: list[io.View], 
 
 
 def _write_answers(
-    outputs: Outputs, options: argparse.Namespace, model: MMDMA, views: dict[str, io.View], labels: dict[str, Any]
+    outputs: Outputs, options: argparse.Namespace, model: MMDMA, both: list[io.View], known: tuple[Any, Any]
 ) -> None:
     """Write which cell is which, and what is carried over from the cells of one view to those of the other."""
     if world().size > 1:
         _LOG.info("matches are left out: load model.npz in one process")
         return
-    cells = {
-        name: np.arange(view.n_cells) if view.cells is None else np.array(view.cells) for name, view in views.items()
-    }
+    views, labels = (dict(zip("xy", of, strict=True)) for of in (both, known))
+    cells = {name: np.array(view.cells or range(view.n_cells)) for name, view in views.items()}
     for name, other, file in (("x", "y", "matches.csv"), ("y", "x", "matches_y.csv")):
         if options.matches:
             table = model.matches(name, options.matches)
@@ -354,7 +357,7 @@ def _write_embeddings(of: list[tuple[io.View, np.ndarray]], path: Path, about: d
 
 def _report_fit(model: MMDMA, found: metrics.Evaluation, labels: tuple[np.ndarray | None, ...]) -> None:
     _LOG.info(model_file.summary(model))
-    for doubt in filter(None, (model_file.verdict(model), model_file.lacking(model))):
+    for doubt in model_file.doubts(model):
         _LOG.warning(doubt)
     for lacking, of_view in zip((model.lacking_x_, model.lacking_y_), labels, strict=True):
         if lacking.any() and of_view is not None:

@@ -16,16 +16,13 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
 from mmdma_core.fused.ranks import world
+from mmdma_core.matching.preprocess import Matrix
 
-Preprocess = Literal["auto", "counts", "none"]
-WAYS = ("auto", "counts", "none")
 _COMPONENTS = 30
 _PANEL = 500  # features; fewer are few
 _LEAST = 10  # features below which "auto" takes whole numbers for something else, as it does 0 and 1 alone
 _BLOCK = 2**20  # entries at a time
 _MUST = "must hold counts, whole numbers of at least 0"
-
-Matrix = np.ndarray | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def _logarithms(counts: Matrix, depth: float | None) -> Matrix:
     return logs - logs.mean(axis=1, keepdims=True)
 
 
-def components(rows: Matrix, name: str, asked: Preprocess) -> Components | None:
+def components(rows: Matrix, name: str, asked: Literal["auto", "counts", "none"]) -> Components | None:
     """Learn what makes the rows of a view ready; None if that is not asked for, or if "auto" finds no counts.
 
     Raises ValueError of one line under "counts" for rows that are none, and for counts that several ranks share.

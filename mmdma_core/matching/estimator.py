@@ -215,7 +215,7 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     unbiased: bool = True
     amsgrad: bool = False
     kernel: Literal["linear", "precomputed"] = "linear"
-    preprocess: counts.Preprocess = "auto"
+    preprocess: Literal["auto", "counts", "none"] = "auto"
     scale: bool = True
     l2_normalize: bool | Literal["auto"] = "auto"
     center: bool = False
@@ -265,9 +265,9 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         taken = take_both(X, Y, use_rep, layer)
         rows = [as_rows(view.matrix, name, 2) for name, view in zip("XY", taken, strict=True)]
         self.n_features_in_, self.n_features_y_ = (of_view.shape[1] for of_view in rows)
-        raw, rows = rows, self._preprocessed(*rows)
-        components = self.components_x_, self.components_y_
-        anchors = Anchors.of(self.anchors, [view.features for view in taken], raw, components)
+        learnt = self.components_x_, self.components_y_ = self._components(*rows)
+        anchors = Anchors.of(self.anchors, [view.features for view in taken], rows, learnt)
+        rows = [made.of(of_view) if made else of_view for made, of_view in zip(learnt, rows, strict=True)]
         kernel = self.kernel == "precomputed"
         if kernel:
             as_views(*map(Kernel, rows), torch.device("cpu"))  # which refuses what is none
@@ -438,14 +438,13 @@ class MMDMA(MatchesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         """
         return model_file.load(cls(), Path(path))
 
-    def _preprocessed(self, x: Matrix, y: Matrix) -> tuple[Matrix, Matrix]:
-        """Learn what makes counts ready; the views as they are fitted."""
+    def _components(self, x: Matrix, y: Matrix) -> list[counts.Components | None]:
+        """Learn what makes counts ready, and say what was found."""
         asked = "none" if self.kernel == "precomputed" else self.preprocess
         learnt = [counts.components(rows, name, asked) for name, rows in (("X", x), ("Y", y))]
         if any(learnt):
             _LOG.info("; ".join(f"{name}: {made or 'taken as it is'}" for name, made in zip("XY", learnt, strict=True)))
-        self.components_x_, self.components_y_ = learnt
-        return tuple(made.of(rows) if made else rows for made, rows in zip(learnt, (x, y), strict=True))
+        return learnt
 
     def _rows_of_one_length(self, x: Matrix, y: Matrix) -> bool:
         """Whether rows are to have length 1, which "auto" lets the data decide."""

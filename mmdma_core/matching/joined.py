@@ -189,13 +189,13 @@ class _Watching:
         stderr = os.fdopen(os.dup(2), "w")  # what torch says of lost connections is nobody's reason
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         fault = self._watch()
-        if fault and self._is_first():
+        if fault and self._may_say_so():
             print(f"error: {fault}", file=stderr, flush=True)
         if fault is not None:
             with suppress(psutil.NoSuchProcess):
                 self._parent.kill()
 
-    def _is_first(self) -> bool:
+    def _may_say_so(self) -> bool:
         """Tell whether no other rank has said why.
 
         Whoever has ended this rank may have ended the store as well: then another one has.

@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator
 
 from mmdma_core.files.atomic import atomically
 from mmdma_core.files.formats import DAMAGED, check_is_itself
+from mmdma_core.matching.anchors import as_pairs
 from mmdma_core.matching.counts import Components
 from mmdma_core.matching.starts import Match
 from mmdma_core.settings import plain
@@ -36,7 +37,7 @@ def save(model: BaseEstimator, path: Path) -> None:
     """Write a model. A random_state that is no integer is saved as the seed that it drew."""
     parameters = {k: v for k, v in model.get_params().items() if k not in _NOT_SAVED}
     parameters |= {"random_state": int(model.starts_["seed"][0]), "device": str(parameters["device"])}
-    parameters["anchors"] = _pairs(model)
+    parameters["anchors"] = as_pairs(model.anchors)
     components = {name: getattr(model, name) for name in _COMPONENTS if getattr(model, name) is not None}
     content = {
         "parameters": parameters,
@@ -112,7 +113,7 @@ def described(model: BaseEstimator) -> dict[str, Any]:
     """Return what goes beside an embedding: the parameters as they were used, the loss and this program's version."""
     params = {k: plain(v) for k, v in model.get_params().items() if k not in (*_NOT_SAVED, "verbose")}
     params |= {"variant": model.variant_, "sigma": model.sigma_, "random_state": int(model.starts_["seed"][0])}
-    params |= {"device": str(params["device"]), "anchors": _pairs(model)}
+    params |= {"device": str(params["device"]), "anchors": as_pairs(model.anchors)}
     try:
         version = importlib.metadata.version("mmdma-benchmark")
     except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
@@ -134,15 +135,13 @@ def verdict(model: BaseEstimator) -> str | None:
     return f"ambiguous: another match of the cells fits as well, {errors} apart; it is kept, see alternatives_"
 
 
-def lacking(model: BaseEstimator) -> str | None:
-    """Say, if one view lacks cells of the other, how many; in one line."""
-    of_x, of_y = (getattr(model, name) for name in _LACKING)
-    said = [
-        f"{cells.sum():,} of {len(cells):,} cells of {name} have no counterpart in {other}"
-        for name, other, cells in (("x", "y", of_x), ("y", "x", of_y))
-        if cells.any()
-    ]
-    return "; ".join(said) or None
+def doubts(model: BaseEstimator) -> list[str]:
+    """Say what speaks against the match: that another one fits as well, and which view lacks cells of the other."""
+    said = [verdict(model)] if model.ambiguous_ else []
+    for name, other, cells in (("x", "y", model.lacking_x_), ("y", "x", model.lacking_y_)):
+        if cells.any():
+            said.append(f"{cells.sum():,} of {len(cells):,} cells of {name} have no counterpart in {other}")
+    return said
 
 
 def _loss(model: BaseEstimator) -> float | None:
@@ -150,11 +149,6 @@ def _loss(model: BaseEstimator) -> float | None:
     starts = model.starts_
     chosen = starts["loss"][starts["chosen"].astype(bool)] if "chosen" in starts else starts["loss"]
     return float(chosen.min()) if model.n_iter_ else None
-
-
-def _pairs(model: BaseEstimator) -> list[list] | None:
-    """The pairs of features that were given as anchors."""
-    return None if model.anchors_ is None else model.anchors_[["x", "y"]].to_numpy().tolist()
 
 
 def _as_json(table: pd.DataFrame) -> str:

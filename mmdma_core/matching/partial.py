@@ -17,11 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.optimize import minimize
 from scipy.spatial import KDTree
-from scipy.spatial.distance import cdist
 
 from mmdma_core.fused.threads import alone
+from mmdma_core.kernels import gaussian_kernel
 from mmdma_core.matching.refinement import COARSE, FINE, Clouds, Discrepancy, Map, Refined
 
 _CELLS = 1_000  # of each view, drawn
@@ -53,18 +54,19 @@ def partial(clouds: Clouds, found: Refined) -> Partial | None:
     if found.discrepancy < _SUSPECT + _BY_CHANCE * np.mean([1 / n for n in clouds.sizes]):
         return None
     drawn = clouds.sample(_CELLS, np.random.default_rng(3))
-    a, b = (cloud.cpu().double().numpy() for cloud in (drawn.a, drawn.b))
-    whole = _Weighted(a, b, found.theta).value(_WIDTHS[-1])
+    a, b = drawn.a.cpu().double(), drawn.b.cpu().double()
+    whole = _Weighted(a, b, found.theta).value()
     weighted = [_Weighted(a, b, found.theta).minimised(of) for of in (0, 1)]
-    of = int(np.argmin([one.value(_WIDTHS[-1]) for one in weighted]))
+    of = min((0, 1), key=lambda of: weighted[of].value())
     again = _Weighted(a, b, weighted[of].theta).minimised(of)  # from where the first turns have led
-    best = min(weighted[of], again, key=lambda one: one.value(_WIDTHS[-1]))
-    found_there = of, best.theta, best.weights[of], best.value(_WIDTHS[-1]), whole
-    of, theta, weights, left, whole = clouds.ranks[0].broadcast(found_there)  # the same on all ranks
-    ranks = clouds.ranks[of]
+    best = min(weighted[of], again, key=_Weighted.value)
+    # The same on all ranks.
+    of, theta, weights, left, whole = clouds.ranks[0].broadcast(
+        (of, best.theta, best.weights[of].numpy(), best.value(), whole)
+    )
     if left > _EXPLAINED * whole:
         return None
-    points = (a, _moved(b, theta))[of]
+    ranks, points = clouds.ranks[of], best.points[of].numpy()
     here = (clouds.a, clouds.moved(theta))[of].cpu().double().numpy()
     around = KDTree(points).query(here, k=min(_AROUND, len(points)), workers=-1)[1]
     lacking = [np.zeros(len(cloud), bool) for cloud in (clouds.a, clouds.b)]
@@ -77,57 +79,49 @@ def partial(clouds: Clouds, found: Refined) -> Partial | None:
 
 
 class _Weighted:
-    """MMD2 of weighted points a and b B + t."""
+    """MMD2 of weighted points a and b B + t, in float64."""
 
-    def __init__(self, a: np.ndarray, b: np.ndarray, theta: Map) -> None:
+    def __init__(self, a: torch.Tensor, b: torch.Tensor, theta: Map) -> None:
         self._a, self._b, self.theta = a, b, theta
-        self.weights = [np.full(len(points), 1 / len(points)) for points in (a, b)]
+        self.weights = [torch.full((len(points),), 1 / len(points), dtype=a.dtype) for points in (a, b)]
 
-    def value(self, sigma: float) -> float:
+    @property
+    def points(self) -> list[torch.Tensor]:
+        """Both clouds as the map places them."""
+        return [self._a, self._moved(torch.from_numpy(self.theta))]
+
+    def value(self, sigma: float = _WIDTHS[-1]) -> float:
         """Return it at a width, the biased one."""
-        return self._value_and_gradient(self.theta, sigma, self._within(sigma))[0]
+        return self.value_and_gradient(self.theta, sigma)[0]
 
     def minimised(self, of: int) -> _Weighted:
         """Find the map and the weights of the points of a (of: 0) or of b (1)."""
         for sigma in _WIDTHS:
             for _ in range(_TURNS):
-                within = self._within(sigma)
-
-                def function(
-                    theta: np.ndarray, sigma: float = sigma, within: float = within
-                ) -> tuple[float, np.ndarray]:
-                    value, gradient = self._value_and_gradient(theta.reshape(self.theta.shape), sigma, within)
-                    return value, gradient.ravel()
-
-                found = minimize(function, self.theta.ravel(), jac=True, method="BFGS", options={"maxiter": _STEPS})
-                self.theta = found.x.reshape(self.theta.shape)
-                points = [self._a, _moved(self._b, self.theta)]
-                mean = _kernel(points[of], points[1 - of], sigma) @ self.weights[1 - of]
-                self.weights[of] = _nearest_mean(_kernel(points[of], points[of], sigma), mean, self.weights[of])
+                arguments = {"args": (sigma,), "jac": True, "method": "BFGS", "options": {"maxiter": _STEPS}}
+                self.theta = minimize(self.value_and_gradient, self.theta.ravel(), **arguments).x.reshape(
+                    self.theta.shape
+                )
+                own, others = self.points[of], self.points[1 - of]
+                mean = gaussian_kernel(own, others, sigma) @ self.weights[1 - of]
+                self.weights[of] = _nearest_mean(gaussian_kernel(own, own, sigma), mean, self.weights[of])
         return self
 
-    def _within(self, sigma: float) -> float:
-        return self.weights[0] @ _kernel(self._a, self._a, sigma) @ self.weights[0]
+    def value_and_gradient(self, theta: np.ndarray, sigma: float) -> tuple[float, np.ndarray]:
+        """Return MMD2 and its gradient (d (d + 1),) at a map, given as it is or as one row."""
+        (w, u), a = self.weights, self._a
+        theta = torch.from_numpy(theta.reshape(-1, a.shape[1])).requires_grad_()
+        q = self._moved(theta)
+        of_q = gaussian_kernel(q, q, sigma) @ u - 2 * gaussian_kernel(q, a, sigma) @ w
+        value = u @ of_q + w @ gaussian_kernel(a, a, sigma) @ w
+        (gradient,) = torch.autograd.grad(value, theta)
+        return value.item(), gradient.numpy().ravel()
 
-    def _value_and_gradient(self, theta: Map, sigma: float, within: float) -> tuple[float, np.ndarray]:
-        """Return MMD2 and its gradient with respect to the map; within: its term of a, which no map changes."""
-        (w, u), a, q = self.weights, self._a, _moved(self._b, theta)
-        of_a, of_q = w[:, None] * _kernel(a, q, sigma), u[:, None] * _kernel(q, q, sigma)
-        sum_a, sum_q = of_a.sum(0), of_q.sum(0)
-        pulls = (sum_a - sum_q)[:, None] * q - of_a.T @ a + of_q.T @ q
-        gradient = 2 / sigma * u[:, None] * pulls
-        return within + (sum_q - 2 * sum_a) @ u, np.vstack([self._b.T @ gradient, gradient.sum(0)])
-
-
-def _moved(b: np.ndarray, theta: Map) -> np.ndarray:
-    return b @ theta[:-1] + theta[-1]
+    def _moved(self, theta: torch.Tensor) -> torch.Tensor:
+        return self._b @ theta[:-1] + theta[-1]
 
 
-def _kernel(a: np.ndarray, b: np.ndarray, sigma: float) -> np.ndarray:
-    return np.exp(cdist(a, b, "sqeuclidean") / (-2 * sigma))
-
-
-def _nearest_mean(kernel: np.ndarray, mean: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _nearest_mean(kernel: torch.Tensor, mean: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the weights w of the lowest w^T K w - 2 w^T m, by accelerated projected gradients (Nesterov 1983)."""
     step, ahead, t = 1 / kernel.sum(1).max(), weights, 1.0
     for _ in range(_GRADIENTS):
@@ -137,10 +131,10 @@ def _nearest_mean(kernel: np.ndarray, mean: np.ndarray, weights: np.ndarray) -> 
     return weights
 
 
-def _projected(weights: np.ndarray, most: float) -> np.ndarray:
+def _projected(weights: torch.Tensor, most: float) -> torch.Tensor:
     """Return the nearest weights from 0 to most whose sum is 1: all less one number, found by bisection."""
-    low, high = weights.min() - most, weights.max()
+    low, high = float(weights.min()) - most, float(weights.max())
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if np.clip(weights - middle, 0, most).sum() > 1 else (low, middle)
-    return np.clip(weights - high, 0, most)
+        low, high = (middle, high) if (weights - middle).clamp(0, most).sum() > 1 else (low, middle)
+    return (weights - high).clamp(0, most)

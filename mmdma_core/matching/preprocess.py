@@ -26,11 +26,11 @@ from mmdma_core.files.annotated import Keys, chosen
 from mmdma_core.files.formats import View
 from mmdma_core.fused.ranks import world
 from mmdma_core.inputs import canonical, on_host, unmasked
-from mmdma_core.matching.counts import WAYS, Matrix
 from mmdma_core.models import in_words
 from mmdma_core.registry import check_batch_size
 from mmdma_core.settings import is_whole, plain
 
+Matrix = np.ndarray | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 _LOG = logging.getLogger("mmdma_core")
 
 
@@ -211,7 +211,7 @@ def _from_frame(matrix: Any, name: str) -> Any:
         if hasattr(matrix, "__dataframe__"):
             return from_dataframe(matrix).to_pandas()
     except (ValueError, TypeError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = ": ".join(map(str, error.args)).partition("\n")[0]  # of pyarrow there may be several
         raise ValueError(f"{name}: a {type(matrix).__name__} cannot be read as a data frame: {reason}") from error
     return matrix
 
@@ -235,8 +235,8 @@ def check_parameters(model: BaseEstimator) -> None:
         raise ValueError(f"window must be 0 or at least loss_every = {model.loss_every}, got {model.window!r}")
     if model.kernel not in ("linear", "precomputed"):
         raise ValueError(f"kernel must be 'linear' or 'precomputed', got {model.kernel!r}")
-    if model.preprocess not in WAYS:
-        raise ValueError(f"preprocess must be one of {', '.join(map(repr, WAYS))}, got {model.preprocess!r}")
+    if model.preprocess not in ("auto", "counts", "none"):
+        raise ValueError(f"preprocess must be one of 'auto', 'counts', 'none', got {model.preprocess!r}")
     if model.kernel == "precomputed" and model.preprocess == "counts":
         raise ValueError("preprocess='counts' is for features, not for kernel='precomputed'")
     if model.anchors is not None and (model.kernel == "precomputed" or not model.refine):

@@ -109,7 +109,7 @@ def match(
             found = model.transfer_features(values, name)
             view.obsm["mmdma_features"] = pd.DataFrame(found, index=view.obs_names, columns=columns)
     _LOG.info(model_file.summary(model))
-    for doubt in filter(None, (model_file.verdict(model), model_file.lacking(model))):
+    for doubt in model_file.doubts(model):
         _LOG.warning(doubt)
     return data if other is None else (data, other)
 
